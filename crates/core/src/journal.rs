@@ -1,0 +1,138 @@
+//! What a saga's journal says, and what follows from it. Pure: `engine` keeps the records.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::name::VmName;
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Written down, not begun.
+    Pending,
+    /// Its controller works on it.
+    Running,
+    /// It reached its end; the new machine is there.
+    Completed,
+    /// It failed and everything was undone.
+    Failed,
+    /// The user stopped it and everything was undone.
+    Cancelled,
+    /// Its controller is gone, or undoing failed; `recover` finishes or undoes it.
+    Interrupted,
+}
+
+/// The steps of a clone, in the order in which they are done; undone in reverse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The marker on the target host says what will be made.
+    Mark,
+    /// Staging images are made.
+    Stage,
+    /// Disks are copied.
+    Copy,
+    /// Images are complete, durable, checked.
+    Finish,
+    /// Images get their final names.
+    Place,
+    /// The definition: the commit.
+    Define,
+    /// Replaced disks and the marker are removed.
+    Clean,
+}
+
+impl Step {
+    /// All steps in order.
+    pub const ALL: [Step; 7] =
+        [Step::Mark, Step::Stage, Step::Copy, Step::Finish, Step::Place, Step::Define, Step::Clean];
+
+    /// The step as one word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Mark => "mark",
+            Self::Stage => "stage",
+            Self::Copy => "copy",
+            Self::Finish => "finish",
+            Self::Place => "place",
+            Self::Define => "define",
+            Self::Clean => "clean",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What is written down about a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// It is about to be done: from here on it may have happened.
+    Intended,
+    /// It was done.
+    Done,
+    /// It was undone.
+    Undone,
+}
+
+/// What a later process must do with an operation whose controller is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// The definition stands: only cleaning up is left.
+    Finish,
+    /// The definition does not stand: whatever was made is removed.
+    Undo,
+}
+
+/// Decides by the one fact that counts: whether the target's libvirt has the definition that this operation made.
+#[must_use]
+pub const fn recovery(definition_stands: bool) -> Recovery {
+    if definition_stands { Recovery::Finish } else { Recovery::Undo }
+}
+
+/// What two operations must never hold at once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LockKey {
+    /// A machine that exists, as source or target.
+    Machine(Uuid),
+    /// A name that a machine will get.
+    Name(VmName),
+}
+
+impl fmt::Display for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(uuid) => write!(f, "uuid-{uuid}"),
+            Self::Name(name) => write!(f, "name-{name}"),
+        }
+    }
+}
+
+/// Whether a string can be a lock key, and so the name of a file in the locks' directory.
+#[must_use]
+pub fn is_lock_key(text: &str) -> bool {
+    let uuid = text.strip_prefix("uuid-").is_some_and(|uuid| uuid.parse::<Uuid>().is_ok());
+    uuid || text.strip_prefix("name-").is_some_and(|name| name.parse::<VmName>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_of_ours_can_be_lock_files() {
+        assert!(is_lock_key(&LockKey::Machine(Uuid::nil()).to_string()));
+        assert!(is_lock_key("name-web1"));
+        for text in ["", "name-", "uuid-x", "../x", "name-../x", "web1"] {
+            assert!(!is_lock_key(text), "{text}");
+        }
+    }
+}

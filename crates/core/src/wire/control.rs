@@ -1,0 +1,275 @@
+//! Messages between the controller and the control agent of a host.
+//!
+//! The controller asks ([`Request`]), the agent answers ([`Response`]); several questions may be open at once. Beside
+//! them go heartbeats in both directions, events of lanes, and the relayed bytes of libvirt's RPC in frames of their
+//! own. Nothing here is a decision: the agent does what it is told, within what it was told to lock.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::lane::{ImageSpec, LaneCommand, LaneEvent};
+use crate::blocks::{Digest, DigestKey};
+use crate::error::Error;
+use crate::inventory::{HostId, ImageFacts};
+
+/// Which disk of an operation, in the order of its plan.
+pub type DiskIndex = u16;
+/// Which lane of an operation.
+pub type LaneId = u16;
+/// Which relayed libvirt connection of a control agent.
+pub type StreamId = u16;
+
+/// The first message of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`super::PROTOCOL_VERSION`] of the agent.
+    pub protocol: u16,
+    /// SHA-256 of the agent's own program file, in hexadecimal.
+    pub build: String,
+}
+
+/// The first message of the controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`super::PROTOCOL_VERSION`] of the controller.
+    pub protocol: u16,
+    /// Seconds without a message from the controller after which the agent ends itself.
+    pub silence_seconds: u32,
+    /// Who the controller is, for whoever meets our locks: `user@host pid N`.
+    pub controller: String,
+}
+
+/// From the controller to the control agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Who we are.
+    Welcome(Welcome),
+    /// The controller lives.
+    Heartbeat,
+    /// A question or an order; the answer carries the same number.
+    Request(u32, Request),
+    /// A message for a lane agent of this host.
+    Lane(LaneId, LaneCommand),
+    /// The controller closed its end of a libvirt connection.
+    RelayClosed(StreamId),
+}
+
+/// From the control agent to the controller.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FromAgent {
+    /// Who the agent is.
+    Hello(Hello),
+    /// The agent lives.
+    Heartbeat,
+    /// The answer to the request of that number.
+    Response(u32, Result<Reply, Error>),
+    /// A lane agent of this host tells something.
+    Lane(LaneId, LaneEvent),
+    /// libvirt closed its end of a connection.
+    RelayClosed(StreamId),
+}
+
+/// What the controller can ask of a control agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Facts about the host. → [`Reply::Facts`]
+    Facts,
+    /// Open libvirt's socket and relay it. → [`Reply::Relay`]
+    OpenLibvirt,
+    /// Take these locks, all or none, for this operation, without waiting. → [`Reply::Done`]
+    Lock {
+        /// The operation that wants them.
+        operation: Uuid,
+        /// Keys as [`crate::journal::LockKey`] makes them.
+        keys: Vec<String>,
+    },
+    /// Look at an image and every file behind it. → [`Reply::Chain`]
+    Inspect(ImageSpec),
+    /// How much data each segment of a disk may hold. → [`Reply::Segments`]
+    Segments {
+        /// The disk.
+        image: ImageSpec,
+        /// Length of a segment in bytes.
+        segment_len: u64,
+        /// The first segment of the answer.
+        from: u64,
+    },
+    /// Which of these paths exist, and what is free where they would lie. → [`Reply::Paths`]
+    Paths(Vec<String>),
+    /// Write down on this host what the operation is about to make, durably, before it makes it. → [`Reply::Done`]
+    PutMarker(Marker),
+    /// Every marker on this host. → [`Reply::Markers`]
+    Markers,
+    /// Take a marker away. → [`Reply::Done`]
+    RemoveMarker(Uuid),
+    /// Make an empty staging image and its manifest. → [`Reply::Done`]
+    CreateImage(NewImage),
+    /// Make a staged image complete and durable, check it, and give it its owner. → [`Reply::Image`]
+    FinishImage(NewImage),
+    /// Give a file its final name; an existing file of that name is an error. → [`Reply::Done`]
+    Rename {
+        /// Present path.
+        from: String,
+        /// New path, in the same directory.
+        to: String,
+    },
+    /// Remove files that a marker of this operation names; those not there are fine. → [`Reply::Done`]
+    Remove {
+        /// The operation whose marker names them.
+        operation: Uuid,
+        /// Their paths.
+        paths: Vec<String>,
+    },
+    /// Make libvirt's definitions durable. → [`Reply::Done`]
+    SyncDefinitions,
+    /// Wait until no lane agent of this session is left. → [`Reply::Done`]
+    EndLanes,
+}
+
+/// An image to be made at the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewImage {
+    /// The operation it belongs to.
+    pub operation: Uuid,
+    /// Which disk.
+    pub disk: DiskIndex,
+    /// The staging image.
+    pub image: ImageSpec,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// Where the digests are kept.
+    pub manifest: String,
+    /// The key of the digests.
+    pub key: DigestKey,
+    /// Owner and group that the finished image gets; none leaves it to libvirt's dynamic ownership.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits of the finished image.
+    pub mode: u32,
+}
+
+/// The note on a host that says what an operation makes there, so that anybody can finish or undo it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// The operation.
+    pub operation: Uuid,
+    /// Host and machine it copies from, for people.
+    pub source: String,
+    /// Name of the machine it makes.
+    pub machine: String,
+    /// UUID of the machine it makes.
+    pub uuid: Uuid,
+    /// Lock keys on this host.
+    pub keys: Vec<String>,
+    /// Staging files, removed by undo.
+    pub staging: Vec<String>,
+    /// Files under their final names, removed by undo unless a definition made by this operation names them.
+    pub finals: Vec<String>,
+    /// Manifests.
+    pub manifests: Vec<String>,
+    /// Files of the replaced machine, removed once the new definition stands.
+    pub replaced: Vec<String>,
+    /// When it began, RFC 3339.
+    pub created: String,
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// Facts about the host.
+    Facts(Box<HostFacts>),
+    /// The relayed connection's number.
+    Relay(StreamId),
+    /// The image and the files behind it, top first, with what identifies their present contents.
+    Chain(Vec<(ImageFacts, Identity)>),
+    /// Segments that hold data, as (index, bytes that may be data), and where to go on if there are more.
+    Segments {
+        /// Segments with data in them.
+        segments: Vec<(u64, u64)>,
+        /// The segment to ask from next.
+        next: Option<u64>,
+    },
+    /// What was found, by path.
+    Paths(BTreeMap<String, PathFacts>),
+    /// All markers.
+    Markers(Vec<Marker>),
+    /// A finished image.
+    Image(FinishedImage),
+}
+
+/// What identifies the contents of a file on a local file system: if none of it changed, nobody wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Size in bytes.
+    pub size: u64,
+    /// Device and inode.
+    pub inode: (u64, u64),
+    /// Time of the last write, nanoseconds since the epoch.
+    pub modified: i128,
+    /// Time of the last change of contents or attributes, nanoseconds since the epoch.
+    pub changed: i128,
+}
+
+/// A path on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathFacts {
+    /// Whether something is there.
+    pub exists: bool,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Bytes that can be written to the file system it is or would be on; 0 where its directory is missing.
+    pub available: u64,
+}
+
+/// A finished image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishedImage {
+    /// Bytes it takes on the host.
+    pub allocated: u64,
+    /// The root over its digests.
+    pub root: [u8; 32],
+    /// Blocks that hold data.
+    pub data_blocks: u64,
+    /// The digest of its first block, as an example for people who compare.
+    pub first: Digest,
+}
+
+/// What an agent knows of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The random id of this host.
+    pub id: HostId,
+    /// Its name.
+    pub hostname: String,
+    /// `uname -m`.
+    pub arch: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory_total: u64,
+    /// Memory that can be had without swapping, in bytes.
+    pub memory_available: u64,
+    /// Whether the processors have AES instructions.
+    pub aes: bool,
+    /// The user that the agent runs as.
+    pub uid: u32,
+    /// Whether `/dev/kvm` can be opened.
+    pub kvm: bool,
+    /// libvirt's sockets that exist, in the order in which they are tried.
+    pub libvirt_sockets: Vec<String>,
+    /// Programs that we may need, with their paths; those missing are not here.
+    pub programs: BTreeMap<String, String>,
+    /// Where manifests, markers and agents are kept.
+    pub state_dir: String,
+    /// Random id of this boot.
+    pub boot_id: String,
+    /// Bridges that interfaces can be put on.
+    pub bridges: Vec<String>,
+    /// Seconds since the epoch, for finding clocks that differ.
+    pub clock: i64,
+}

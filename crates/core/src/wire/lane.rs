@@ -1,0 +1,132 @@
+//! What travels over a lane, and what a lane agent is told by its control agent.
+//!
+//! A lane is one source lane agent and one target lane agent joined by one byte stream. It carries segments one after
+//! the other: [`LaneMessage::Begin`], then blocks in rising order, then [`LaneMessage::End`]. Blocks that are zero are
+//! not sent; whatever of a segment was not sent is zero.
+
+use serde::{Deserialize, Serialize};
+
+use super::control::DiskIndex;
+use crate::blocks::{Digest, DigestKey};
+use crate::error::Error;
+use crate::inventory::ImageFormat;
+
+/// The most blocks in one frame: 1 MiB of 64 KiB blocks keeps frames, buffers and loss of work small, and is far above
+/// the size where a system call costs anything.
+pub const FRAME_BLOCKS: usize = 16;
+
+/// A part of one disk: the unit of scheduling and of verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Segment {
+    /// The disk it belongs to.
+    pub disk: DiskIndex,
+    /// Where it begins, in bytes; a multiple of the segment length.
+    pub offset: u64,
+    /// Its length in bytes; only the last one of a disk is shorter.
+    pub len: u64,
+}
+
+/// What the source lane agent sends to the target lane agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneMessage {
+    /// A segment begins.
+    Begin(Segment),
+    /// Neighbouring blocks, none of them zero. The payload holds them; the last block of a disk may be short.
+    Blocks {
+        /// Where the first of them lies in the disk, in bytes; a multiple of the block size.
+        offset: u64,
+        /// A digest for each block.
+        digests: Vec<Digest>,
+    },
+    /// The segment is complete.
+    End,
+    /// No more segments come.
+    Finish,
+}
+
+/// An image as an agent opens it: nothing is opened that is not named here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// Absolute path on the agent's host.
+    pub path: String,
+    /// Format, as the definition or the plan says; never guessed from the contents.
+    pub format: ImageFormat,
+    /// The files behind it, nearest first. They are the only ones that may be opened on its behalf.
+    pub backing: Vec<(String, ImageFormat)>,
+}
+
+/// What a lane agent is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneCommand {
+    /// Read segments of these disks and send them.
+    Source {
+        /// The disks, by [`DiskIndex`].
+        disks: Vec<ImageSpec>,
+        /// The key of the digests.
+        key: DigestKey,
+    },
+    /// Write what comes to these images, and read it back.
+    Target {
+        /// The images, by [`DiskIndex`].
+        disks: Vec<ImageSpec>,
+        /// For each image, the manifest that takes its digests.
+        manifests: Vec<String>,
+        /// The key of the digests.
+        key: DigestKey,
+        /// Whether each segment is read back and compared.
+        verify: Verify,
+    },
+    /// Source only: send this segment next.
+    Send(Segment),
+    /// Source only: no more segments come; send [`LaneMessage::Finish`] when the last one is out.
+    Finish,
+    /// Target only: the answer to [`LaneEvent::WantChunk`].
+    Chunk {
+        /// The image.
+        disk: DiskIndex,
+        /// Where the chunk lies in the image's file.
+        host_offset: u64,
+    },
+}
+
+/// How what was written is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Read back after each segment, as a reader finds it now.
+    #[default]
+    On,
+    /// Read back from the medium: the page cache is dropped first.
+    Media,
+    /// Not read back; each block is compared with its digest before it is written.
+    Off,
+}
+
+/// What a lane agent tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneEvent {
+    /// The lane agent is there and waits for its command.
+    Ready,
+    /// Source: bytes read from the disks, and of them sent, since the last such event.
+    Sent {
+        /// Bytes read.
+        read: u64,
+        /// Bytes of blocks and framing sent.
+        sent: u64,
+    },
+    /// Target: bytes written since the last such event.
+    Written(u64),
+    /// Target: a segment is complete and, where asked for, verified.
+    Done {
+        /// Which.
+        segment: Segment,
+        /// How many of its blocks hold data.
+        data_blocks: u64,
+    },
+    /// Target: it needs room in a growing image.
+    WantChunk(DiskIndex),
+    /// All is done; the lane ends.
+    Finished,
+    /// The lane failed and ends.
+    Failed(Error),
+}
