@@ -1,0 +1,42 @@
+#!/bin/busybox sh
+# Process 1 of the lab's guest. Says on the serial console that it runs and what it sees on each disk. With `lab.write` on
+# the kernel's command line it then writes numbered records to the first disk without pause.
+/bin/busybox mkdir -p /proc /sys /dev /bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+
+for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
+    insmod "/modules/$module.ko"
+done
+# Disks appear a moment after their driver.
+tries=0
+while [ ! -e /dev/vda ] && [ $tries -lt 100 ]; do
+    usleep 50000
+    tries=$((tries + 1))
+done
+
+digest() { dd if="$1" bs=1M count=1 2>/dev/null | sha256sum | cut -d' ' -f1; }
+for disk in /dev/vd?; do
+    [ -b "$disk" ] || continue
+    echo "kvm-clone-guest: ${disk#/dev/} bytes=$(cat "/sys/block/${disk#/dev/}/size")s sha256=$(digest "$disk")"
+done
+echo "kvm-clone-guest: up disk=$([ -b /dev/vda ] && digest /dev/vda)"
+
+# Record n is 4 KiB in block n of the first disk, from 1 MiB on, round and round: its number, then a line that repeats it until
+# the block is full. dd's conv=fsync orders them: record n is durable before record n+1 is written. So any copy that is one
+# point in time has all records up to some number, none torn, none after.
+if grep -q lab.write /proc/cmdline; then
+    blocks=$(($(cat /sys/block/vda/size) / 8 - 256))
+    number=1
+    echo "kvm-clone-guest: writing blocks=$blocks"
+    while :; do
+        yes "kvm-clone record $number" | head -c 4096 |
+            dd of=/dev/vda bs=4096 seek=$((256 + (number - 1) % blocks)) count=1 iflag=fullblock conv=fsync,notrunc 2>/dev/null
+        [ $((number % 100)) -ne 0 ] || echo "kvm-clone-guest: wrote $number"
+        number=$((number + 1))
+    done
+fi
+while :; do sleep 3600; done

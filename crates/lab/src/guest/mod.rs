@@ -1,0 +1,12 @@
+//! Machines on the lab's hosts: their disks, their definition, and a small real guest that boots in seconds.
+
+mod disk;
+mod fill;
+mod image;
+mod machine;
+mod trial;
+
+pub use disk::{Disk, DiskFormat, DiskSpec};
+pub use fill::Fill;
+pub use machine::{Machine, MachineSpec, define_machine};
+pub use trial::DomainType;
