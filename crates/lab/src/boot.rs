@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::run::{program, wait_until};
-use crate::{Host, LabError, Result};
+use crate::{Host, LabError, Result, capabilities};
 
 const RAISE: &str = include_str!("script/raise.sh");
 const BOOT: &str = include_str!("script/boot.sh");
@@ -44,7 +44,8 @@ pub(crate) fn start(host: &Host) -> Result<()> {
 
     let what = format!("the start of {}", host.name());
     let told = || fs::read_to_string(&path).unwrap_or_default();
-    wait_until(&what, BOOT_LIMIT, || ready(host, &told()), told)
+    wait_until(&what, BOOT_LIMIT, || ready(host, &told()), told)?;
+    capabilities::keep(host)
 }
 
 /// In a process group of its own: a Ctrl-C ends the owner, and the lab is then removed in order.

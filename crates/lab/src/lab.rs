@@ -100,8 +100,10 @@ impl Lab {
 
     /// Raises one host; returns when its sshd and libvirt answer.
     pub fn host(&self, spec: HostSpec) -> Result<Host> {
-        spec.check()?;
-        let record = self.promise(spec)?;
+        self.raise(self.promise(spec)?)
+    }
+
+    fn raise(&self, record: Record) -> Result<Host> {
         let host = Host::new(&self.dir, self.number, record);
         root::lay_out(&host)?;
         ssh::lay_out_host(&self.dir, &host)?;
@@ -109,6 +111,7 @@ impl Lab {
             let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
             ssh::introduce(&self.dir, &host, &hosts)?;
             hosts.push(host.clone());
+            hosts.sort_by_key(|host| host.record().index);
         }
         net::connect(self.number, &host)?;
         boot::start(&host)?;
@@ -117,8 +120,9 @@ impl Lab {
 
     /// Raises several hosts at the same time; in the order of the specs.
     pub fn hosts(&self, specs: Vec<HostSpec>) -> Result<Vec<Host>> {
+        let records = specs.into_iter().map(|spec| self.promise(spec)).collect::<Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
-            let raising: Vec<_> = specs.into_iter().map(|spec| scope.spawn(|| self.host(spec))).collect();
+            let raising: Vec<_> = records.into_iter().map(|record| scope.spawn(|| self.raise(record))).collect();
             let joined = raising.into_iter().map(|thread| {
                 thread.join().unwrap_or_else(|_| Err(LabError::Refused("raising a host panicked".to_owned())))
             });
@@ -134,13 +138,14 @@ impl Lab {
         found.ok_or_else(|| LabError::Refused(format!("lab {} has no host {name}", self.number)))
     }
 
-    /// The hosts that are raised.
+    /// The hosts that are raised, in the order they were asked for.
     #[must_use]
     pub fn all_hosts(&self) -> Vec<Host> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn promise(&self, spec: HostSpec) -> Result<Record> {
+        spec.check()?;
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         if records.iter().any(|record| record.spec.name == spec.name) {
             return Err(LabError::Refused(format!("there is a host {} already", spec.name)));
@@ -163,7 +168,8 @@ impl Lab {
                 Some(_lock) => self.number.tear_down(true),
                 None => Err(LabError::Refused(format!("lab {} is in use", self.number))),
             },
-            None => Ok(()),
+            // A kept lab goes on without us.
+            None => return Ok(()),
         };
         for host in self.hosts.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             host.reap();

@@ -8,6 +8,8 @@
 //! (what a test does with it), `net`, `storage`, `guest`, `fault`.
 
 mod boot;
+mod cache;
+mod capabilities;
 mod error;
 pub mod fault;
 pub mod guest;

@@ -1,3 +1,152 @@
 //! Raises labs by hand, for the demo and for looking around.
 
-fn main() {}
+use std::error::Error;
+use std::process::{ExitCode, Stdio};
+
+use clap::{Parser, Subcommand};
+use kvm_clone_lab::{Host, HostSpec, Lab, Result};
+
+/// Real libvirt hosts on one machine.
+#[derive(Debug, Parser)]
+#[command(name = "kvm-clone-lab", version)]
+struct Arguments {
+    /// Which lab, where several are up.
+    #[arg(long, global = true)]
+    lab: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Raises a lab that stays until `down`.
+    Up {
+        /// The hosts' names.
+        #[arg(long, value_delimiter = ',', default_value = "alpha,beta")]
+        hosts: Vec<String>,
+        /// Instead of staying, wait until this process is ended, and remove the lab then.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Runs a command in a host.
+    Exec {
+        /// The host.
+        host: String,
+        /// The command and its words.
+        #[arg(required = true, last = true)]
+        command: Vec<String>,
+    },
+    /// Limits what a host sends and receives, e.g. `100mbit`.
+    Shape {
+        /// The host.
+        host: String,
+        /// The rate in the words of `tc`.
+        rate: String,
+    },
+    /// Cuts a host's cable.
+    Cut {
+        /// The host.
+        host: String,
+    },
+    /// Mends a host's cable.
+    Heal {
+        /// The host.
+        host: String,
+    },
+    /// Resets a host.
+    Reboot {
+        /// The host.
+        host: String,
+    },
+    /// Removes the lab.
+    Down {
+        /// Removes all labs that are up.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Shows the labs that are up.
+    List,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let attach = || Lab::attach(arguments.lab.as_deref());
+    match &arguments.verb {
+        Verb::Up { hosts, wait } => up(hosts, *wait)?,
+        Verb::Exec { host, command } => return exec(&attach()?.find(host)?, command),
+        Verb::Shape { host, rate } => with_host(attach()?, host, |lab, host| lab.shape(host, rate))?,
+        Verb::Cut { host } => with_host(attach()?, host, Lab::cut)?,
+        Verb::Heal { host } => with_host(attach()?, host, Lab::heal)?,
+        Verb::Reboot { host } => attach()?.find(host)?.reboot()?,
+        Verb::Down { all: false } => attach()?.down()?,
+        Verb::Down { all: true } => {
+            for id in Lab::kept()? {
+                Lab::attach(Some(&id))?.down()?;
+            }
+        }
+        Verb::List => list()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn with_host(lab: Lab, name: &str, act: impl FnOnce(&Lab, &Host) -> Result<()>) -> Result<()> {
+    let host = lab.find(name)?;
+    act(&lab, &host)
+}
+
+fn up(names: &[String], wait: bool) -> Result<()> {
+    let lab = Lab::new()?;
+    lab.hosts(names.iter().map(|name| HostSpec::named(name)).collect())?;
+    show(&lab);
+    if !wait {
+        return lab.keep().map(drop);
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn list() -> Result<()> {
+    for id in Lab::kept()? {
+        show(&Lab::attach(Some(&id))?);
+    }
+    Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "what the user asked for")]
+fn show(lab: &Lab) {
+    println!("lab {}: ssh -F {}", lab.id(), lab.ssh_config().display());
+    for host in lab.all_hosts() {
+        println!("  {} {}", host.name(), host.address());
+    }
+}
+
+/// With our own standard input and output, and the command's own exit code.
+fn exec(host: &Host, words: &[String]) -> Result<ExitCode> {
+    let Some((program, arguments)) = words.split_first() else { return Ok(ExitCode::FAILURE) };
+    let mut command = host.command(program);
+    command.args(arguments).stdin(Stdio::inherit());
+    let status =
+        command.status().map_err(|source| kvm_clone_lab::LabError::Start { program: program.clone(), source })?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+#[allow(clippy::print_stderr, reason = "where a command's complaint belongs")]
+fn complain(error: &dyn Error) {
+    eprint!("kvm-clone-lab: {error}");
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        eprint!(": {next}");
+        cause = next.source();
+    }
+    eprintln!();
+}

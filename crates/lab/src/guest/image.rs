@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::cache::ready;
 use crate::run::{make_dir, output, program, run, symlink, write};
 use crate::{LabError, Result};
 
@@ -25,40 +26,13 @@ pub(crate) struct GuestImage {
     pub(crate) initrd: PathBuf,
 }
 
-/// Where the guest is kept between labs.
-pub(crate) fn cache_dir() -> PathBuf {
-    match std::env::var_os("XDG_CACHE_HOME") {
-        Some(cache) if !cache.is_empty() => PathBuf::from(cache).join("kvm-clone-lab"),
-        _ => PathBuf::from("/var/cache/kvm-clone-lab"),
-    }
-}
-
-/// The guest's kernel and initramfs; made if they are not there. Processes that make them at the same time do not disturb
-/// each other: a finished directory appears by one rename, and the first one stays.
+/// The guest's kernel and initramfs; made if they are not there.
 pub(crate) fn guest_image() -> Result<GuestImage> {
-    let cache = cache_dir();
-    make_dir(&cache)?;
-    let kernel = ready(&cache, "kernel", build_kernel)?;
+    let kernel = ready("kernel", build_kernel)?;
     let init = format!("init-{:016x}", fingerprint(INIT));
     let modules = kernel.join("modules");
-    let initrd = ready(&cache, &init, |dir| build_initrd(dir, &modules))?;
+    let initrd = ready(&init, |dir| build_initrd(dir, &modules))?;
     Ok(GuestImage { kernel: kernel.join("vmlinuz"), initrd: initrd.join("initrd.gz") })
-}
-
-/// The directory `name` of the cache, built if need be.
-pub(crate) fn ready(cache: &Path, name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let path = cache.join(name);
-    if path.exists() {
-        return Ok(path);
-    }
-    let work = tempfile::tempdir_in(cache).map_err(LabError::file("make directory in", cache))?;
-    let fresh = work.path().join(name);
-    make_dir(&fresh)?;
-    build(&fresh)?;
-    match fs::rename(&fresh, &path) {
-        Err(source) if !path.exists() => Err(LabError::file("rename to", &path)(source)),
-        _ => Ok(path),
-    }
 }
 
 /// FNV-1a: a changed init makes another initramfs.

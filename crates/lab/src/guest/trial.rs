@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::guest::image::{GuestImage, cache_dir, ready};
+use crate::cache::ready;
+use crate::guest::image::GuestImage;
 use crate::run::{program, read, wait_until, write};
 use crate::{LabError, Result};
 
@@ -38,7 +39,7 @@ impl DomainType {
     pub(crate) fn of_this_machine(image: &GuestImage) -> Result<Self> {
         // The answer holds for this boot: the cache may travel, or the machine may get another hypervisor.
         let boot = read(Path::new("/proc/sys/kernel/random/boot_id"))?;
-        let answer = ready(&cache_dir(), &format!("trial-{}", boot.trim()), |dir| {
+        let answer = ready(&format!("trial-{}", boot.trim()), |dir| {
             let word = if Path::new("/dev/kvm").exists() && boots(image, dir)? { "kvm" } else { "qemu" };
             write(&dir.join("answer"), word, 0o644)
         })?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::run::{append, make_dir, run, symlink, write};
 use crate::spec::Libvirt;
-use crate::{Host, Result};
+use crate::{Host, Result, capabilities};
 
 /// qemu as root, as many small installations have it.
 const QEMU_AS_ROOT: &str = "user = \"root\"\ngroup = \"root\"\n";
@@ -38,7 +38,7 @@ pub(crate) fn lay_out(host: &Host) -> Result<()> {
             run(&["chown", "libvirt-qemu:libvirt-qemu", &root.join(name).to_string_lossy()])?;
         }
     }
-    Ok(())
+    capabilities::reuse(host)
 }
 
 fn settings(host: &Host, etc: &Path) -> Result<()> {
