@@ -1,0 +1,52 @@
+//! Firmware, kernels and firmware tables: formatdomain, "Operating system booting" and "SMBIOS System Information".
+
+use super::Domain;
+use super::refuse::{CarryContext, cannot};
+use super::tree::Element;
+use crate::error::Error;
+
+/// Files of the host that the machine boots with, each with what it is.
+pub(super) fn paths(domain: &Domain) -> Vec<(&'static str, String)> {
+    let root = &domain.root;
+    let os = |name: &'static str, what| {
+        let elements = root.all("os").flat_map(move |os| os.all(name));
+        elements.map(move |element| (what, element.trimmed().to_owned()))
+    };
+    let tables = root.all("os").flat_map(|os| os.all("acpi")).flat_map(|acpi| acpi.all("table"));
+    let entries = root.all("sysinfo").flat_map(|sysinfo| sysinfo.all("entry"));
+    let roms = domain.devices().iter().flat_map(|device| device.all("rom"));
+    let files = |what| move |element: &Element| Some((what, element.attr("file")?.to_owned()));
+    let mut found: Vec<(&'static str, String)> = Vec::new();
+    found.extend(os("kernel", "kernel"));
+    found.extend(os("initrd", "initial RAM disk"));
+    found.extend(os("dtb", "device tree"));
+    found.extend(os("loader", "firmware"));
+    found.extend(tables.map(|table| ("ACPI table", table.trimmed().to_owned())));
+    found.extend(entries.filter_map(files("fw_cfg file")));
+    found.extend(roms.filter_map(files("device ROM")));
+    found.retain(|(_, path)| !path.is_empty());
+    found
+}
+
+/// Machines whose firmware keeps state in a file of its own.
+pub(super) fn refuse_uefi(domain: &Domain) -> Vec<Error> {
+    let is_uefi = domain.root.all("os").any(|os| {
+        let is_flash = os.child("loader").is_some_and(|loader| loader.attr("type") == Some("pflash"));
+        os.attr("firmware") == Some("efi") || os.child("nvram").is_some() || is_flash
+    });
+    let refuse = || cannot("UEFI firmware keeps its variables in a file that is not copied yet", WAIT);
+    is_uefi.then(refuse).into_iter().collect()
+}
+
+const WAIT: &str = "Wait for a version that copies NVRAM, or copy the machine by hand";
+
+/// Kernels and tables that the target does not have under the same path.
+pub(super) fn refuse_missing(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {
+    let missing = paths(domain).into_iter().filter(|(_, path)| !context.paths_present.contains(path));
+    let refuse = |(what, path): (&str, String)| {
+        Error::insufficient(format!("the machine boots with the {what} {path}, which the target does not have"))
+            .with("path", &path)
+            .help(format!("Copy {path} to the same place on the target"))
+    };
+    missing.map(refuse).collect()
+}

@@ -1,0 +1,116 @@
+//! Where a machine was copied from, kept in its own definition: formatdomain, "General metadata" (`metadata`).
+//!
+//! libvirt keeps one element for each foreign namespace there and carries it through every change.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Domain;
+use super::edit::{Edits, escape};
+use super::identity::Identity;
+use super::tree::Element;
+use crate::inventory::HostId;
+use crate::name::SourceName;
+
+/// The namespace of our element; the number is the version of what stands in it.
+const NAMESPACE: &str = "https://kvm-clone.dev/lineage/1";
+
+/// What ties a copy to its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The random id of the source's host.
+    pub host: HostId,
+    /// The name under which the user reached that host.
+    pub host_name: String,
+    /// The source's UUID.
+    pub uuid: Uuid,
+    /// The source's name at that time.
+    pub name: SourceName,
+    /// The operation that made the copy or brought it to its point.
+    pub operation: Uuid,
+    /// The moment whose content the copy holds (RFC 3339).
+    pub point: String,
+    /// The choices of the user, applied again at each sync.
+    pub policy: LineagePolicy,
+}
+
+/// The choices of the user at clone time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineagePolicy {
+    /// Whether the copy is a machine of its own.
+    pub identity: Identity,
+    /// Whether the MAC addresses are the source's.
+    pub macs: Identity,
+    /// What became of the source's networks: its name, and that at the target (`none`: unplugged).
+    pub networks: Vec<(String, String)>,
+}
+
+/// Reads the lineage; anything that is not wholly ours counts as none.
+pub(super) fn read(domain: &Domain) -> Option<Lineage> {
+    let ours = ours(domain).find(|element| element.name == "lineage")?;
+    let part = |name: &str| ours.children.iter().find(|child| child.namespace == NAMESPACE && child.name == name);
+    let source = part("source")?;
+    Some(Lineage {
+        host: HostId(source.attr("host")?.to_owned()),
+        host_name: source.attr("host-name")?.to_owned(),
+        uuid: source.attr("uuid")?.parse().ok()?,
+        name: source.attr("name")?.parse().ok()?,
+        operation: ours.attr("operation")?.parse().ok()?,
+        point: ours.attr("point")?.to_owned(),
+        policy: part("policy").map(read_policy).unwrap_or_default(),
+    })
+}
+
+fn read_policy(element: &Element) -> LineagePolicy {
+    let choice = |name| if element.attr(name) == Some("kept") { Identity::Kept } else { Identity::New };
+    let network = |child: &Element| Some((child.attr("from")?.to_owned(), child.attr("to")?.to_owned()));
+    LineagePolicy {
+        identity: choice("identity"),
+        macs: choice("macs"),
+        networks: element.children.iter().filter_map(network).collect(),
+    }
+}
+
+/// Every element of ours below `<metadata>`.
+fn ours(domain: &Domain) -> impl Iterator<Item = &Element> {
+    let metadata = domain.root.all("metadata");
+    metadata.flat_map(|metadata| &metadata.children).filter(|child| child.namespace == NAMESPACE)
+}
+
+/// Writes the lineage in the place of any that was there.
+pub(super) fn edit(domain: &Domain, lineage: &Lineage, edits: &mut Edits<'_>) {
+    ours(domain).for_each(|old| edits.remove(old));
+    let xml = render(lineage);
+    match domain.root.child("metadata") {
+        Some(metadata) => edits.append(metadata, &xml),
+        None => {
+            let lines: String = xml.lines().map(|line| format!("  {line}\n")).collect();
+            if let Some(uuid) = domain.root.child("uuid") {
+                edits.insert_after(uuid, &format!("<metadata>\n{lines}</metadata>"));
+            }
+        }
+    }
+}
+
+fn render(lineage: &Lineage) -> String {
+    let word = |choice| if choice == Identity::Kept { "kept" } else { "new" };
+    let network = |(from, to): &(String, String)| {
+        format!("\n    <kvm-clone:network from='{}' to='{}'/>", escape(from), escape(to))
+    };
+    let networks: String = lineage.policy.networks.iter().map(network).collect();
+    let end = if networks.is_empty() { "/>" } else { &format!(">{networks}\n  </kvm-clone:policy>") };
+    format!(
+        "<kvm-clone:lineage xmlns:kvm-clone='{NAMESPACE}' operation='{}' point='{}'>\n  \
+         <kvm-clone:source host='{}' host-name='{}' uuid='{}' name='{}'/>\n  \
+         <kvm-clone:policy identity='{}' macs='{}'{end}\n\
+         </kvm-clone:lineage>",
+        lineage.operation,
+        escape(&lineage.point),
+        escape(&lineage.host.0),
+        escape(&lineage.host_name),
+        lineage.uuid,
+        escape(lineage.name.as_str()),
+        word(lineage.policy.identity),
+        word(lineage.policy.macs),
+    )
+}

@@ -1,0 +1,42 @@
+//! Exchangeable media: CD-ROMs and floppies are not copied. They stay in where the target has the same path.
+
+use super::Domain;
+use super::disks::{DiskDevice, DiskElement, DiskKind};
+use super::edit::Edits;
+use super::refuse::{CarryContext, Whereabouts};
+use super::tree::Element;
+
+/// Ejects what the target does not have; an empty drive stays, so the guest finds its hardware unchanged.
+pub(super) fn edit(domain: &Domain, context: &CarryContext<'_>, edits: &mut Edits<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (disk, element) in domain.disk_elements().filter(|(disk, _)| disk.device.is_removable()) {
+        let Some(why) = reason_to_eject(disk, element, context) else { continue };
+        eject(element, edits);
+        let medium = disk.source.as_deref().unwrap_or("its medium");
+        notes.push(format!("{medium} is ejected from {}: {why}", disk.target));
+    }
+    notes
+}
+
+fn reason_to_eject(disk: &DiskElement, element: &Element, context: &CarryContext<'_>) -> Option<&'static str> {
+    element.child("source")?;
+    let Some(path) = &disk.source else { return Some("its source is not one that can be carried") };
+    match disk.kind {
+        DiskKind::File | DiskKind::Block => {}
+        _ => return Some("its source is not a file"),
+    }
+    if !context.paths_present.contains(path) {
+        return Some("the target does not have it");
+    }
+    let is_shared = context.whereabouts == Whereabouts::SameHost;
+    let is_writable = disk.device == DiskDevice::Floppy && !disk.readonly;
+    (is_shared && is_writable).then_some("two machines would write to it")
+}
+
+/// formatdomain: an empty drive is one of type `file` without `<source>`.
+fn eject(element: &Element, edits: &mut Edits<'_>) {
+    edits.set_attribute(element, "type", "file");
+    for name in ["source", "backingStore"] {
+        element.all(name).for_each(|child| edits.remove(child));
+    }
+}

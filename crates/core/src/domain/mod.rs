@@ -1,0 +1,197 @@
+//! The definition of a machine: libvirt's domain XML, read and transformed without loss.
+//!
+//! [`Domain::parse`] reads it, [`refusals`] says what this version cannot carry, [`warnings`] what depends on the
+//! host, and [`transform`] makes the definition of the new machine. Each theme has a file that holds both what is
+//! read and what is changed. Facts about elements come from libvirt's `formatdomain` manual, whose sections are named
+//! where they are used.
+
+mod chardev;
+mod devices;
+mod disks;
+mod edit;
+mod firmware;
+mod hostbound;
+mod identity;
+mod limits;
+mod lineage;
+mod media;
+mod network;
+mod refuse;
+mod transform;
+pub(crate) mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
+pub use identity::{Identity, Macs};
+pub(crate) use limits::unreadable;
+pub use lineage::{Lineage, LineagePolicy};
+pub use network::{Interface, Plug};
+pub use refuse::{CarryContext, Whereabouts, refusals, warnings};
+pub use transform::{Transform, redact, transform};
+
+use crate::error::Result;
+use crate::name::SourceName;
+use crate::size::ByteSize;
+use tree::Element;
+
+/// A definition that was read.
+#[derive(Debug, Clone)]
+pub struct Domain {
+    xml: String,
+    root: Element,
+    name: SourceName,
+    uuid: Uuid,
+    disks: Vec<DiskElement>,
+}
+
+/// What the machine runs on: formatdomain, "Operating system booting" and "Devices" (`emulator`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// The accelerator: `kvm`, `qemu`, …
+    pub virt_type: String,
+    /// The guest's architecture: `x86_64`, `aarch64`, …
+    pub arch: Option<String>,
+    /// The machine type: `pc-q35-7.2`, …
+    pub machine: Option<String>,
+    /// The path of the emulator.
+    pub emulator: Option<String>,
+}
+
+/// Elements that libvirt reads once; a second one could hide something from us that libvirt sees, or the reverse.
+const ONLY_ONCE: [&str; 9] = ["name", "uuid", "genid", "title", "memory", "vcpu", "os", "metadata", "devices"];
+
+impl Domain {
+    /// Reads a definition as libvirt gives it out.
+    ///
+    /// # Errors
+    /// [`Code::Libvirt`](crate::Code::Libvirt) where it is too large or too deep, declares entities, is not
+    /// well-formed, or lacks what every machine has.
+    pub fn parse(xml: &str) -> Result<Self> {
+        let root = Element::parse(xml)?;
+        if !root.is("domain") {
+            return Err(unreadable(format!("it describes a <{}>, not a <domain>", root.name)));
+        }
+        for name in ONLY_ONCE {
+            if root.all(name).count() > 1 {
+                return Err(unreadable(format!("it has more than one <{name}>")));
+            }
+        }
+        let name = root.text_at(&["name"]).ok_or_else(|| unreadable("it has no <name>"))?;
+        let name = name.parse().map_err(unreadable)?;
+        let uuid = root.text_at(&["uuid"]).ok_or_else(|| unreadable("it has no <uuid>"))?;
+        let uuid = uuid.parse().map_err(|_| unreadable("its <uuid> is not a UUID"))?;
+        let disks = disks::read(&root)?;
+        Ok(Self { xml: xml.to_owned(), root, name, uuid, disks })
+    }
+
+    /// The definition as it was read.
+    #[must_use]
+    pub fn xml(&self) -> &str {
+        &self.xml
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn name(&self) -> &SourceName {
+        &self.name
+    }
+
+    /// The machine's UUID.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// The memory that the machine boots with: formatdomain, "Memory Allocation".
+    #[must_use]
+    pub fn memory(&self) -> ByteSize {
+        let element = self.root.child("memory");
+        let amount = element.and_then(|element| element.trimmed().parse::<u64>().ok()).unwrap_or(0);
+        let unit = element.and_then(|element| element.attr("unit")).unwrap_or("KiB");
+        ByteSize(amount.saturating_mul(bytes_of_unit(unit)))
+    }
+
+    /// The virtual CPUs that the machine boots with: formatdomain, "CPU Allocation".
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        let Some(element) = self.root.child("vcpu") else { return 1 };
+        element.attr("current").unwrap_or_else(|| element.trimmed()).parse().unwrap_or(1)
+    }
+
+    /// Every disk, CD-ROM drive and floppy drive, in order.
+    #[must_use]
+    pub fn disks(&self) -> &[DiskElement] {
+        &self.disks
+    }
+
+    /// The disks whose content a copy must bring: everything but exchangeable media.
+    pub fn data_disks(&self) -> impl Iterator<Item = &DiskElement> {
+        self.disks.iter().filter(|disk| !disk.device.is_removable())
+    }
+
+    /// Every network interface, in order.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Interface> {
+        network::read(self)
+    }
+
+    /// Where this machine was copied from, if we made it.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        lineage::read(self)
+    }
+
+    /// What the machine runs on.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        let os_type = self.root.at(&["os", "type"]);
+        let os_attribute = |name| os_type.and_then(|os_type| os_type.attr(name)).map(str::to_owned);
+        Platform {
+            virt_type: self.root.attr("type").unwrap_or_default().to_owned(),
+            arch: os_attribute("arch"),
+            machine: os_attribute("machine"),
+            emulator: self.root.text_at(&["devices", "emulator"]).map(str::to_owned),
+        }
+    }
+
+    /// Paths on the host that the definition names and that a copy does not bring: media, kernels, firmware tables.
+    ///
+    /// The target is asked which of them it has; [`refusals`] and [`transform`] need the answer.
+    #[must_use]
+    pub fn host_paths(&self) -> BTreeSet<String> {
+        let media = self.disks.iter().filter(|disk| disk.device.is_removable());
+        let media = media.filter_map(|disk| disk.source.clone()).filter(|path| path.starts_with('/'));
+        media.chain(firmware::paths(self).into_iter().map(|(_, path)| path)).collect()
+    }
+
+    /// The child elements of `<devices>`.
+    pub(crate) fn devices(&self) -> &[Element] {
+        self.root.child("devices").map_or(&[], |devices| &devices.children)
+    }
+
+    /// The devices of one kind.
+    pub(crate) fn devices_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
+        self.devices().iter().filter(move |device| device.is(name))
+    }
+}
+
+/// formatdomain, "Memory Allocation": the units are those of `virsh`, KiB where none is given.
+fn bytes_of_unit(unit: &str) -> u64 {
+    let powers_of = |base: u64, letter: &str| {
+        let power = ["K", "M", "G", "T", "P", "E"].iter().position(|known| known.eq_ignore_ascii_case(letter));
+        power.and_then(|power| u32::try_from(power + 1).ok()).and_then(|power| base.checked_pow(power))
+    };
+    let known = match unit {
+        "b" | "byte" | "bytes" => Some(1),
+        _ if unit.ends_with("iB") => powers_of(1024, unit.trim_end_matches("iB")),
+        _ if unit.ends_with('B') => powers_of(1000, unit.trim_end_matches('B')),
+        _ => powers_of(1024, unit),
+    };
+    known.unwrap_or(1024)
+}

@@ -1,0 +1,64 @@
+//! What this version cannot carry: every rule, asked in turn, so that a user hears all of it at once.
+
+use std::collections::BTreeSet;
+
+use super::{Domain, chardev, devices, disks, firmware, hostbound, network};
+use crate::error::Error;
+
+/// Whether source and target are one host, where two machines could meet in one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// The copy runs beside its source.
+    SameHost,
+    /// The copy runs on another host.
+    OtherHost,
+}
+
+/// What must be known of the target to say what can be carried there.
+#[derive(Debug, Clone, Copy)]
+pub struct CarryContext<'a> {
+    /// Which of [`Domain::host_paths`] the target has.
+    pub paths_present: &'a BTreeSet<String>,
+    /// Where the target is.
+    pub whereabouts: Whereabouts,
+}
+
+type Rule = fn(&Domain) -> Vec<Error>;
+
+const RULES: [Rule; 9] = [
+    hypervisor,
+    disks::refusals,
+    firmware::refuse_uefi,
+    devices::refuse_host_bound,
+    devices::refuse_host_backed,
+    devices::refuse_sealed,
+    network::refusals,
+    chardev::refusals,
+    hostbound::refuse_arguments,
+];
+
+/// Everything that this version cannot carry; nothing of it is ever dropped silently.
+#[must_use]
+pub fn refusals(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {
+    let errors = RULES.iter().flat_map(|rule| rule(domain));
+    errors.chain(firmware::refuse_missing(domain, context)).collect()
+}
+
+/// What is carried although it was made for the source's host.
+#[must_use]
+pub fn warnings(domain: &Domain) -> Vec<String> {
+    hostbound::warnings(domain)
+}
+
+/// An error about something that this version cannot carry.
+pub(super) fn cannot(message: impl Into<String>, help: impl Into<String>) -> Error {
+    Error::unsupported(message).help(help)
+}
+
+/// formatdomain, "General metadata": the domain type says which hypervisor runs it.
+fn hypervisor(domain: &Domain) -> Vec<Error> {
+    let virt_type = domain.platform().virt_type;
+    let is_ours = matches!(virt_type.as_str(), "kvm" | "qemu");
+    let refuse = || cannot(format!("the machine is of type {virt_type:?}, not kvm or qemu"), "Only KVM is supported");
+    (!is_ours).then(refuse).into_iter().collect()
+}

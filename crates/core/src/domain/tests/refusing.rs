@@ -1,0 +1,120 @@
+//! What cannot be carried is refused in words, each rule by itself.
+
+use super::*;
+
+fn refuse(xml: &str) -> Vec<(u16, String)> {
+    let domain = Domain::parse(xml).unwrap();
+    let paths_present = BTreeSet::from(["/boot/here".to_owned()]);
+    let context = CarryContext { paths_present: &paths_present, whereabouts: Whereabouts::OtherHost };
+    let errors = refusals(&domain, &context);
+    assert!(errors.iter().all(|error| !error.help.is_empty()), "{errors:?}");
+    errors.into_iter().map(|error| (error.code.number(), error.message)).collect()
+}
+
+#[test]
+fn ordinary_machines_are_carried() {
+    assert_eq!(refuse(WEB), []);
+    assert_eq!(refuse(SMALL), []);
+}
+
+#[test]
+fn devices_of_the_host_are_refused() {
+    let cases = [
+        ("<tpm model='tpm-tis'><backend type='emulator'/></tpm>", "TPM"),
+        ("<hostdev mode='subsystem' type='pci'/>", "device of its host"),
+        ("<filesystem type='mount'><source dir='/a'/></filesystem>", "directory of its host"),
+        ("<shmem name='x'/>", "shares memory"),
+        ("<lease><key>k</key></lease>", "lease"),
+        ("<pstore backend='acpi-erst'><path>/a</path></pstore>", "crash records"),
+        ("<input type='evdev'><source dev='/dev/input/event1'/></input>", "<input>"),
+        ("<rng model='virtio'><backend model='egd' type='tcp'/></rng>", "<rng>"),
+        ("<memory model='nvdimm'><source><path>/a</path></source></memory>", "<memory>"),
+        ("<smartcard mode='host'/>", "<smartcard>"),
+        ("<interface type='vhostuser'><source type='unix' path='/a' mode='client'/></interface>", "vhostuser"),
+        ("<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>", "vdpa"),
+        ("<interface type='hostdev'/>", "hostdev"),
+        ("<serial type='file'><source path='/var/log/a'/></serial>", "/var/log/a"),
+        ("<serial type='dev'><source path='/dev/ttyS0'/></serial>", "/dev/ttyS0"),
+        ("<serial type='unix'><source mode='bind' path='/run/small.sock'/></serial>", "/run/small.sock"),
+        ("<serial type='tcp'><source mode='bind' host='::' service='4555'/></serial>", "\"tcp\""),
+        ("<channel type='unix'><source mode='bind' path='/run/shared.sock'/></channel>", "/run/shared.sock"),
+        ("<redirdev bus='usb' type='tcp'><source mode='connect' host='h' service='1'/></redirdev>", "<redirdev>"),
+        ("<console type='pty'><log file='/var/log/c' append='on'/></console>", "/var/log/c"),
+    ];
+    for (device, words) in cases {
+        let refused = refuse(&with_device(device));
+        assert_eq!(refused.len(), 1, "{device}: {refused:?}");
+        assert_eq!(refused[0].0, 1013, "{device}");
+        assert!(refused[0].1.contains(words), "{device}: {}", refused[0].1);
+    }
+}
+
+#[test]
+fn disks_that_are_no_plain_images_are_refused() {
+    let file = "<disk type='file' device='disk'>";
+    let cases = [
+        (file, "<disk type='block' device='disk'>", "block device"),
+        (file, "<disk type='network' device='disk'>", "network"),
+        (file, "<disk type='nvme' device='disk'>", "\"nvme\""),
+        (file, "<disk type='block' device='lun'>", "SCSI unit"),
+        ("<target", "<shareable/><target", "shared"),
+        ("<target", "<transient/><target", "transient"),
+        ("<target", "<readonly/><target", "read-only"),
+        ("<target", "<encryption format='luks'/><target", "<encryption>"),
+        ("<source file='/pool/small.qcow2'/>", "<source file='/a'><auth username='u'/></source>", "<auth>"),
+        ("<source file='/pool/small.qcow2'/>", "<source file='/a'><slices/></source>", "<slices>"),
+        ("<source file='/pool/small.qcow2'/>", "", "no source"),
+    ];
+    for (old, new, words) in cases {
+        let refused = refuse(&small_with(old, new));
+        assert!(refused.len() == 1 && refused[0].0 == 1013 && refused[0].1.contains(words), "{new}: {refused:?}");
+        assert!(refused[0].1.contains("vda"));
+    }
+}
+
+#[test]
+fn firmware_and_hypervisors_that_we_do_not_carry_are_refused() {
+    let cases = [
+        ("<os>", "<os firmware='efi'>", "UEFI"),
+        ("</os>", "<loader readonly='yes' type='pflash'>/boot/here</loader></os>", "UEFI"),
+        ("</os>", "<nvram>/a/VARS.fd</nvram></os>", "UEFI"),
+        ("type='kvm'", "type='xen'", "\"xen\""),
+        ("</os>", "</os><launchSecurity type='sev'/>", "sealed"),
+    ];
+    for (old, new, words) in cases {
+        let refused = refuse(&small_with(old, new));
+        assert!(refused.len() == 1 && refused[0].0 == 1013 && refused[0].1.contains(words), "{new}: {refused:?}");
+    }
+}
+
+#[test]
+fn files_that_the_machine_boots_with_must_be_at_the_target() {
+    for element in
+        ["<kernel>/boot/PATH</kernel>", "<initrd>/boot/PATH</initrd>", "<loader type='rom'>/boot/PATH</loader>"]
+    {
+        let here = small_with("</os>", &format!("{}</os>", element.replace("PATH", "here")));
+        assert_eq!(refuse(&here), [], "{element}");
+        let gone = small_with("</os>", &format!("{}</os>", element.replace("PATH", "gone")));
+        assert_eq!(refuse(&gone).iter().map(|(code, _)| *code).collect::<Vec<_>>(), [1005], "{element}");
+    }
+    let table = "</os><sysinfo type='fwcfg'><entry name='opt/a' file='/boot/gone'/></sysinfo>";
+    assert_eq!(refuse(&small_with("</os>", table))[0].0, 1005);
+}
+
+#[test]
+fn arguments_for_qemu_that_name_files_are_refused() {
+    let namespace = "<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0' type='kvm'>";
+    let xml = small_with("<domain type='kvm'>", namespace)
+        .replace("</domain>", "<q:commandline><q:arg value='file=/a.img,if=none'/></q:commandline></domain>");
+    assert_eq!(refuse(&xml)[0].0, 1013);
+}
+
+#[test]
+fn what_was_made_for_the_host_is_said() {
+    let web = warnings(&Domain::parse(WEB).unwrap()).join("\n");
+    assert!(web.contains("CPU of whatever host") && web.contains("qemu itself"), "{web}");
+    let pinned = small_with("<vcpu>", "<memoryBacking><hugepages/></memoryBacking><vcpu cpuset='0-3'>");
+    let pinned = warnings(&Domain::parse(&pinned).unwrap()).join("\n");
+    assert!(pinned.contains("pinning") && pinned.contains("huge pages"), "{pinned}");
+    assert!(warnings(&Domain::parse(SMALL).unwrap()).is_empty());
+}

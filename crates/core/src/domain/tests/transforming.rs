@@ -1,0 +1,163 @@
+//! What a transformed definition says.
+
+use super::*;
+
+fn transformed(xml: &str, change: impl FnOnce(&mut Transform)) -> (String, Vec<String>) {
+    let domain = Domain::parse(xml).unwrap();
+    let mut wanted = clone_of(&domain);
+    change(&mut wanted);
+    transform(&domain, &wanted).unwrap()
+}
+
+#[test]
+fn a_clone_of_a_rich_machine() {
+    let (xml, notes) = transformed(WEB, |_| ());
+    insta::assert_snapshot!(format!("{xml}\n{}", notes.join("\n")));
+}
+
+#[test]
+fn a_clone_is_a_machine_of_its_own() {
+    let (xml, _) = transformed(WEB, |_| ());
+    let copy = Domain::parse(&xml).unwrap();
+    assert_eq!(copy.name().as_str(), "copy");
+    for old in ["aaaaaaaa", "52:54:00:01:02:03", "webnet0", "5901", "/srv/a/", " id='7'"] {
+        assert!(!xml.contains(old), "{old} is still there");
+    }
+    assert!(xml.contains("<entry name='uuid'>00000000-0000-0000-0000-000000000007</entry>"));
+    let macs: Vec<_> = copy.interfaces().into_iter().map(|nic| nic.mac.unwrap()).collect();
+    assert_eq!(macs, ["52:54:00:01:02:0a", "00:16:3e:01:02:0b"]);
+}
+
+#[test]
+fn a_fresh_address_is_never_one_that_the_machine_has() {
+    let (xml, _) = transformed(WEB, |wanted| {
+        wanted.macs = Macs::Fresh(vec![[0, 0, 0, 1, 2, 3], [0, 0, 0, 1, 2, 4], [0, 0, 0, 1, 2, 4]]);
+    });
+    assert!(xml.contains("52:54:00:01:02:04") && xml.contains("00:16:3e:01:02:04"), "{xml}");
+    let domain = Domain::parse(WEB).unwrap();
+    let none = Transform { macs: Macs::Fresh(Vec::new()), ..clone_of(&domain) };
+    assert_eq!(transform(&domain, &none).unwrap_err().code.number(), 1000);
+}
+
+#[test]
+fn the_lineage_is_read_back_and_replaced() {
+    let (first, _) = transformed(SMALL, |wanted| {
+        wanted.lineage.host_name = "o'brien & <sons> \"ü\"".to_owned();
+        wanted.lineage.policy.networks = vec![("a'b".to_owned(), "none".to_owned())];
+        wanted.lineage.policy.macs = Identity::Kept;
+    });
+    let lineage = Domain::parse(&first).unwrap().lineage().unwrap();
+    assert_eq!(lineage.host_name, "o'brien & <sons> \"ü\"");
+    assert_eq!(lineage.policy.networks, [("a'b".to_owned(), "none".to_owned())]);
+    assert_eq!(lineage.policy.macs, Identity::Kept);
+    let (second, _) = transformed(&first, |wanted| wanted.name = "third".parse().unwrap());
+    assert_eq!(second.matches("<kvm-clone:lineage").count(), 1);
+    assert_eq!(Domain::parse(&second).unwrap().lineage().unwrap().name.as_str(), "copy");
+}
+
+#[test]
+fn media_stay_where_the_target_has_them() {
+    let (xml, notes) = transformed(WEB, |_| ());
+    assert!(!xml.contains("debian.iso") && xml.contains("<target dev='sdb' bus='sata'/>"));
+    assert!(notes.iter().any(|note| note.contains("/iso/debian.iso is ejected from sdb")), "{notes:?}");
+    let present = BTreeSet::from(["/iso/debian.iso".to_owned()]);
+    let (xml, notes) = transformed(WEB, |wanted| wanted.paths_present = present);
+    assert!(xml.contains("<source file='/iso/debian.iso'/>"));
+    assert!(!notes.iter().any(|note| note.contains("ejected")), "{notes:?}");
+}
+
+#[test]
+fn a_floppy_is_not_written_by_two_machines() {
+    let floppy = "<disk type='file' device='floppy'><source file='/f.img'/><target dev='fda'/></disk>";
+    for (whereabouts, stays) in [(Whereabouts::SameHost, false), (Whereabouts::OtherHost, true)] {
+        let (xml, _) = transformed(&with_device(floppy), |wanted| {
+            wanted.paths_present = BTreeSet::from(["/f.img".to_owned()]);
+            wanted.whereabouts = whereabouts;
+        });
+        assert_eq!(xml.contains("/f.img"), stays);
+    }
+}
+
+#[test]
+fn drives_without_a_file_of_the_target_are_emptied() {
+    for source in
+        ["type='block' device='cdrom'><source dev='/dev/sr0'/>", "type='network' device='cdrom'><source name='a'/>"]
+    {
+        let (xml, notes) = transformed(&with_device(&format!("<disk {source}<target dev='sdz'/></disk>")), |_| ());
+        assert!(xml.contains("<disk type='file' device='cdrom'><target dev='sdz'/></disk>"), "{xml}");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+}
+
+#[test]
+fn networks_are_mapped_or_unplugged() {
+    let plug = |plug: Plug| vec![("br0".to_owned(), plug)];
+    let mapped = |new: Plug| {
+        let (xml, notes) = transformed(WEB, |wanted| wanted.plugs = plug(new));
+        (Domain::parse(&xml).unwrap().interfaces().remove(1), xml, notes)
+    };
+    let (nic, xml, notes) = mapped(Plug::Network("lan".to_owned()));
+    assert_eq!((nic.kind.as_str(), nic.source.as_deref()), ("network", Some("lan")));
+    assert!(!xml.contains("virtualport") && notes.iter().any(|note| note.contains("virtualport")), "{notes:?}");
+    let (nic, ..) = mapped(Plug::Bridge("br1".to_owned()));
+    assert_eq!((nic.kind.as_str(), nic.source.as_deref()), ("bridge", Some("br1")));
+    for (way, kind) in [(Plug::Null, "null"), (Plug::User, "user")] {
+        let (nic, xml, notes) = mapped(way);
+        assert_eq!((nic.kind.as_str(), nic.source), (kind, None));
+        assert!(xml.contains("<link state='down'/>") && notes.iter().any(|note| note.contains("unplugged")));
+    }
+}
+
+#[test]
+fn displays_get_ports_of_their_own() {
+    let cases = [
+        (
+            "<graphics type='spice' port='5900' tlsPort='5901' autoport='no'/>",
+            "<graphics type='spice' autoport='yes'/>",
+        ),
+        ("<graphics type='vnc' port='5900'/>", "<graphics autoport='yes' type='vnc'/>"),
+        ("<graphics type='vnc' port='-1' autoport='yes'/>", "<graphics type='vnc' port='-1' autoport='yes'/>"),
+        (
+            "<graphics type='vnc' socket='/a'><listen type='socket' socket='/a'/></graphics>",
+            "<graphics type='vnc'><listen type='socket'/></graphics>",
+        ),
+        (
+            "<vsock model='virtio'><cid auto='no' address='3'/></vsock>",
+            "<vsock model='virtio'><cid auto='yes'/></vsock>",
+        ),
+    ];
+    for (old, new) in cases {
+        let (xml, notes) = transformed(&with_device(old), |_| ());
+        assert!(xml.contains(new), "{xml}");
+        assert_eq!(notes.is_empty(), old == new, "{notes:?}");
+    }
+}
+
+#[test]
+fn the_emulator_is_the_targets() {
+    let (xml, _) = transformed(SMALL, |wanted| wanted.emulator = Some("/usr/libexec/qemu-kvm".to_owned()));
+    assert!(xml.contains("<emulator>/usr/libexec/qemu-kvm</emulator>"));
+}
+
+#[test]
+fn a_disk_without_a_new_image_is_a_defect() {
+    let domain = Domain::parse(SMALL).unwrap();
+    let none = Transform { disks: BTreeMap::new(), ..clone_of(&domain) };
+    assert_eq!(transform(&domain, &none).unwrap_err().code.number(), 1000);
+}
+
+#[test]
+fn paths_are_escaped() {
+    let path = "/a'b & \"c\" <d>/é.qcow2";
+    let (xml, _) = transformed(SMALL, |wanted| {
+        wanted.disks.insert(target("vda"), NewDisk { path: path.to_owned(), format: ImageFormat::Raw });
+    });
+    assert_eq!(Domain::parse(&xml).unwrap().disks()[0].source.as_deref(), Some(path));
+    assert!(xml.contains("<driver name='qemu' type='raw'/>"));
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    let shown = redact(WEB).unwrap();
+    assert!(!shown.contains("s3cret") && shown.contains("passwd='***'"));
+}

@@ -1,0 +1,108 @@
+//! From the source's definition to that of the new machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::edit::Edits;
+use super::refuse::{CarryContext, Whereabouts};
+use super::{
+    Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network,
+};
+use crate::error::{Error, Result};
+use crate::name::{DiskTarget, VmName};
+
+/// Everything that makes the new machine differ from its source.
+#[derive(Debug, Clone)]
+pub struct Transform {
+    /// The new machine's name.
+    pub name: VmName,
+    /// The new machine's UUID.
+    pub uuid: Uuid,
+    /// Whether it is a machine of its own; one that keeps the source's identity keeps ports and serials as well.
+    pub identity: Identity,
+    /// The generation id of a machine of its own.
+    pub genid: Uuid,
+    /// Its MAC addresses.
+    pub macs: Macs,
+    /// The image of each disk; every one of [`Domain::data_disks`] must be there.
+    pub disks: BTreeMap<DiskTarget, NewDisk>,
+    /// What becomes of the source's networks, bridges and host devices, by name; others stay as they are.
+    pub plugs: Vec<(String, Plug)>,
+    /// The target's emulator, where it differs from the source's.
+    pub emulator: Option<String>,
+    /// Which of [`Domain::host_paths`] the target has.
+    pub paths_present: BTreeSet<String>,
+    /// Where the target is.
+    pub whereabouts: Whereabouts,
+    /// What ties the new machine to its source.
+    pub lineage: Lineage,
+}
+
+/// The definition of the new machine, and what a user should know of the changes.
+///
+/// Everything that no rule speaks of stays byte for byte. The caller has asked [`super::refusals`] before.
+///
+/// # Errors
+/// [`Code::Internal`](crate::Code::Internal) where the result is not what was asked for.
+pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<String>)> {
+    let context = CarryContext { paths_present: &wanted.paths_present, whereabouts: wanted.whereabouts };
+    let mut edits = Edits::new(domain.xml());
+    identity::edit(domain, &wanted.name, wanted.uuid, wanted.identity, wanted.genid, &mut edits);
+    identity::edit_macs(domain, &wanted.macs, &mut edits)?;
+    lineage::edit(domain, &wanted.lineage, &mut edits);
+    chardev::edit(domain, &mut edits);
+    set_emulator(domain, wanted.emulator.as_deref(), &mut edits);
+
+    let mut notes = identity::notes(domain, wanted.identity);
+    notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
+    notes.extend(media::edit(domain, &context, &mut edits));
+    notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));
+    if wanted.identity == Identity::New {
+        notes.extend(devices::edit(domain, &mut edits));
+    }
+    notes.extend(devices::drop_static_labels(domain, &mut edits));
+
+    let xml = edits.apply()?;
+    check(&xml, domain, wanted)?;
+    Ok((xml, notes))
+}
+
+fn set_emulator(domain: &Domain, emulator: Option<&str>, edits: &mut Edits<'_>) {
+    if let (Some(element), Some(path)) = (domain.root.at(&["devices", "emulator"]), emulator) {
+        edits.set_text(element, path);
+    }
+}
+
+/// Reads the result again: a definition that still names the source's disks would let two machines write to them.
+fn check(xml: &str, source: &Domain, wanted: &Transform) -> Result<()> {
+    let wrong = |what: &str| Error::internal(format!("the new definition has the wrong {what}"));
+    let made = Domain::parse(xml).map_err(|error| Error::internal(format!("the new definition: {error}")))?;
+    if made.name().as_str() != wanted.name.as_str() {
+        return Err(wrong("name"));
+    }
+    if made.uuid() != wanted.uuid {
+        return Err(wrong("UUID"));
+    }
+    let paths = made.data_disks().map(|disk| (&disk.target, disk.source.as_ref()));
+    if !paths.eq(source.data_disks().map(|disk| (&disk.target, wanted.disks.get(&disk.target).map(|new| &new.path)))) {
+        return Err(wrong("disks"));
+    }
+    if made.lineage().as_ref() != Some(&wanted.lineage) {
+        return Err(wrong("lineage"));
+    }
+    Ok(())
+}
+
+/// The definition without the passwords of displays, fit for being shown.
+///
+/// # Errors
+/// [`Code::Libvirt`](crate::Code::Libvirt) where it cannot be read.
+pub fn redact(xml: &str) -> Result<String> {
+    let domain = Domain::parse(xml)?;
+    let mut edits = Edits::new(xml);
+    for graphics in domain.devices_named("graphics").filter(|graphics| graphics.attr("passwd").is_some()) {
+        edits.set_attribute(graphics, "passwd", "***");
+    }
+    edits.apply()
+}

@@ -1,0 +1,308 @@
+//! What hosts have: the facts that a plan is made from.
+//!
+//! Sizes are bytes unless a field says otherwise. Paths are those of the host that the fact is about, with symbolic
+//! links resolved, so that two names of one file are seen to be one.
+
+mod libvirt;
+
+pub use libvirt::qemu_owner;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::name::{DiskTarget, SourceName};
+
+/// The random id of a host, by which one host under two names is recognised.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostId(pub String);
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineState {
+    /// Its guest runs.
+    Running,
+    /// There is no process.
+    Stopped,
+    /// Its process is there, its CPUs stand still.
+    Paused,
+    /// Its guest went to sleep.
+    Suspended,
+    /// Its guest crashed and its process was kept.
+    Crashed,
+}
+
+impl fmt::Display for MachineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
+            Self::Crashed => "crashed",
+        })
+    }
+}
+
+/// A machine as `list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its name.
+    pub name: SourceName,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// What it is doing.
+    pub state: MachineState,
+    /// Memory in MiB.
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Disks, CD-ROM and floppy drives.
+    pub disks: Vec<MachineDisk>,
+    /// Network interfaces.
+    pub networks: Vec<MachineNetwork>,
+    /// The host, as the user named it.
+    pub host: String,
+    /// Where it was copied from, if kvm-clone made it.
+    pub replica_of: Option<ReplicaOf>,
+}
+
+/// A disk as `list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineDisk {
+    /// The path, or the volume's name; nothing for an empty drive.
+    pub path: Option<String>,
+    /// The size that the guest sees, where it is known.
+    pub size: Option<u64>,
+    /// The image format.
+    pub format: Option<String>,
+    /// The device as the guest's definition names it.
+    pub target: DiskTarget,
+    /// The pool, where it is known.
+    pub pool: Option<String>,
+}
+
+/// A network interface as `list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineNetwork {
+    /// The name of its host side, while there is one.
+    pub interface: Option<String>,
+    /// The MAC address.
+    pub mac_address: Option<String>,
+    /// The network, bridge or host device that it is plugged into.
+    pub network: Option<String>,
+    /// The guest's address, where it is known.
+    pub ip_address: Option<String>,
+}
+
+/// Where a machine was copied from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaOf {
+    /// The source's host, as the user named it then.
+    pub host: String,
+    /// The source's name.
+    pub name: SourceName,
+    /// The moment whose content it holds (RFC 3339).
+    pub point: String,
+    /// Seconds since then; filled in by who has a clock.
+    pub age_seconds: Option<u64>,
+}
+
+/// The machine to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceMachine {
+    /// The host's id.
+    pub host: HostId,
+    /// The host, as the user named it.
+    pub host_name: String,
+    /// The machine's name.
+    pub name: SourceName,
+    /// The machine's UUID.
+    pub uuid: Uuid,
+    /// The definition that its next start takes, with the passwords in it: never shown as it is.
+    pub xml: String,
+    /// What it is doing.
+    pub state: MachineState,
+    /// Whether libvirt keeps its definition when it stops.
+    pub persistent: bool,
+    /// Whether its memory was saved to disk (`virsh managedsave`).
+    pub managed_save: bool,
+    /// The names of the snapshots that libvirt knows.
+    pub snapshots: Vec<String>,
+    /// The images of each disk.
+    pub images: BTreeMap<DiskTarget, ImageChain>,
+}
+
+/// An image and its backing images, the topmost first.
+pub type ImageChain = Vec<ImageFacts>;
+
+/// An image file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// Its path.
+    pub path: String,
+    /// Its format: that of the topmost image as the definition says it, that of a backing image as the image above it
+    /// says it. Never guessed from the content, which for a raw disk its guest writes.
+    pub format: ImageFormat,
+    /// The size that the guest sees.
+    pub virtual_size: u64,
+    /// The bytes that it takes on disk.
+    pub allocated: u64,
+    /// Which file it is.
+    pub file: FileId,
+    /// The number of snapshots inside it.
+    pub snapshots: u32,
+    /// What it needs and our readers do not have, in words: `LUKS encryption`, …
+    pub unsupported: Vec<String>,
+    /// Whether it is a plain file, not a device.
+    pub regular_file: bool,
+    /// The pool of its host that holds it.
+    pub pool: Option<String>,
+}
+
+/// Which file a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    /// The number of its file system on its host.
+    pub device: u64,
+    /// Its number in the file system; on network storage the same on every host.
+    pub inode: u64,
+    /// Its length.
+    pub length: u64,
+}
+
+/// The format of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// The bytes as the guest sees them.
+    Raw,
+    /// qemu's copy-on-write format.
+    Qcow2,
+    /// A format that we do not copy.
+    Other(String),
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw => f.write_str("raw"),
+            Self::Qcow2 => f.write_str("qcow2"),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The host that the copy goes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetHost {
+    /// The host's id.
+    pub host: HostId,
+    /// The host, as the user named it.
+    pub host_name: String,
+    /// libvirt's version as it counts: 9.1.2 is 9001002.
+    pub libvirt_version: u64,
+    /// CPUs that are online.
+    pub cpus: u32,
+    /// Memory of the host.
+    pub memory_total: u64,
+    /// Memory that a new process could take.
+    pub memory_available: u64,
+    /// Storage pools.
+    pub pools: Vec<Pool>,
+    /// libvirt's networks.
+    pub networks: Vec<Network>,
+    /// Bridges of the host.
+    pub bridges: BTreeSet<String>,
+    /// Network devices of the host that a `direct` interface can stand on.
+    pub links: BTreeSet<String>,
+    /// What can run here.
+    pub capabilities: Vec<DomainCapabilities>,
+    /// The machines that are there.
+    pub machines: Vec<ExistingMachine>,
+    /// Which of the paths asked about ([`crate::plan::wanted_paths`]) are there.
+    pub paths_present: BTreeSet<String>,
+}
+
+/// A storage pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Whether it is started; its numbers are nought otherwise.
+    pub active: bool,
+    /// Its type: `dir`, `logical`, …
+    pub kind: String,
+    /// Where its volumes are.
+    pub path: Option<String>,
+    /// Its size.
+    pub capacity: u64,
+    /// What is free.
+    pub available: u64,
+}
+
+impl Pool {
+    /// Whether volumes are plain files in a directory: formatstorage, "Storage pool XML".
+    #[must_use]
+    pub fn holds_files(&self) -> bool {
+        matches!(self.kind.as_str(), "dir" | "fs" | "netfs") && self.path.is_some()
+    }
+}
+
+/// A network of libvirt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Whether it is started.
+    pub active: bool,
+}
+
+/// What one emulator can run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainCapabilities {
+    /// The guest's architecture.
+    pub arch: String,
+    /// The accelerator: `kvm`, `qemu`.
+    pub virt_type: String,
+    /// The emulator's path.
+    pub emulator: String,
+    /// Machine types, aliases and the names behind them.
+    pub machines: Vec<String>,
+}
+
+/// A machine that is there already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExistingMachine {
+    /// Its name.
+    pub name: SourceName,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// What it is doing.
+    pub state: MachineState,
+    /// The files that it writes to as disks: the topmost image of each disk that is not read-only.
+    pub disk_files: Vec<DiskFile>,
+    /// Every file that it uses: images, their backing images, media.
+    pub uses: BTreeSet<String>,
+    /// Whether its memory was saved to disk.
+    pub managed_save: bool,
+    /// The number of its snapshots.
+    pub snapshots: u32,
+    /// The number of its checkpoints.
+    pub checkpoints: u32,
+}
+
+/// A disk of a machine that is there already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFile {
+    /// Its path.
+    pub path: String,
+    /// Which file it is; nothing where it is missing.
+    pub file: Option<FileId>,
+}

@@ -1,0 +1,81 @@
+//! A plan as text.
+
+use std::fmt::{self, Write};
+
+use super::{ClonePlan, DiskPlan, Outcome};
+use crate::size::ByteSize;
+
+impl ClonePlan {
+    /// The plan for a reader, without colour.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> fmt::Result {
+        let Self { vm_name, new_vm_name, source_host, dest_host, .. } = self;
+        writeln!(out, "Clone {vm_name} on {source_host} to {new_vm_name} on {dest_host}")?;
+        writeln!(out, "  UUID {}", self.new_uuid)?;
+        self.write_disks(out)?;
+        self.write_replaced(out)?;
+        writeln!(out, "\nChecks")?;
+        for check in &self.checks {
+            let outcome = match check.outcome {
+                Outcome::Ok => "ok",
+                Outcome::Warn => "warn",
+                Outcome::Fail => "FAIL",
+            };
+            writeln!(out, "  {outcome:<4} {:<10} {}", check.name, check.message)?;
+            if let Some(help) = &check.help {
+                writeln!(out, "                  {help}")?;
+            }
+        }
+        self.write_notes(out)?;
+        match self.refusal() {
+            Some(error) => writeln!(out, "\nThis plan cannot be carried out: {error}"),
+            None => Ok(()),
+        }
+    }
+
+    fn write_disks(&self, out: &mut String) -> fmt::Result {
+        let (total, needed) = (ByteSize(self.bytes_total), ByteSize(self.space_needed));
+        writeln!(out, "\nDisks: {total} of data at most, {needed} with margin")?;
+        self.disks.iter().try_for_each(|disk| write_disk(out, disk))
+    }
+
+    fn write_replaced(&self, out: &mut String) -> fmt::Result {
+        let Some(replaced) = &self.replaces else { return Ok(()) };
+        writeln!(
+            out,
+            "\nReplaces machine {} ({}); once the new one is there, these are removed:",
+            replaced.name, replaced.uuid
+        )?;
+        if replaced.files.is_empty() {
+            writeln!(out, "  no files")?;
+        }
+        replaced.files.iter().try_for_each(|file| writeln!(out, "  {file}"))
+    }
+
+    /// What the transformation of the definition had to say; the other warnings stand with their checks.
+    fn write_notes(&self, out: &mut String) -> fmt::Result {
+        let in_checks = |warning: &&String| self.checks.iter().any(|check| check.message == **warning);
+        let notes: Vec<&String> = self.warnings.iter().filter(|warning| !in_checks(warning)).collect();
+        if !notes.is_empty() {
+            writeln!(out, "\nWhat changes in the definition")?;
+        }
+        notes.iter().try_for_each(|note| writeln!(out, "  {note}"))
+    }
+}
+
+fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
+    let (size, allocated) = (ByteSize(disk.size), ByteSize(disk.allocated));
+    writeln!(out, "  {}  {size}, {allocated} of data", disk.target)?;
+    for (depth, image) in disk.chain.iter().enumerate() {
+        let word = if depth == 0 { "from" } else { "over" };
+        writeln!(out, "    {word} {} ({})", image.path, image.format)?;
+    }
+    writeln!(out, "    to   {} ({}, pool {})", disk.path, disk.format, disk.pool)
+}

@@ -1,0 +1,268 @@
+//! What an operation will do, computed before it does anything.
+//!
+//! [`plan_clone`] is a pure function: request and inventories in, [`ClonePlan`] out. A plan whose checks all hold can
+//! be carried out; one with a failed check carries its evidence ([`ClonePlan::refusal`]) and is as fit for being shown.
+//!
+//! How a plan is made:
+//! 1. the engine takes both inventories and asks the target about [`wanted_paths`];
+//! 2. [`source`] checks what is to be copied, [`target`] what it needs there, [`replace`] what `--force` would take;
+//! 3. [`storage`] gives each disk its pool and file;
+//! 4. if nothing failed, [`crate::domain::transform`] makes the new definition.
+
+mod check;
+mod describe;
+mod plug;
+mod replace;
+mod request;
+mod source;
+mod storage;
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+pub use check::{Check, Outcome};
+pub use request::{CloneRequest, DiskFormat, Existing, FreshIdentity, NetworkTarget};
+
+use crate::domain::{
+    self, CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
+};
+use crate::error::{Error, Result};
+use crate::inventory::{ImageFacts, ImageFormat, SourceMachine, TargetHost};
+use crate::name::{DiskTarget, SourceName, VmName};
+use check::Checks;
+
+/// What a clone will do.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClonePlan {
+    /// The source's name.
+    pub vm_name: SourceName,
+    /// The new machine's name.
+    pub new_vm_name: VmName,
+    /// The host of the source, as the user named it.
+    pub source_host: String,
+    /// The host of the new machine, as the user named it.
+    pub dest_host: String,
+    /// The new machine's UUID.
+    pub new_uuid: Uuid,
+    /// What was looked at, in the order in which a user would ask.
+    pub checks: Vec<Check>,
+    /// The disks that will be copied. A disk for which there is no place is missing here, and a check says why.
+    pub disks: Vec<DiskPlan>,
+    /// The machine that `--force` replaces.
+    pub replaces: Option<Replaced>,
+    /// What a user should know, and what does not hinder.
+    pub warnings: Vec<String>,
+    /// Bytes of data that the disks hold.
+    pub bytes_total: u64,
+    /// Bytes that must be free at the target, margin included.
+    pub space_needed: u64,
+    /// The definition as it would be made, without passwords; nothing where a check failed.
+    pub target_xml: Option<String>,
+    /// The definition to be made, with the passwords of the source's displays: for libvirt alone, never shown.
+    #[serde(skip)]
+    pub definition: Option<String>,
+}
+
+/// A disk that will be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskPlan {
+    /// The device as the guest's definition names it.
+    pub target: DiskTarget,
+    /// The topmost image of the source.
+    pub source_path: String,
+    /// Its format.
+    pub source_format: ImageFormat,
+    /// Every image of the chain, the topmost first; no other is ever opened. The copy is one image.
+    pub chain: Vec<ChainLink>,
+    /// The size that the guest sees.
+    pub size: u64,
+    /// Bytes of data, at most.
+    pub allocated: u64,
+    /// The file that the copy becomes.
+    pub path: String,
+    /// The copy's format.
+    pub format: ImageFormat,
+    /// The pool that holds it.
+    pub pool: String,
+}
+
+/// An image of a chain, and how it is to be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChainLink {
+    /// Its path.
+    pub path: String,
+    /// Its format.
+    pub format: ImageFormat,
+}
+
+impl From<&ImageFacts> for ChainLink {
+    fn from(image: &ImageFacts) -> Self {
+        Self { path: image.path.clone(), format: image.format.clone() }
+    }
+}
+
+/// A machine whose place the new one takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Replaced {
+    /// Its name.
+    pub name: SourceName,
+    /// Its UUID, which the new machine takes over: so one definition of libvirt's replaces it at once.
+    pub uuid: Uuid,
+    /// Its disk files that no other machine uses; removed after the new machine is there.
+    pub files: Vec<String>,
+}
+
+impl ClonePlan {
+    /// The first reason not to carry the plan out.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Error> {
+        self.checks.iter().find_map(Check::error).cloned()
+    }
+}
+
+/// All that a plan is made from.
+pub(crate) struct Facts<'a> {
+    request: &'a CloneRequest,
+    source: &'a SourceMachine,
+    target: &'a TargetHost,
+    domain: &'a Domain,
+    new_name: &'a VmName,
+    whereabouts: Whereabouts,
+    fresh: &'a FreshIdentity,
+}
+
+/// Plans a clone.
+///
+/// # Errors
+/// Where no plan can be made at all: the source's definition cannot be read
+/// ([`Code::Libvirt`](crate::Code::Libvirt)), or no valid new name follows from the request
+/// ([`Code::Validation`](crate::Code::Validation)). Everything else is a failed check of the plan.
+pub fn plan_clone(
+    request: &CloneRequest,
+    source: &SourceMachine,
+    target: &TargetHost,
+    fresh: &FreshIdentity,
+) -> Result<ClonePlan> {
+    let domain = Domain::parse(&source.xml)?;
+    let new_name = request.new_name(&source.name)?;
+    let whereabouts = if source.host == target.host { Whereabouts::SameHost } else { Whereabouts::OtherHost };
+    let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
+
+    let mut checks = Checks::default();
+    source::check(&facts, &mut checks);
+    let replaces = replace::check(&facts, &mut checks);
+    let uuid = new_uuid(&facts, replaces.as_ref());
+    target::check_uuid(&facts, uuid, &mut checks);
+    let emulator = target::check(&facts, &mut checks);
+    let plugs = plug::check(&facts, &mut checks);
+    let storage = storage::place(&facts, replaces.as_ref(), &mut checks);
+
+    let mut plan = ClonePlan {
+        vm_name: source.name.clone(),
+        new_vm_name: new_name.clone(),
+        source_host: source.host_name.clone(),
+        dest_host: target.host_name.clone(),
+        new_uuid: uuid,
+        checks: checks.list,
+        bytes_total: storage.disks.iter().map(|disk| disk.allocated).sum(),
+        space_needed: storage.space_needed,
+        disks: storage.disks,
+        replaces,
+        warnings: checks.warnings,
+        target_xml: None,
+        definition: None,
+    };
+    if plan.refusal().is_none() {
+        let wanted = wanted(&facts, &plan, emulator, plugs);
+        let (definition, notes) = domain::transform(&domain, &wanted)?;
+        plan.target_xml = Some(domain::redact(&definition)?);
+        plan.definition = Some(definition);
+        plan.warnings.extend(notes);
+    }
+    Ok(plan)
+}
+
+/// Every path of the target that a plan depends on: the files to be made, and those that the definition expects.
+///
+/// The engine asks which of them are there, puts the answer into [`TargetHost::paths_present`], and plans.
+///
+/// # Errors
+/// As [`plan_clone`].
+pub fn wanted_paths(
+    request: &CloneRequest,
+    source: &SourceMachine,
+    target: &TargetHost,
+    fresh: &FreshIdentity,
+) -> Result<BTreeSet<String>> {
+    let domain = Domain::parse(&source.xml)?;
+    let new_name = request.new_name(&source.name)?;
+    let whereabouts = Whereabouts::OtherHost;
+    let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
+    let mut paths = domain.host_paths();
+    paths.extend(storage::candidates(&facts));
+    Ok(paths)
+}
+
+fn new_uuid(facts: &Facts<'_>, replaces: Option<&Replaced>) -> Uuid {
+    match replaces {
+        Some(replaced) => replaced.uuid,
+        None if facts.request.keeps_uuid() => facts.source.uuid,
+        None => facts.fresh.uuid,
+    }
+}
+
+fn wanted(
+    facts: &Facts<'_>,
+    plan: &ClonePlan,
+    emulator: Option<String>,
+    plugs: Vec<(String, domain::Plug)>,
+) -> Transform {
+    let Facts { request, source, fresh, .. } = facts;
+    let disks = plan
+        .disks
+        .iter()
+        .map(|disk| (disk.target.clone(), NewDisk { path: disk.path.clone(), format: disk.format.clone() }));
+    let kept_macs = request.keeps_macs();
+    let policy = LineagePolicy {
+        identity: request.identity,
+        macs: if kept_macs { Identity::Kept } else { Identity::New },
+        networks: request.networks.iter().map(|(old, new)| (old.clone(), new.to_string())).collect(),
+    };
+    Transform {
+        name: plan.new_vm_name.clone(),
+        uuid: plan.new_uuid,
+        identity: request.identity,
+        genid: fresh.genid,
+        macs: if kept_macs { Macs::Kept } else { Macs::Fresh(fresh.macs.clone()) },
+        disks: disks.collect::<BTreeMap<_, _>>(),
+        plugs,
+        emulator,
+        paths_present: facts.target.paths_present.clone(),
+        whereabouts: facts.whereabouts,
+        lineage: Lineage {
+            host: source.host.clone(),
+            host_name: source.host_name.clone(),
+            uuid: source.uuid,
+            name: source.name.clone(),
+            operation: fresh.operation,
+            point: fresh.now.clone(),
+            policy,
+        },
+    }
+}
+
+impl Facts<'_> {
+    fn carry_context(&self) -> CarryContext<'_> {
+        CarryContext { paths_present: &self.target.paths_present, whereabouts: self.whereabouts }
+    }
+
+    fn is_same_host(&self) -> bool {
+        self.whereabouts == Whereabouts::SameHost
+    }
+}

@@ -1,0 +1,109 @@
+//! Whether the new name is free, or what `--force` takes away.
+
+use super::check::Checks;
+use super::request::Existing;
+use super::{Facts, Replaced};
+use crate::error::{Code, Error};
+use crate::inventory::{DiskFile, ExistingMachine, FileId, MachineState};
+
+/// Looks for a machine of the new name; says what is replaced where the user asked for that and it can be.
+pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> {
+    let name = facts.new_name;
+    if facts.is_same_host() && name.as_str() == facts.source.name.as_str() {
+        let error = Error::validation(format!("source and target are the same machine {name} on the same host"));
+        checks.fail("name", error.with("vm", name).help("Give the new machine another name with --new-name"));
+        return None;
+    }
+    let Some(existing) = facts.target.machines.iter().find(|machine| machine.name.as_str() == name.as_str()) else {
+        checks.ok("name", format!("the name {name} is free"));
+        return None;
+    };
+    if facts.request.existing == Existing::Refuse {
+        let error = Error::new(Code::VmExists, format!("machine {name} exists already on {}", facts.target.host_name));
+        let error = error.with("vm", name).with("host", &facts.target.host_name);
+        checks.fail("name", error.help("Choose another name with --new-name, or replace it with --force"));
+        return None;
+    }
+    let failures: Vec<Error> =
+        [refuse_state(existing), refuse_saved(existing), refuse_uuid(facts, existing), refuse_shared(facts, existing)]
+            .into_iter()
+            .flatten()
+            .collect();
+    if !failures.is_empty() {
+        checks.all("replace", failures, "");
+        return None;
+    }
+    let files = removable_files(facts, existing);
+    checks.warn("replace", format!("machine {name} is replaced, and {} of its files removed", files.len()), None);
+    Some(Replaced { name: existing.name.clone(), uuid: existing.uuid, files })
+}
+
+fn refuse_state(existing: &ExistingMachine) -> Option<Error> {
+    let message = format!("machine {} is {}; only a stopped machine can be replaced", existing.name, existing.state);
+    let error = Error::conflict(message).with("vm", &existing.name).help(format!("virsh shutdown {}", existing.name));
+    (existing.state != MachineState::Stopped).then_some(error)
+}
+
+/// A saved memory image, snapshots and checkpoints would hang on a definition whose disks are gone.
+fn refuse_saved(existing: &ExistingMachine) -> Option<Error> {
+    let name = &existing.name;
+    let (what, command) = match existing {
+        ExistingMachine { managed_save: true, .. } => ("a saved memory image", "managedsave-remove"),
+        ExistingMachine { snapshots: 1.., .. } => ("snapshots", "snapshot-delete"),
+        ExistingMachine { checkpoints: 1.., .. } => ("checkpoints", "checkpoint-delete"),
+        _ => return None,
+    };
+    let error = Error::unsupported(format!("machine {name} has {what} and cannot be replaced"));
+    Some(error.with("vm", name).help(format!("Remove them first: virsh {command} {name}")))
+}
+
+/// The new machine takes over the old one's UUID, so a UUID that must be kept has to be the same.
+fn refuse_uuid(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
+    let clashes = facts.request.keeps_uuid() && existing.uuid != facts.source.uuid;
+    let refuse = || {
+        let message = format!(
+            "machine {} has another UUID ({}) than the one to be kept ({})",
+            existing.name, existing.uuid, facts.source.uuid
+        );
+        Error::new(Code::VmExists, message)
+            .with("vm", &existing.name)
+            .help(format!("Delete it first: kvm-clone delete {} {}", facts.target.host_name, existing.name))
+            .help("Or clone without --preserve-uuid and --replica")
+    };
+    clashes.then(refuse)
+}
+
+/// A disk of the replaced machine that is an image of the source: removing it would destroy what is copied.
+fn refuse_shared(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
+    let is_source = |disk: &&DiskFile| {
+        facts.source.images.values().flatten().any(|image| {
+            let same_path = facts.is_same_host() && image.path == disk.path;
+            same_path || disk.file.is_some_and(|file| is_one_file(image.file, file, facts.is_same_host()))
+        })
+    };
+    let shared = existing.disk_files.iter().find(is_source)?;
+    let message = format!("{} of machine {} is an image of the source itself", shared.path, existing.name);
+    let error = Error::conflict(message).with("path", &shared.path).with("vm", &existing.name);
+    Some(error.help("Both hosts seem to share this storage; choose another name with --new-name"))
+}
+
+/// Across hosts, one file of shared storage shows as the same inode and length on other device numbers.
+fn is_one_file(a: FileId, b: FileId, same_host: bool) -> bool {
+    a.inode == b.inode && if same_host { a.device == b.device } else { a.length == b.length }
+}
+
+/// Its disks that are used by no other machine, nor by the source.
+fn removable_files(facts: &Facts<'_>, existing: &ExistingMachine) -> Vec<String> {
+    let others = || facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
+    let is_used = |path: &str| {
+        let by_machine =
+            others().any(|other| other.uses.contains(path) || other.disk_files.iter().any(|d| d.path == path));
+        let by_source = facts.is_same_host() && facts.source.images.values().flatten().any(|image| image.path == path);
+        by_machine || by_source
+    };
+    let there = existing.disk_files.iter().filter(|disk| disk.file.is_some());
+    let mut files: Vec<String> = there.map(|disk| disk.path.clone()).filter(|path| !is_used(path)).collect();
+    files.sort_unstable();
+    files.dedup();
+    files
+}

@@ -1,0 +1,137 @@
+//! What a user asks for, and the fresh identities that a pure planner cannot make itself.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::Identity;
+use crate::error::{Error, Result};
+use crate::name::{ResourceName, SourceName, VmName};
+
+/// A clone as the user asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRequest {
+    /// `--new-name`; where it is missing, see [`CloneRequest::new_name`].
+    pub new_name: Option<VmName>,
+    /// Kept with `--replica`: name, UUID, MACs, ports and serials are the source's.
+    pub identity: Identity,
+    /// Kept with `--preserve-uuid`.
+    pub uuid: Identity,
+    /// Kept with `--preserve-mac`.
+    pub macs: Identity,
+    /// What happens to a machine that has the new name already.
+    pub existing: Existing,
+    /// `--network OLD=NEW`.
+    pub networks: Vec<(String, NetworkTarget)>,
+    /// `--pool`.
+    pub pool: Option<ResourceName>,
+    /// `--disk-format`.
+    pub disk_format: DiskFormat,
+    /// Space that must stay free beyond the data, in percent of it.
+    pub space_margin_percent: u8,
+}
+
+impl Default for CloneRequest {
+    fn default() -> Self {
+        Self {
+            new_name: None,
+            identity: Identity::New,
+            uuid: Identity::New,
+            macs: Identity::New,
+            existing: Existing::Refuse,
+            networks: Vec::new(),
+            pool: None,
+            disk_format: DiskFormat::Keep,
+            space_margin_percent: 15,
+        }
+    }
+}
+
+/// What happens to a machine that has the new name already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Existing {
+    /// It stays, and nothing is done.
+    #[default]
+    Refuse,
+    /// The new machine takes its place (`--force`).
+    Replace,
+}
+
+/// Where the interfaces of one network of the source go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkTarget {
+    /// A network of the target, or else a bridge of that name.
+    Named(ResourceName),
+    /// Nowhere: unplugged.
+    None,
+}
+
+impl fmt::Display for NetworkTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => name.fmt(f),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+/// The format of the new images.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// That of the source's image.
+    #[default]
+    Keep,
+    /// qcow2.
+    Qcow2,
+    /// raw.
+    Raw,
+}
+
+/// What is new in every copy. Made by the engine, since `core` knows neither chance nor time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreshIdentity {
+    /// The id of the operation; its last bytes are random.
+    pub operation: Uuid,
+    /// The new machine's UUID, where none is kept.
+    pub uuid: Uuid,
+    /// Its generation id.
+    pub genid: Uuid,
+    /// Random bytes for MAC addresses: a few more than the machine has interfaces.
+    pub macs: Vec<[u8; 6]>,
+    /// The present time (RFC 3339).
+    pub now: String,
+}
+
+impl CloneRequest {
+    /// The new machine's name: as asked for; else the source's for a replica; else `{VM}_clone`.
+    ///
+    /// # Errors
+    /// [`Code::Validation`](crate::Code::Validation) where the source's name does not lead to a valid one.
+    pub fn new_name(&self, source: &SourceName) -> Result<VmName> {
+        if let Some(name) = &self.new_name {
+            return Ok(name.clone());
+        }
+        let name = match self.identity {
+            Identity::Kept => source.to_string(),
+            Identity::New => format!("{source}_clone"),
+        };
+        let help = |error: Error| error.help("Give the new machine a name with --new-name");
+        name.parse().map_err(help)
+    }
+
+    /// Whether the new machine has the source's UUID.
+    #[must_use]
+    pub fn keeps_uuid(&self) -> bool {
+        self.identity == Identity::Kept || self.uuid == Identity::Kept
+    }
+
+    /// Whether the new machine has the source's MAC addresses.
+    #[must_use]
+    pub fn keeps_macs(&self) -> bool {
+        self.identity == Identity::Kept || self.macs == Identity::Kept
+    }
+}

@@ -1,0 +1,121 @@
+//! Whether the source can be copied.
+
+use super::Facts;
+use super::check::Checks;
+use crate::domain::{self, DiskElement, DiskKind};
+use crate::error::Error;
+use crate::inventory::{ImageFacts, ImageFormat, MachineState};
+
+pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
+    check_state(facts, checks);
+    let refusals = domain::refusals(facts.domain, &facts.carry_context());
+    checks.all("definition", refusals, "everything in the definition can be carried");
+    domain::warnings(facts.domain).into_iter().for_each(|warning| checks.warn("definition", warning, None));
+    check_images(facts, checks);
+    check_snapshots(facts, checks);
+}
+
+fn check_state(facts: &Facts<'_>, checks: &mut Checks) {
+    let source = facts.source;
+    let refuse = |what: &str, help: String| {
+        Error::unsupported(format!("machine {} {what}", source.name))
+            .with("vm", &source.name)
+            .with("host", &source.host_name)
+            .with("state", source.state)
+            .help(help)
+    };
+    let name = &source.name;
+    match source.state {
+        MachineState::Stopped if source.managed_save => checks.fail(
+            "state",
+            refuse(
+                "has a saved memory image, so its disks alone are not a consistent machine",
+                format!("Start it and shut it down (virsh start {name}; virsh shutdown {name})"),
+            ),
+        ),
+        MachineState::Stopped => checks.ok("state", format!("machine {name} is stopped")),
+        MachineState::Running => checks.fail(
+            "state",
+            refuse(
+                "is running; a running machine cannot be cloned yet",
+                format!("Shut it down: virsh shutdown {name}"),
+            ),
+        ),
+        state => checks.fail(
+            "state",
+            refuse(
+                &format!("is {state}; only a stopped machine can be cloned yet"),
+                format!("Let it go on and shut it down, or end it: virsh destroy {name}"),
+            ),
+        ),
+    }
+}
+
+/// The images of each disk, as far as our readers understand them.
+fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
+    let mut failures = Vec::new();
+    for disk in facts.domain.data_disks() {
+        let target = &disk.target;
+        match facts.source.images.get(target).map(Vec::as_slice) {
+            None | Some([]) => {
+                let error = Error::insufficient(format!("the image of disk {target} cannot be found or read"));
+                let path = disk.source.clone().unwrap_or_default();
+                failures.push(error.with("disk", target).with("path", path).help("Check the path on the source host"));
+            }
+            Some(chain @ [top, ..]) => {
+                let errors = chain.iter().filter_map(refuse_image).chain(refuse_format(disk, top));
+                failures.extend(errors.map(|error| error.with("disk", target)));
+            }
+        }
+    }
+    checks.all("images", failures, format!("{} disk(s) can be read", facts.domain.data_disks().count()));
+}
+
+fn refuse_image(image: &ImageFacts) -> Option<Error> {
+    let refuse = |why: String| {
+        Error::unsupported(format!("image {} {why}", image.path))
+            .with("path", &image.path)
+            .help("Convert it with qemu-img convert, or wait for a version that reads it")
+    };
+    if !image.regular_file {
+        return Some(refuse("is not a plain file".to_owned()));
+    }
+    if let ImageFormat::Other(format) = &image.format {
+        return Some(refuse(format!("has the format {format:?}; only qcow2 and raw are copied")));
+    }
+    image.unsupported.first().map(|feature| refuse(format!("uses {feature}")))
+}
+
+/// The format is what the definition says, never what the content looks like: a guest can write the header of a qcow2
+/// image, with any file of the host as its backing file, into its raw disk.
+fn refuse_format(disk: &DiskElement, top: &ImageFacts) -> Option<Error> {
+    // formatdomain: a missing format is raw; that of a volume is known to its pool.
+    let said = match (&disk.format, &disk.kind) {
+        (Some(format), _) => format.as_str(),
+        (None, DiskKind::Volume) => return None,
+        (None, _) => "raw",
+    };
+    let refuse = || {
+        let message = format!("image {} is taken for {}, but the definition says {said}", top.path, top.format);
+        Error::unsupported(message).with("path", &top.path).help("Name the image's true format in the definition")
+    };
+    (said != top.format.to_string()).then(refuse)
+}
+
+/// A copy holds the present state alone.
+fn check_snapshots(facts: &Facts<'_>, checks: &mut Checks) {
+    let named = facts.source.snapshots.join(", ");
+    if !named.is_empty() {
+        checks.warn("snapshots", format!("snapshots stay with the source: {named}"), None);
+    }
+    for (target, chain) in &facts.source.images {
+        let inside: u32 = chain.iter().map(|image| image.snapshots).sum();
+        if inside > 0 && named.is_empty() {
+            checks.warn("snapshots", format!("{inside} snapshot(s) inside disk {target} stay with the source"), None);
+        }
+        if chain.len() > 1 {
+            let message = format!("disk {target} is a chain of {} images; the copy is one image", chain.len());
+            checks.warn("images", message, None);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Which pool and file each disk becomes, and whether there is space.
+//!
+//! The pool is the one asked for with `--pool`; else the target's pool with the name of the pool that holds the
+//! source's image; else `default`. Only pools whose volumes are files in a directory come into question. The file is
+//! `{new name}-{disk}.qcow2` or `.img`; where the replaced machine has that very file, which must stay until the new
+//! machine is there, the end of the operation's id tells the two apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::check::Checks;
+use super::request::DiskFormat;
+use super::{ChainLink, DiskPlan, Facts, Replaced};
+use crate::error::{Code, Error};
+use crate::inventory::{ImageFacts, ImageFormat, Pool};
+use crate::name::DiskTarget;
+use crate::size::ByteSize;
+
+/// The disks that have a place, and the space that they need.
+pub(super) struct Storage {
+    pub(super) disks: Vec<DiskPlan>,
+    pub(super) space_needed: u64,
+}
+
+pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Storage {
+    let mut disks = Vec::new();
+    let mut pool_failures: Vec<Error> = Vec::new();
+    let mut name_failures = Vec::new();
+    for (target, chain) in images(facts) {
+        let pool = match choose_pool(facts, chain) {
+            Ok(pool) => pool,
+            Err(error) if pool_failures.contains(&error) => continue,
+            Err(error) => {
+                pool_failures.push(error);
+                continue;
+            }
+        };
+        match file_path(facts, pool, target, chain, replaces) {
+            Ok(path) => disks.push(disk_plan(facts, target, chain, pool, path)),
+            Err(error) => name_failures.push(error),
+        }
+    }
+    let pools: BTreeSet<&str> = disks.iter().map(|disk| disk.pool.as_str()).collect();
+    let pools = pools.into_iter().collect::<Vec<_>>().join(", ");
+    checks.all("pools", pool_failures, format!("{} new image(s) in pool {pools}", disks.len()));
+    checks.all("files", name_failures, "no file is in the way");
+    let space_needed = check_space(facts, &disks, checks);
+    Storage { disks, space_needed }
+}
+
+/// Every path that [`place`] may choose, so that the target can be asked which of them are there.
+pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (target, chain) in images(facts) {
+        let Ok(directory) = choose_pool(facts, chain).and_then(directory) else { continue };
+        let format = new_format(facts, chain);
+        paths.push(plain_path(facts, directory, target, &format));
+        paths.push(other_path(facts, directory, target, &format));
+    }
+    paths
+}
+
+/// The disks whose images are known; one whose are not has failed its check already.
+fn images<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = (&'a DiskTarget, &'a [ImageFacts])> {
+    let known = |target| facts.source.images.get(target).filter(|chain| !chain.is_empty());
+    facts.domain.data_disks().filter_map(move |disk| Some((&disk.target, known(&disk.target)?.as_slice())))
+}
+
+fn choose_pool<'a>(facts: &Facts<'a>, chain: &[ImageFacts]) -> Result<&'a Pool, Error> {
+    let find = |name: &str| facts.target.pools.iter().find(|pool| pool.name == name);
+    let suitable = |pool: &&Pool| pool.holds_files();
+    let source_pool = chain.first().and_then(|image| image.pool.as_deref());
+    let pool = match &facts.request.pool {
+        Some(name) => find(name.as_str()).ok_or_else(|| no_pool(facts, name.as_str()))?,
+        None => {
+            let same = source_pool.and_then(find).filter(suitable);
+            same.or_else(|| find("default")).ok_or_else(|| no_pool(facts, "default"))?
+        }
+    };
+    let refuse = |why: &str| {
+        Error::insufficient(format!("pool {} {why}", pool.name))
+            .with("pool", &pool.name)
+            .with("host", &facts.target.host_name)
+    };
+    if !pool.active {
+        return Err(refuse("is not active").help(format!("virsh pool-start {}", pool.name)).help(CHOOSE_POOL));
+    }
+    if !pool.holds_files() {
+        return Err(refuse(&format!("is of type {:?}, which does not hold files", pool.kind)).help(CHOOSE_POOL));
+    }
+    Ok(pool)
+}
+
+const CHOOSE_POOL: &str = "Choose another one with --pool";
+
+fn no_pool(facts: &Facts<'_>, name: &str) -> Error {
+    let there: Vec<&str> = facts.target.pools.iter().map(|pool| pool.name.as_str()).collect();
+    let there = if there.is_empty() { "no pools".to_owned() } else { there.join(", ") };
+    Error::insufficient(format!("the target has no pool {name:?}"))
+        .with("pool", name)
+        .with("host", &facts.target.host_name)
+        .help(format!("{CHOOSE_POOL}; the target has {there}"))
+}
+
+fn directory(pool: &Pool) -> Result<&str, Error> {
+    let path = pool.path.as_deref().map(|path| path.trim_end_matches('/'));
+    path.ok_or_else(|| Error::internal(format!("pool {} has no path", pool.name)))
+}
+
+/// A path that nothing has; files that are there are never overwritten, whosever they are.
+fn file_path(
+    facts: &Facts<'_>,
+    pool: &Pool,
+    target: &DiskTarget,
+    chain: &[ImageFacts],
+    replaces: Option<&Replaced>,
+) -> Result<String, Error> {
+    let directory = directory(pool)?;
+    let format = new_format(facts, chain);
+    let mut path = plain_path(facts, directory, target, &format);
+    let belongs_to_replaced = |path: &str| {
+        let replaced = facts.target.machines.iter().find(|machine| Some(machine.uuid) == replaces.map(|r| r.uuid));
+        replaced.is_some_and(|machine| machine.uses.contains(path) || machine.disk_files.iter().any(|d| d.path == path))
+    };
+    if belongs_to_replaced(&path) {
+        path = other_path(facts, directory, target, &format);
+    }
+    let is_named = facts.target.machines.iter().find(|machine| machine.uses.contains(&path));
+    if !facts.target.paths_present.contains(&path) && is_named.is_none() {
+        return Ok(path);
+    }
+    let owner = is_named.map(|machine| format!(" and belongs to machine {}", machine.name)).unwrap_or_default();
+    Err(Error::new(Code::VmExists, format!("the file {path} is there already{owner}; it is never overwritten"))
+        .with("path", &path)
+        .with("host", &facts.target.host_name)
+        .with("disk", target)
+        .help("Move the file away, or choose another name with --new-name or another pool with --pool"))
+}
+
+fn plain_path(facts: &Facts<'_>, directory: &str, target: &DiskTarget, format: &ImageFormat) -> String {
+    format!("{directory}/{}-{target}.{}", facts.new_name, extension(format))
+}
+
+fn other_path(facts: &Facts<'_>, directory: &str, target: &DiskTarget, format: &ImageFormat) -> String {
+    // The first bytes of a UUIDv7 are the time; only its end is random.
+    let [.., a, b, c, d] = facts.fresh.operation.into_bytes();
+    let tail = format!("{a:02x}{b:02x}{c:02x}{d:02x}");
+    format!("{directory}/{}-{target}-{tail}.{}", facts.new_name, extension(format))
+}
+
+fn extension(format: &ImageFormat) -> &'static str {
+    if *format == ImageFormat::Qcow2 { "qcow2" } else { "img" }
+}
+
+fn new_format(facts: &Facts<'_>, chain: &[ImageFacts]) -> ImageFormat {
+    match facts.request.disk_format {
+        DiskFormat::Qcow2 => ImageFormat::Qcow2,
+        DiskFormat::Raw => ImageFormat::Raw,
+        DiskFormat::Keep => chain.first().map_or(ImageFormat::Raw, |image| image.format.clone()),
+    }
+}
+
+fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool: &Pool, path: String) -> DiskPlan {
+    let size = chain.first().map_or(0, |image| image.virtual_size);
+    // The images of a chain may hide parts of each other, so their sum is the most that the copy can hold.
+    let allocated = chain.iter().fold(0u64, |sum, image| sum.saturating_add(image.allocated)).min(size);
+    DiskPlan {
+        target: target.clone(),
+        source_path: chain.first().map(|image| image.path.clone()).unwrap_or_default(),
+        source_format: chain.first().map_or(ImageFormat::Raw, |image| image.format.clone()),
+        chain: chain.iter().map(ChainLink::from).collect(),
+        size,
+        allocated,
+        path,
+        format: new_format(facts, chain),
+        pool: pool.name.clone(),
+    }
+}
+
+/// Compares what goes into each pool with what it has, and returns what is needed in all.
+fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], checks: &mut Checks) -> u64 {
+    let mut by_pool: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for disk in disks {
+        let (allocated, size) = by_pool.entry(&disk.pool).or_default();
+        *allocated = allocated.saturating_add(disk.allocated);
+        *size = size.saturating_add(disk.size);
+    }
+    let mut total: u64 = 0;
+    for (name, (allocated, size)) in by_pool {
+        let needed = with_margin(allocated, facts.request.space_margin_percent);
+        total = total.saturating_add(needed);
+        let available = facts.target.pools.iter().find(|pool| pool.name == name).map_or(0, |pool| pool.available);
+        let (shown_needed, shown_available) = (ByteSize(needed), ByteSize(available));
+        if needed > available {
+            let message =
+                format!("pool {name} has {shown_available} free, the copy needs {shown_needed} with its margin");
+            let error = Error::insufficient(message).with("pool", name).with("needed", needed).with("free", available);
+            let margin = facts.request.space_margin_percent;
+            checks.fail(
+                "space",
+                error.help(format!("Free space, or choose another pool with --pool; the margin is {margin} %")),
+            );
+        } else {
+            checks.ok("space", format!("{shown_needed} of {shown_available} free in pool {name}"));
+            warn_overcommit(name, size, available, checks);
+        }
+    }
+    total
+}
+
+fn with_margin(bytes: u64, percent: u8) -> u64 {
+    let margin = u128::from(bytes) * u128::from(percent) / 100;
+    bytes.saturating_add(u64::try_from(margin).unwrap_or(u64::MAX))
+}
+
+fn warn_overcommit(pool: &str, size: u64, available: u64, checks: &mut Checks) {
+    if size > available {
+        let (size, available) = (ByteSize(size), ByteSize(available));
+        let message = format!("the disks can grow to {size}, pool {pool} has {available} free");
+        checks.warn("space", message, Some("Watch the pool, or give it more space"));
+    }
+}

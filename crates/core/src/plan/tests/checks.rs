@@ -1,0 +1,265 @@
+//! One fact changed, and the code that follows.
+
+use super::*;
+
+type Change = fn(&mut World);
+
+fn table(cases: &[(&str, Change, u16)]) {
+    for (what, change, expected) in cases {
+        let plan = world().with(change);
+        assert_eq!(code(&plan), *expected, "{what}: {:?}", plan.refusal());
+        assert_eq!(plan.definition.is_some(), *expected == 0, "{what}");
+        assert_eq!(plan.target_xml.is_some(), *expected == 0, "{what}");
+        if let Some(error) = plan.refusal() {
+            assert!(!error.help.is_empty(), "{what} has no way out");
+            assert!(plan.describe().contains("cannot be carried out"));
+        }
+    }
+}
+
+#[test]
+fn the_source() {
+    table(&[
+        ("running", |w| w.source.state = MachineState::Running, 1013),
+        ("paused", |w| w.source.state = MachineState::Paused, 1013),
+        ("suspended", |w| w.source.state = MachineState::Suspended, 1013),
+        ("crashed", |w| w.source.state = MachineState::Crashed, 1013),
+        ("managed save", |w| w.source.managed_save = true, 1013),
+        ("snapshots", |w| w.source.snapshots = vec!["before".to_owned()], 0),
+        ("snapshots inside", |w| w.image().snapshots = 2, 0),
+        ("a TPM", |w| w.add_device("<tpm/>"), 1013),
+        ("a block device", |w| w.image().regular_file = false, 1013),
+        (
+            "another format",
+            |w| {
+                w.source.xml = w.source.xml.replace("type='qcow2'", "type='vmdk'");
+                w.image().format = ImageFormat::Other("vmdk".to_owned());
+            },
+            1013,
+        ),
+        (
+            "a raw disk with a header that its guest wrote",
+            |w| {
+                w.source.xml = w.source.xml.replace("type='qcow2'", "type='raw'");
+            },
+            1013,
+        ),
+        (
+            "a disk without a format is raw",
+            |w| {
+                w.source.xml = w.source.xml.replace("type='qcow2'", "");
+            },
+            1013,
+        ),
+        ("LUKS", |w| w.image().unsupported = vec!["LUKS encryption".to_owned()], 1013),
+        ("no image", |w| w.source.images.clear(), 1005),
+        ("an empty chain", |w| w.source.images.values_mut().for_each(Vec::clear), 1005),
+    ]);
+}
+
+#[test]
+fn the_target() {
+    table(&[
+        ("as many CPUs", |w| w.target.cpus = 1, 0),
+        ("no CPU", |w| w.target.cpus = 0, 1005),
+        ("too little memory", |w| w.target.memory_total = 1 << 20, 1005),
+        ("little free memory", |w| w.target.memory_available = 1 << 20, 0),
+        ("another architecture", |w| w.target.capabilities[0].arch = "aarch64".to_owned(), 1013),
+        ("no KVM", |w| w.target.capabilities[0].virt_type = "qemu".to_owned(), 1013),
+        ("an older qemu", |w| w.target.capabilities[0].machines = vec!["pc-q35-6.2".to_owned()], 1013),
+        ("no emulator", |w| w.target.capabilities.clear(), 1013),
+        ("another emulator", |w| w.target.capabilities[0].emulator = "/usr/libexec/qemu-kvm".to_owned(), 0),
+    ]);
+}
+
+#[test]
+fn names_and_uuids() {
+    fn same_host(w: &mut World) {
+        w.target.host = w.source.host.clone();
+    }
+    fn name(w: &mut World, name: &str) {
+        w.request.new_name = Some(name.parse().unwrap());
+    }
+    table(&[
+        ("another name", |w| name(w, "other"), 0),
+        ("a taken name", |w| w.target.machines = vec![existing("small_clone", 5, "/x")], 1004),
+        ("a taken UUID", |w| w.target.machines = vec![existing("other", 1, "/x")], 1004),
+        ("a replica", |w| w.request.identity = Identity::Kept, 0),
+        (
+            "its UUID is taken",
+            |w| {
+                w.request.uuid = Identity::Kept;
+                w.target.machines = vec![ExistingMachine { uuid: w.source.uuid, ..existing("other", 1, "/x") }];
+            },
+            1004,
+        ),
+        ("the same host", same_host, 0),
+        (
+            "onto itself",
+            |w| {
+                same_host(w);
+                name(w, "small")
+            },
+            1007,
+        ),
+        (
+            "onto itself by force",
+            |w| {
+                same_host(w);
+                name(w, "small");
+                w.request.existing = Existing::Replace;
+                w.target.machines =
+                    vec![ExistingMachine { uuid: w.source.uuid, ..existing("small", 1, "/pool/small.qcow2") }];
+            },
+            1007,
+        ),
+        (
+            "the same UUID on one host",
+            |w| {
+                same_host(w);
+                w.request.uuid = Identity::Kept;
+                w.target.machines =
+                    vec![ExistingMachine { uuid: w.source.uuid, ..existing("small", 1, "/pool/small.qcow2") }];
+            },
+            1004,
+        ),
+    ]);
+}
+
+fn plugged(w: &mut World, kind: &str, name: &str) {
+    w.add_device(&format!("<interface type='{kind}'><source {kind}='{name}' dev='{name}'/></interface>"));
+}
+
+fn map(w: &mut World, old: &str, new: &str) {
+    let new = if new == "none" { NetworkTarget::None } else { NetworkTarget::Named(new.parse().unwrap()) };
+    w.request.networks.push((old.to_owned(), new));
+}
+
+#[test]
+fn networks() {
+    table(&[
+        ("there", |w| plugged(w, "network", "default"), 0),
+        ("missing", |w| plugged(w, "network", "lan"), 1005),
+        ("a bridge is no network", |w| plugged(w, "network", "br0"), 1005),
+        ("a bridge", |w| plugged(w, "bridge", "br0"), 0),
+        ("a missing bridge", |w| plugged(w, "bridge", "br9"), 1005),
+        ("a missing device", |w| plugged(w, "direct", "eth9"), 1005),
+        (
+            "mapped",
+            |w| {
+                plugged(w, "network", "lan");
+                map(w, "lan", "default")
+            },
+            0,
+        ),
+        (
+            "mapped to a bridge",
+            |w| {
+                plugged(w, "network", "lan");
+                map(w, "lan", "br0")
+            },
+            0,
+        ),
+        (
+            "mapped to nothing that is there",
+            |w| {
+                plugged(w, "network", "lan");
+                map(w, "lan", "x")
+            },
+            1005,
+        ),
+        (
+            "unplugged",
+            |w| {
+                plugged(w, "bridge", "br9");
+                map(w, "br9", "none")
+            },
+            0,
+        ),
+        ("a mapping of nothing", |w| map(w, "typo", "default"), 1007),
+    ]);
+}
+
+#[test]
+fn what_unplugging_means_depends_on_libvirt() {
+    let plan = world().with(|w| {
+        plugged(w, "bridge", "br9");
+        map(w, "br9", "none")
+    });
+    assert!(plan.definition.unwrap().contains("<interface type='null'>"));
+    let plan = world().with(|w| {
+        plugged(w, "bridge", "br9");
+        map(w, "br9", "none");
+        w.target.libvirt_version = 8_000_000;
+    });
+    assert!(plan.definition.unwrap().contains("<interface type='user'>"));
+}
+
+#[test]
+fn what_does_not_hinder_is_said() {
+    let said = |change: Change, words: &str| {
+        let plan = world().with(change);
+        assert_eq!(code(&plan), 0, "{words}");
+        assert!(plan.warnings.iter().any(|warning| warning.contains(words)), "{words}: {:?}", plan.warnings);
+        assert!(plan.describe().contains(words), "{words}");
+    };
+    said(|w| w.source.snapshots = vec!["before".to_owned()], "before");
+    said(|w| w.image().snapshots = 2, "2 snapshot(s) inside disk vda");
+    said(|w| w.target.memory_available = 0, "memory");
+    said(|w| w.target.pools[0].available = 5 * GIB, "can grow to");
+    said(|w| w.target.capabilities[0].emulator = "/usr/libexec/qemu-kvm".to_owned(), "/usr/libexec/qemu-kvm");
+    said(|w| w.add_device("<graphics type='vnc' port='5900'/>"), "port");
+    said(
+        |w| w.source.xml = w.source.xml.replace("</os>", "</os><cpu mode='host-passthrough'/>"),
+        "CPU of whatever host",
+    );
+    said(
+        |w| {
+            w.add_device("<interface type='network'><source network='default'/></interface>");
+            w.target.networks[0].active = false;
+        },
+        "not active",
+    );
+    said(
+        |w| {
+            w.add_device(
+                "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>",
+            );
+            w.request.macs = Identity::Kept;
+            w.target.host = w.source.host.clone();
+        },
+        "same MAC addresses",
+    );
+}
+
+#[test]
+fn all_failures_are_told_at_once() {
+    let plan = world().with(|w| {
+        w.source.state = MachineState::Running;
+        w.add_device("<tpm/><hostdev/>");
+        w.target.cpus = 0;
+        w.target.pools.clear();
+    });
+    let failed = plan.checks.iter().filter(|check| check.outcome == Outcome::Fail).count();
+    assert_eq!(failed, 5, "{:?}", plan.checks);
+}
+
+#[test]
+fn a_name_that_cannot_be_made_wants_another() {
+    let mut world = world();
+    world.source.name = "my machine".parse().unwrap();
+    let plan = |world: &World| plan_clone(&world.request, &world.source, &world.target, &world.fresh);
+    let error = plan(&world).unwrap_err();
+    assert_eq!(error.code.number(), 1007);
+    assert!(error.help.iter().any(|help| help.contains("--new-name")));
+    world.request.new_name = Some("mine".parse().unwrap());
+    assert!(plan(&world).is_ok());
+}
+
+#[test]
+fn a_hostile_definition_is_no_plan() {
+    let mut world = world();
+    world.source.xml = "<!DOCTYPE a><domain/>".to_owned();
+    let error = plan_clone(&world.request, &world.source, &world.target, &world.fresh).unwrap_err();
+    assert_eq!(error.code.number(), 1009);
+}
