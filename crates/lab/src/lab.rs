@@ -14,6 +14,7 @@ use crate::{HostSpec, LabError, Result, boot, net, root, ssh};
 #[derive(Debug)]
 pub struct Lab {
     number: Number,
+    place: PathBuf,
     dir: PathBuf,
     hosts: Mutex<Vec<Host>>,
     /// Hosts that were promised a name and an address, raised or not.
@@ -34,11 +35,11 @@ impl Lab {
         let (number, lock) = Number::take()?;
         let watcher = number.watch()?;
         let owned = Some(Owned { watcher, _lock: lock });
-        let lab = Self { number, dir: number.dir(), hosts: Mutex::default(), records: Mutex::default(), owned };
-        write(&lab.dir.join("owner"), std::process::id().to_string(), 0o600)?;
-        make_dir(&lab.dir.join("hosts"))?;
-        make_dir(&lab.dir.join("scratch"))?;
-        ssh::lay_out_lab(&lab.dir)?;
+        let lab = Self::of(number, Vec::new(), owned);
+        write(&lab.place.join("owner"), std::process::id().to_string(), 0o600)?;
+        make_dir(&lab.place.join("hosts"))?;
+        make_dir(&lab.dir)?;
+        ssh::lay_out_lab(&lab.place)?;
         net::raise_bridge(number)?;
         Ok(lab)
     }
@@ -57,8 +58,13 @@ impl Lab {
             return Err(LabError::Refused(format!("lab {number} is not up")));
         }
         let hosts = Host::load_all(&number.dir())?;
+        Ok(Self::of(number, hosts, None))
+    }
+
+    fn of(number: Number, hosts: Vec<Host>, owned: Option<Owned>) -> Self {
+        let place = number.dir();
         let records = Mutex::new(hosts.iter().map(|host| host.record().clone()).collect());
-        Ok(Self { number, dir: number.dir(), hosts: Mutex::new(hosts), records, owned: None })
+        Self { number, dir: place.join("scratch"), place, hosts: Mutex::new(hosts), records, owned }
     }
 
     /// The ids of the labs that were raised to stay.
@@ -68,7 +74,7 @@ impl Lab {
 
     /// Lets the lab outlive this process, until [`Lab::down`].
     pub fn keep(mut self) -> Result<String> {
-        write(&self.dir.join("kept"), "", 0o600)?;
+        write(&self.place.join("kept"), "", 0o600)?;
         if let Some(mut owned) = self.owned.take() {
             stop(&mut owned.watcher);
         }
@@ -88,14 +94,14 @@ impl Lab {
 
     /// A private directory of the lab outside all hosts; goes with the lab.
     #[must_use]
-    pub fn dir(&self) -> PathBuf {
-        self.dir.join("scratch")
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// An `ssh_config` with which the machine itself reaches every host by its name, with strict host keys.
     #[must_use]
     pub fn ssh_config(&self) -> PathBuf {
-        ssh::config_path(&self.dir)
+        ssh::config_path(&self.place)
     }
 
     /// Raises one host; returns when its sshd and libvirt answer.
@@ -104,12 +110,12 @@ impl Lab {
     }
 
     fn raise(&self, record: Record) -> Result<Host> {
-        let host = Host::new(&self.dir, self.number, record);
+        let host = Host::new(&self.place, self.number, record);
         root::lay_out(&host)?;
-        ssh::lay_out_host(&self.dir, &host)?;
+        ssh::lay_out_host(&self.place, &host)?;
         {
             let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            ssh::introduce(&self.dir, &host, &hosts)?;
+            ssh::introduce(&self.place, &host, &hosts)?;
             hosts.push(host.clone());
             hosts.sort_by_key(|host| host.record().index);
         }

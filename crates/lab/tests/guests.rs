@@ -62,3 +62,34 @@ fn equal_seeds_make_equal_disks_with_holes() {
     let blocks = std::fs::metadata(host.path(&machine.disks()[0].path)).unwrap().blocks();
     assert!((10 * MIB..15 * MIB).contains(&(blocks * 512)), "{blocks}");
 }
+
+/// What the live operations of kvm-clone build on works between two lab hosts.
+#[test]
+fn a_running_guest_is_backed_up_and_migrates() {
+    if !available("guests") {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta").qemu_unprivileged()]).unwrap();
+    let data = Fill::Random { seed: 7, bytes: 4 * MIB };
+    let spec = MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 64 * MIB).fill(data));
+    let machine = define_machine(&hosts[0], spec).unwrap();
+    machine.start().unwrap();
+    machine.wait_for_console("kvm-clone-guest: up", Duration::from_secs(60)).unwrap();
+
+    let backup = "<domainbackup mode='pull'><server transport='unix' socket='/run/web1.sock'/></domainbackup>";
+    std::fs::write(hosts[0].path("/root/backup.xml"), backup).unwrap();
+    hosts[0].shell("virsh -c qemu:///system backup-begin web1 /root/backup.xml").unwrap();
+    hosts[0].shell("qemu-img convert -O raw nbd+unix:///vda?socket=/run/web1.sock /root/web1.raw").unwrap();
+    hosts[0].shell("virsh -c qemu:///system domjobabort web1").unwrap();
+
+    hosts[1].provide_guest().unwrap();
+    let path = &machine.disks()[0].path;
+    hosts[1].exec(&["qemu-img", "create", "-q", "-f", "qcow2", path, &machine.disks()[0].size.to_string()]).unwrap();
+    let target = "qemu+ssh://beta/system";
+    let migrate =
+        ["virsh", "-c", "qemu:///system", "migrate", "--live", "--persistent", "--copy-storage-all", "--unsafe"];
+    hosts[0].exec(&[&migrate[..], &["web1", target]].concat()).unwrap();
+    assert_eq!(hosts[1].machine("web1").unwrap().state().unwrap(), "running");
+    assert_eq!(machine.state().unwrap(), "shut off");
+}
