@@ -1,1 +1,33 @@
-//! x
+//! Carries kvm-clone's plans out: the library behind the command.
+//!
+//! Start at [`Client`]: it reaches hosts, lists machines, prepares a clone and, on the returned [`Prepared`], carries it
+//! out. The flow of a clone, and where each part of it is:
+//! 1. hosts are reached and their agents started: `host`;
+//! 2. inventories are taken and planned with `kvm_clone_core::plan`: `inventory`;
+//! 3. [`Prepared::execute`] locks, reads again, and runs the saga: `clone`, whose steps are in `step`;
+//! 4. disks travel over lanes: `lane`;
+//! 5. everything is written down before it is done: `store`;
+//! 6. what a dead process left is finished or undone: `recover`.
+#![deny(unsafe_code)]
+
+mod client;
+mod clone;
+mod doctor;
+mod host;
+mod inventory;
+mod lane;
+mod list;
+mod outcome;
+mod reconnect;
+mod recover;
+mod step;
+mod store;
+
+pub use client::{Client, ClientOptions, HostSpec};
+pub use clone::{CloneSettings, Events, Prepared};
+pub use doctor::{Finding, Verdict};
+pub use host::install::{AgentProgram, Privilege};
+pub use host::ssh::SshOptions;
+pub use kvm_clone_core as core;
+pub use outcome::{Checksum, CloneResult, Consistency, PhaseTime, Way};
+pub use recover::{Action, Recovered, Recovery};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lane::{ImageSpec, LaneCommand, LaneEvent};
-use crate::blocks::{Digest, DigestKey};
+use crate::blocks::DigestKey;
 use crate::error::Error;
 use crate::inventory::{HostId, ImageFacts};
 
@@ -28,6 +28,8 @@ pub struct Hello {
     pub protocol: u16,
     /// SHA-256 of the agent's own program file, in hexadecimal.
     pub build: String,
+    /// The session that lane agents join.
+    pub session: Uuid,
 }
 
 /// The first message of the controller.
@@ -85,6 +87,8 @@ pub enum Request {
         /// Keys as [`crate::journal::LockKey`] makes them.
         keys: Vec<String>,
     },
+    /// Let go of the locks. → [`Reply::Done`]
+    Unlock,
     /// Look at an image and every file behind it. → [`Reply::Chain`]
     Inspect(ImageSpec),
     /// How much data each segment of a disk may hold. → [`Reply::Segments`]
@@ -164,14 +168,26 @@ pub struct Marker {
     pub keys: Vec<String>,
     /// Staging files, removed by undo.
     pub staging: Vec<String>,
-    /// Files under their final names, removed by undo unless a definition made by this operation names them.
-    pub finals: Vec<String>,
+    /// Files under their final names, removed by undo unless a definition made by this operation stands.
+    pub finals: Vec<FinalFile>,
+    /// Pools that hold the files.
+    pub pools: Vec<String>,
     /// Manifests.
     pub manifests: Vec<String>,
     /// Files of the replaced machine, removed once the new definition stands.
     pub replaced: Vec<String>,
     /// When it began, RFC 3339.
     pub created: String,
+}
+
+/// A file that gets its final name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalFile {
+    /// The final name.
+    pub path: String,
+    /// Device and inode, known once the file is complete. Without them, and where they differ, what has that name is not
+    /// ours.
+    pub inode: Option<(u64, u64)>,
 }
 
 /// What an agent answers.
@@ -227,14 +243,14 @@ pub struct PathFacts {
 /// A finished image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinishedImage {
+    /// Its device and inode.
+    pub inode: (u64, u64),
     /// Bytes it takes on the host.
     pub allocated: u64,
     /// The root over its digests.
     pub root: [u8; 32],
     /// Blocks that hold data.
     pub data_blocks: u64,
-    /// The digest of its first block, as an example for people who compare.
-    pub first: Digest,
 }
 
 /// What an agent knows of its host.
@@ -270,6 +286,8 @@ pub struct HostFacts {
     pub boot_id: String,
     /// Bridges that interfaces can be put on.
     pub bridges: Vec<String>,
+    /// Network devices.
+    pub links: Vec<String>,
     /// Seconds since the epoch, for finding clocks that differ.
     pub clock: i64,
 }

@@ -58,6 +58,8 @@ pub struct ImageSpec {
 /// What a lane agent is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LaneCommand {
+    /// Hold the users' side of these locks, then say [`LaneEvent::Ready`]. Always the first.
+    Hold(Vec<String>),
     /// Read segments of these disks and send them.
     Source {
         /// The disks, by [`DiskIndex`].
@@ -105,7 +107,7 @@ pub enum Verify {
 /// What a lane agent tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LaneEvent {
-    /// The lane agent is there and waits for its command.
+    /// The lane agent holds its locks and waits for its command.
     Ready,
     /// Source: bytes read from the disks, and of them sent, since the last such event.
     Sent {

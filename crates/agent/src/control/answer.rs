@@ -1,0 +1,63 @@
+//! Requests and who answers them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
+use kvm_clone_core::{Error, Result};
+
+use super::session::Session;
+use super::{facts, files, image, inspect, lanes, marker, relay};
+
+/// Requests answered at once; a controller that asks more at a time is broken.
+const AT_ONCE: usize = 64;
+
+static ANSWERING: AtomicUsize = AtomicUsize::new(0);
+
+/// Answers a request in a thread of its own.
+pub(super) fn spawn(session: &Arc<Session>, number: u32, request: Request) -> Result<()> {
+    if ANSWERING.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
+        return Err(Error::transfer("the controller asked too many questions at once"));
+    }
+    let session = Arc::clone(session);
+    std::thread::spawn(move || {
+        let reply = answer(&session, request);
+        ANSWERING.fetch_sub(1, Ordering::Relaxed);
+        session.tell(FromAgent::Response(number, reply));
+    });
+    Ok(())
+}
+
+fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
+    match request {
+        Request::Facts => facts::gather(&session.place).map(|facts| Reply::Facts(Box::new(facts))),
+        Request::OpenLibvirt => relay::open(session).map(Reply::Relay),
+        Request::Lock { operation, keys } => session.take_locks(operation, &keys).map(done),
+        Request::Unlock => {
+            session.drop_locks();
+            Ok(Reply::Done)
+        }
+        Request::Inspect(image) => inspect::chain(&image).map(Reply::Chain),
+        Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from),
+        Request::Paths(paths) => Ok(Reply::Paths(files::look(paths))),
+        Request::Markers => marker::all(&session.place).map(Reply::Markers),
+        Request::PutMarker(new) => session.require_locks().and_then(|()| marker::put(&session.place, &new)).map(done),
+        Request::RemoveMarker(operation) => {
+            session.require_locks().and_then(|()| marker::remove(&session.place, operation)).map(done)
+        }
+        Request::CreateImage(new) => session.require_locks().and_then(|()| image::create(session, &new)).map(done),
+        Request::FinishImage(new) => {
+            session.require_locks().and_then(|()| image::finish(session, &new)).map(Reply::Image)
+        }
+        Request::Rename { from, to } => session.require_locks().and_then(|()| files::rename(&from, &to)).map(done),
+        Request::Remove { operation, paths } => {
+            session.require_locks().and_then(|()| files::remove(&session.place, operation, &paths)).map(done)
+        }
+        Request::SyncDefinitions => files::sync_definitions().map(done),
+        Request::EndLanes => lanes::end(session).map(done),
+    }
+}
+
+fn done((): ()) -> Reply {
+    Reply::Done
+}

@@ -1,0 +1,71 @@
+//! What the agent knows of its host.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvm_clone_core::Result;
+use kvm_clone_core::inventory::HostId;
+use kvm_clone_core::wire::control::HostFacts;
+
+use super::relay;
+use crate::place::Place;
+use crate::program;
+
+/// Programs that an operation may need.
+const PROGRAMS: [&str; 4] = ["qemu-img", "qemu-nbd", "virsh", "sudo"];
+
+/// Looks once; nothing here takes longer than reading a few files of `/proc`.
+pub(super) fn gather(place: &Place) -> Result<HostFacts> {
+    let system = rustix::system::uname();
+    let text = |value: &std::ffi::CStr| value.to_string_lossy().into_owned();
+    let programs: BTreeMap<String, String> = PROGRAMS
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), program::find(name)?.display().to_string())))
+        .collect();
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    Ok(HostFacts {
+        id: HostId(place.host_id()?),
+        hostname: text(system.nodename()),
+        arch: text(system.machine()),
+        kernel: text(system.release()),
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        memory_total: memory("MemTotal:"),
+        memory_available: memory("MemAvailable:"),
+        aes: read("/proc/cpuinfo").lines().any(|line| line.starts_with("flags") && line.contains(" aes")),
+        uid: rustix::process::geteuid().as_raw(),
+        kvm: fs::File::open("/dev/kvm").is_ok(),
+        libvirt_sockets: relay::sockets().into_iter().filter(|path| Path::new(path).exists()).collect(),
+        programs,
+        state_dir: place.state.display().to_string(),
+        boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+        bridges: network_devices(|device| device.join("bridge").is_dir()),
+        links: network_devices(|_| true),
+        clock: i64::try_from(clock).unwrap_or(i64::MAX),
+    })
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A line of `/proc/meminfo` in bytes.
+fn memory(name: &str) -> u64 {
+    let info = read("/proc/meminfo");
+    let line = info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Network devices, of those that keep `wanted`.
+fn network_devices(wanted: impl Fn(&Path) -> bool) -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|entry| wanted(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,99 @@
+//! Files beside the images themselves: looking, renaming, removing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use kvm_clone_core::wire::control::{Marker, PathFacts};
+use kvm_clone_core::{Code, Error, Result};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use uuid::Uuid;
+
+use super::marker::{self, sync_dir};
+use crate::place::{Place, io_error};
+
+/// What is at these paths.
+pub(super) fn look(paths: Vec<String>) -> BTreeMap<String, PathFacts> {
+    paths.into_iter().map(|path| (path.clone(), facts(Path::new(&path)))).collect()
+}
+
+fn facts(path: &Path) -> PathFacts {
+    let found = fs::symlink_metadata(path).ok();
+    let directory = fs::metadata(path).is_ok_and(|facts| facts.is_dir());
+    let home = if directory { Some(path) } else { path.parent() };
+    let space = home.and_then(|dir| rustix::fs::statvfs(dir).ok());
+    let available = space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize));
+    PathFacts { exists: found.is_some(), directory, available }
+}
+
+/// Gives a file its final name, durably. What is there already stays: the kernel refuses in the same call.
+pub(super) fn rename(from: &str, to: &str) -> Result<()> {
+    let (from, to) = (Path::new(from), Path::new(to));
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => {
+            return Err(Error::new(Code::VmExists, format!("{} exists and is not ours", to.display()))
+                .with("path", to.display())
+                .help("Move it away, or choose another name with --new-name"));
+        }
+        // Some network file systems know no such rename; a hard link refuses an existing name as well.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_then_unlink(from, to)?,
+        Err(error) => return Err(io_error("renaming", from, &error.into())),
+    }
+    let dir = to.parent().unwrap_or(Path::new("/"));
+    sync_dir(dir).map_err(|error| io_error("syncing", dir, &error))
+}
+
+fn link_then_unlink(from: &Path, to: &Path) -> Result<()> {
+    fs::hard_link(from, to)
+        .and_then(|()| fs::remove_file(from))
+        .map_err(|error| io_error("renaming", from, &error))
+}
+
+/// Removes files that the marker of this operation names, and no others.
+pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result<()> {
+    let marker = marker::get(place, operation)?;
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for path in paths {
+        if !is_ours(&marker, path)? {
+            continue;
+        }
+        let path = Path::new(path);
+        match fs::remove_file(path) {
+            Ok(()) => dirs.extend(path.parent().map(Path::to_owned)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("removing", path, &error)),
+        }
+    }
+    dirs.sort();
+    dirs.dedup();
+    dirs.iter().try_for_each(|dir| sync_dir(dir).map_err(|error| io_error("syncing", dir, &error)))
+}
+
+/// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
+/// is why ours was refused: only the inode tells.
+fn is_ours(marker: &Marker, path: &String) -> Result<bool> {
+    if [&marker.staging, &marker.manifests, &marker.replaced].iter().any(|list| list.contains(path)) {
+        return Ok(true);
+    }
+    let Some(file) = marker.finals.iter().find(|file| file.path == *path) else {
+        return Err(Error::internal(format!("{path} is not in the marker of operation {}", marker.operation)));
+    };
+    let found = fs::symlink_metadata(path).ok().map(|facts| (facts.dev(), facts.ino()));
+    Ok(found.is_some() && found == file.inode)
+}
+
+/// Makes libvirt's definitions durable: libvirt syncs the file it writes, but not the directory that names it.
+pub(super) fn sync_definitions() -> Result<()> {
+    let dir: PathBuf = if rustix::process::geteuid().is_root() {
+        "/etc/libvirt/qemu".into()
+    } else {
+        let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        config.unwrap_or_else(|| home.join(".config")).join("libvirt/qemu")
+    };
+    let open = File::open(&dir).map_err(|error| io_error("opening", &dir, &error))?;
+    rustix::fs::syncfs(open).map_err(|error| io_error("syncing", &dir, &error.into()))
+}

@@ -1,0 +1,101 @@
+//! Staging images: made before the copy, completed after it.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
+use kvm_clone_core::{Error, Result};
+
+use super::marker::{self, sync_dir};
+use super::session::Session;
+use crate::device::{AtomicChunks, ChunkAllocator, ImageFormat, RawWriter, WriteDevice, new_qcow2};
+use crate::lane::{ManifestFile, known, open_reader};
+use crate::place::io_error;
+use crate::program;
+
+/// How long `qemu-img check` may take: it reads only metadata, of which a large image has gigabytes.
+const CHECK_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// The room left in growing images, by disk.
+#[derive(Default)]
+pub(super) struct Growing(Mutex<HashMap<DiskIndex, AtomicChunks>>);
+
+impl Growing {
+    pub(super) fn next_chunk(&self, disk: DiskIndex) -> Result<u64> {
+        let growing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunks = growing.get(&disk).ok_or_else(|| Error::internal(format!("disk {disk} does not grow")))?;
+        Ok(chunks.next_chunk()?)
+    }
+
+    fn add(&self, disk: DiskIndex, chunks: AtomicChunks) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(disk, chunks);
+    }
+}
+
+/// Makes an empty image and its manifest; neither may be there, and the operation's marker must name both.
+pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
+    let marker = marker::get(&session.place, new.operation)?;
+    if !marker.staging.contains(&new.image.path) || !marker.manifests.contains(&new.manifest) {
+        return Err(Error::internal(format!("the marker does not name {}", new.image.path)));
+    }
+    let path = Path::new(&new.image.path);
+    match known(&new.image.format, &new.image.path)? {
+        ImageFormat::Raw => drop(RawWriter::create(path, new.virtual_size)?),
+        ImageFormat::Qcow2 => {
+            new_qcow2::create(path, new.virtual_size)?;
+            session.growing.add(new.disk, AtomicChunks::of(path)?);
+        }
+    }
+    ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
+}
+
+/// Completes an image: structures, check by qemu itself, owner and mode, durability, and the manifest's root.
+pub(super) fn finish(session: &Session, new: &NewImage) -> Result<FinishedImage> {
+    let path = Path::new(&new.image.path);
+    if known(&new.image.format, &new.image.path)? == ImageFormat::Qcow2 {
+        new_qcow2::finish(path)?;
+        check(session, &new.image.path)?;
+    } else {
+        RawWriter::open(path)?.sync()?;
+    }
+    if open_reader(&new.image)?.size() != new.virtual_size {
+        return Err(Error::verification("the finished image has another size than its source")
+            .with("path", path.display())
+            .with("expected", new.virtual_size));
+    }
+    let manifest = ManifestFile::open(Path::new(&new.manifest))?;
+    let (root, data_blocks) = manifest.complete(&new.key, new.operation, new.virtual_size)?;
+    let facts = hand_over(path, new).map_err(|error| io_error("handing over", path, &error))?;
+    let manifests = session.place.manifests();
+    sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
+    Ok(FinishedImage { inode: (facts.dev(), facts.ino()), allocated: facts.blocks() * 512, root: root.0, data_blocks })
+}
+
+/// Gives the image its owner and mode, and makes it durable with its name.
+fn hand_over(path: &Path, new: &NewImage) -> std::io::Result<Metadata> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(new.mode))?;
+    if let Some((user, group)) = new.owner {
+        chown(path, Some(user), Some(group))?;
+    }
+    let file = std::fs::File::open(path)?;
+    file.sync_all()?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))?;
+    file.metadata()
+}
+
+/// qemu's own word on the image, by the program that will open it.
+fn check(session: &Session, path: &str) -> Result<()> {
+    let users = session.users_for_program()?;
+    let outcome = program::run("qemu-img", &["check", "-q", "-f", "qcow2", "--", path], users, CHECK_DEADLINE)?;
+    if outcome.status.success() {
+        return Ok(());
+    }
+    Err(Error::verification(format!("qemu-img check found fault with {path}"))
+        .with("path", path)
+        .with("qemu_img", outcome.output.trim())
+        .help("Please report this; nothing was made at the target"))
+}

@@ -1,0 +1,108 @@
+//! Lane agents join their control agent through a socket in the session's directory, which only this user can enter.
+//!
+//! The socket is their life line: when the control agent is gone it closes, and they end.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::wire::control::{FromAgent, LaneId};
+use kvm_clone_core::wire::frame::{Kind, decode};
+use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
+use kvm_clone_core::{Error, Result};
+
+use super::session::Session;
+use crate::place::io_error;
+use crate::stream::{FrameReader, FrameWriter};
+
+/// Commands that may wait for a lane agent.
+const COMMANDS_WAITING: usize = 64;
+/// How long lane agents may take to end after their last command.
+const END_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Takes lane agents in from now on.
+pub(super) fn listen(session: &Arc<Session>) -> Result<()> {
+    let path = session.lane_socket();
+    let listener = UnixListener::bind(&path).map_err(|error| io_error("listening at", &path, &error))?;
+    let session = Arc::clone(session);
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let session = Arc::clone(&session);
+            std::thread::spawn(move || {
+                let _ = serve(&session, socket);
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Passes a lane agent's events up and its commands down until it ends.
+fn serve(session: &Session, socket: UnixStream) -> Result<()> {
+    let mut input = FrameReader::new(socket.try_clone().map_err(|error| lost(&error))?);
+    input.expect_magic()?;
+    let Some((_, body)) = input.next()? else { return Ok(()) };
+    let lane: LaneId = decode(body)?;
+    let (commands, waiting) = mpsc::sync_channel::<LaneCommand>(COMMANDS_WAITING);
+    let _ = commands.try_send(LaneCommand::Hold(session.lock_keys()));
+    session.add_lane(lane, commands.clone());
+    session.lanes_joined.fetch_add(1, Ordering::Relaxed);
+    std::thread::spawn(move || send_commands(socket, &waiting));
+    let outcome = pass_events(session, lane, &commands, &mut input);
+    session.remove_lane(lane);
+    if let Err(error) = outcome {
+        session.tell(FromAgent::Lane(lane, LaneEvent::Failed(error)));
+    }
+    Ok(())
+}
+
+fn send_commands(socket: UnixStream, waiting: &mpsc::Receiver<LaneCommand>) {
+    let mut output = FrameWriter::new(&socket);
+    for command in waiting {
+        if output.send(Kind::Message, &command, &[]).is_err() {
+            break;
+        }
+    }
+    let _ = socket.shutdown(std::net::Shutdown::Both);
+}
+
+fn pass_events(
+    session: &Session,
+    lane: LaneId,
+    commands: &mpsc::SyncSender<LaneCommand>,
+    input: &mut FrameReader<UnixStream>,
+) -> Result<()> {
+    let mut finished = false;
+    while let Some((_, body)) = input.next()? {
+        match decode(body)? {
+            LaneEvent::WantChunk(disk) => {
+                let host_offset = session.growing.next_chunk(disk)?;
+                let _ = commands.send(LaneCommand::Chunk { disk, host_offset });
+            }
+            event => {
+                finished |= matches!(event, LaneEvent::Finished | LaneEvent::Failed(_));
+                session.tell(FromAgent::Lane(lane, event));
+            }
+        }
+    }
+    if finished { Ok(()) } else { Err(Error::transfer(format!("lane agent {lane} died")).transient()) }
+}
+
+/// Ends the lane agents and waits until they are gone, so that nothing writes any more.
+pub(super) fn end(session: &Session) -> Result<()> {
+    session.close_lanes();
+    let deadline = Instant::now() + END_DEADLINE;
+    while session.lanes_left() > 0 {
+        if Instant::now() > deadline {
+            return Err(Error::timeout("lane agents did not end"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn lost(error: &io::Error) -> Error {
+    Error::transfer(format!("a lane agent's socket was lost: {error}"))
+}

@@ -1,0 +1,242 @@
+//! What the threads of a control agent share.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::wire::control::{FromAgent, LaneId, StreamId, Welcome};
+use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
+use kvm_clone_core::{Error, Result};
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use super::image::Growing;
+use crate::lock::Locks;
+use crate::place::{Place, io_error, private_dir};
+
+/// Messages that wait to be written; when they are this many, whoever adds one waits.
+const OUTGOING_LIMIT: usize = 64;
+/// Silence that is allowed until the controller has said how long it may be.
+const FIRST_SILENCE_SECONDS: u32 = 30;
+
+/// What goes to the controller.
+pub(super) enum Outgoing {
+    Message(Box<FromAgent>),
+    Relay(StreamId, Vec<u8>),
+}
+
+/// The state of one control agent.
+pub(crate) struct Session {
+    pub(super) id: Uuid,
+    pub(super) place: Place,
+    dir: PathBuf,
+    /// Holds the session's directory: whoever can lock it knows that this process is gone.
+    _alive: fs::File,
+    out: SyncSender<Outgoing>,
+    end: SyncSender<Result<()>>,
+    started: Instant,
+    heard_at: AtomicU64,
+    told_at: AtomicU64,
+    silence_seconds: AtomicU32,
+    controller: Mutex<String>,
+    locks: Mutex<Option<Locks>>,
+    lanes: Mutex<HashMap<LaneId, SyncSender<LaneCommand>>>,
+    pub(super) lanes_joined: AtomicUsize,
+    relays: Mutex<HashMap<StreamId, SyncSender<Vec<u8>>>>,
+    pub(super) growing: Growing,
+}
+
+impl Session {
+    /// A new session with its directory, what is to be written, and where its end is told.
+    #[allow(clippy::type_complexity, reason = "three ends of what is made together")]
+    pub(super) fn open(place: Place) -> Result<(Arc<Self>, Receiver<Outgoing>, Receiver<Result<()>>)> {
+        sweep(&place);
+        let id = Uuid::new_v4();
+        let dir = place.sessions().join(id.to_string());
+        private_dir(&dir)?;
+        let alive = fs::File::open(&dir).map_err(|error| io_error("opening", &dir, &error))?;
+        flock(&alive, FlockOperation::LockExclusive).map_err(|error| io_error("locking", &dir, &error.into()))?;
+        let (out, outgoing) = mpsc::sync_channel(OUTGOING_LIMIT);
+        let (end, ended) = mpsc::sync_channel(4);
+        let session = Self {
+            id,
+            place,
+            dir,
+            _alive: alive,
+            out,
+            end,
+            started: Instant::now(),
+            heard_at: AtomicU64::new(0),
+            told_at: AtomicU64::new(0),
+            silence_seconds: AtomicU32::new(FIRST_SILENCE_SECONDS),
+            controller: Mutex::default(),
+            locks: Mutex::default(),
+            lanes: Mutex::default(),
+            lanes_joined: AtomicUsize::new(0),
+            relays: Mutex::default(),
+            growing: Growing::default(),
+        };
+        Ok((Arc::new(session), outgoing, ended))
+    }
+
+    pub(super) fn lane_socket(&self) -> PathBuf {
+        lane_socket(&self.place, self.id)
+    }
+
+    /// Sends a message to the controller; waits while too many wait already.
+    pub(super) fn tell(&self, message: FromAgent) {
+        // A failure means that the writer has ended, and with it the session.
+        let _ = self.out.send(Outgoing::Message(Box::new(message)));
+    }
+
+    pub(super) fn relay_out(&self, stream: StreamId, bytes: Vec<u8>) {
+        let _ = self.out.send(Outgoing::Relay(stream, bytes));
+    }
+
+    /// Ends the session; the first reason counts.
+    pub(super) fn end(&self, outcome: Result<()>) {
+        let _ = self.end.try_send(outcome);
+    }
+
+    pub(super) fn heard(&self) {
+        self.heard_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.heard_at.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn silence(&self) -> Duration {
+        Duration::from_secs(u64::from(self.silence_seconds.load(Ordering::Relaxed)))
+    }
+
+    /// Tells the controller that we live, without waiting: where the channel is full it hears enough of us.
+    pub(super) fn heartbeat_if_due(&self, every: Duration) {
+        let now = self.now();
+        if Duration::from_millis(now - self.told_at.load(Ordering::Relaxed)) >= every {
+            self.told_at.store(now, Ordering::Relaxed);
+            let _ = self.out.try_send(Outgoing::Message(Box::new(FromAgent::Heartbeat)));
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn welcome(&self, welcome: Welcome) {
+        self.silence_seconds.store(welcome.silence_seconds.max(1), Ordering::Relaxed);
+        *self.lock(&self.controller) = welcome.controller;
+    }
+
+    /// Takes the operation's locks; a session takes them once.
+    pub(super) fn take_locks(&self, operation: Uuid, keys: &[String]) -> Result<()> {
+        let mut locks = self.lock(&self.locks);
+        if locks.is_some() {
+            return Err(Error::internal("the locks of this session are taken already"));
+        }
+        *locks = Some(Locks::take(&self.place, keys, operation, &self.lock(&self.controller))?);
+        Ok(())
+    }
+
+    pub(super) fn drop_locks(&self) {
+        *self.lock(&self.locks) = None;
+    }
+
+    /// What a program that works for the operation must hold; none before the locks are taken.
+    pub(super) fn users_for_program(&self) -> Result<Option<fs::File>> {
+        self.lock(&self.locks).as_ref().map_or(Ok(None), Locks::for_program)
+    }
+
+    /// The keys that lane agents hold the users' side of.
+    pub(super) fn lock_keys(&self) -> Vec<String> {
+        self.lock(&self.locks).as_ref().map(|locks| locks.keys().to_vec()).unwrap_or_default()
+    }
+
+    /// Refuses what only the holder of the locks may do.
+    pub(super) fn require_locks(&self) -> Result<()> {
+        if self.lock(&self.locks).is_some() { Ok(()) } else { Err(Error::internal("the operation holds no locks")) }
+    }
+
+    pub(super) fn add_lane(&self, lane: LaneId, commands: SyncSender<LaneCommand>) {
+        self.lock(&self.lanes).insert(lane, commands);
+    }
+
+    pub(super) fn remove_lane(&self, lane: LaneId) {
+        self.lock(&self.lanes).remove(&lane);
+    }
+
+    pub(super) fn lanes_left(&self) -> usize {
+        self.lock(&self.lanes).len()
+    }
+
+    /// Closes every lane agent's socket, which ends it.
+    pub(super) fn close_lanes(&self) {
+        self.lock(&self.lanes).clear();
+    }
+
+    pub(super) fn lane_in(&self, lane: LaneId, command: LaneCommand) {
+        let refused = match self.lock(&self.lanes).get(&lane) {
+            Some(commands) => commands.try_send(command).is_err(),
+            None => true,
+        };
+        if refused {
+            let error = Error::transfer(format!("lane {lane} is gone")).transient();
+            self.tell(FromAgent::Lane(lane, LaneEvent::Failed(error)));
+        }
+    }
+
+    /// Registers a relayed connection and gives it a number.
+    pub(super) fn add_relay(&self, bytes: SyncSender<Vec<u8>>) -> StreamId {
+        let mut relays = self.lock(&self.relays);
+        let free = (0..StreamId::MAX).find(|id| !relays.contains_key(id)).unwrap_or(StreamId::MAX);
+        relays.insert(free, bytes);
+        free
+    }
+
+    pub(super) fn relay_in(&self, stream: StreamId, bytes: Vec<u8>) {
+        let mut relays = self.lock(&self.relays);
+        // libvirt's client sends one call and waits for its answer, so a full channel means that libvirtd hangs.
+        if relays.get(&stream).is_some_and(|relay| relay.try_send(bytes).is_err()) {
+            relays.remove(&stream);
+        }
+    }
+
+    pub(super) fn relay_closed(&self, stream: StreamId) {
+        self.lock(&self.relays).remove(&stream);
+    }
+
+    /// A thread that panicked leaves nothing half-changed behind these mutexes.
+    #[allow(clippy::unused_self, reason = "reads as an action of the session")]
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Where the lane agents of a session find their control agent.
+pub(crate) fn lane_socket(place: &Place, session: Uuid) -> PathBuf {
+    place.sessions().join(session.to_string()).join("lanes.sock")
+}
+
+/// Removes the directories of sessions whose processes are gone.
+fn sweep(place: &Place) {
+    let Ok(entries) = fs::read_dir(place.sessions()) else { return };
+    for entry in entries.flatten() {
+        let Ok(dir) = fs::File::open(entry.path()) else { continue };
+        // A session locks its directory right after making it; one in between is young, and left alone.
+        let young = entry.metadata().and_then(|facts| facts.modified()).ok().and_then(|time| time.elapsed().ok());
+        let old = young.is_none_or(|age| age > Duration::from_secs(60));
+        if old && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}

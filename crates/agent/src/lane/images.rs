@@ -1,0 +1,74 @@
+//! Images as commands name them, opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_clone_core::inventory::ImageFormat as Format;
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::{Code, Error, Result};
+
+use crate::device::{
+    ChunkAllocator, DeviceError, ImageFormat, NamedImage, Problem, Qcow2Reader, Qcow2Writer, RawReader, RawWriter,
+    ReadDevice, WriteDevice,
+};
+
+/// Opens an image read-only, with the backing files that the spec names and no others.
+pub(crate) fn open_reader(image: &ImageSpec) -> Result<Box<dyn ReadDevice>> {
+    let path = Path::new(&image.path);
+    match known(&image.format, &image.path)? {
+        ImageFormat::Raw => Ok(Box::new(RawReader::open(path)?)),
+        ImageFormat::Qcow2 => {
+            let named = image
+                .backing
+                .iter()
+                .map(|(path, format)| Ok(NamedImage { path: path.into(), format: known(format, path)? }))
+                .collect::<Result<Vec<_>>>()?;
+            Ok(Box::new(Qcow2Reader::open(path, &named)?))
+        }
+    }
+}
+
+/// Opens a staging image of ours for writing.
+pub(crate) fn open_writer(image: &ImageSpec, chunks: Arc<dyn ChunkAllocator>) -> Result<Box<dyn WriteDevice>> {
+    let path = Path::new(&image.path);
+    match known(&image.format, &image.path)? {
+        ImageFormat::Raw => Ok(Box::new(RawWriter::open(path)?)),
+        ImageFormat::Qcow2 => Ok(Box::new(Qcow2Writer::open(path, chunks)?)),
+    }
+}
+
+/// The format, if it is one that we read and write ourselves.
+pub(crate) fn known(format: &Format, path: &str) -> Result<ImageFormat> {
+    match format {
+        Format::Raw => Ok(ImageFormat::Raw),
+        Format::Qcow2 => Ok(ImageFormat::Qcow2),
+        Format::Other(name) => Err(Error::unsupported(format!("images of format {name} cannot be copied yet"))
+            .with("path", path)
+            .help(format!("Convert it first: qemu-img convert -O qcow2 {path} NEW"))),
+    }
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        let code = match &error.problem {
+            Problem::NoSpace(_) => Code::InsufficientResources,
+            Problem::Corrupt(_) => Code::Verification,
+            Problem::Unsupported { .. } | Problem::NotADisk => Code::Unsupported,
+            Problem::NotNamed { .. } => Code::Conflict,
+            Problem::Media(_) | Problem::Io { .. } | Problem::BadRequest { .. } => Code::Transfer,
+        };
+        let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
+        let mut out = Self::new(code, format!("{error}{cause}")).with("path", error.path.display());
+        if let Some(offset) = error.offset {
+            out = out.with("offset", offset);
+        }
+        match &error.problem {
+            Problem::NoSpace(_) => out.help("Free space at the target, or choose another pool with --pool"),
+            Problem::Media(_) => out.help("The storage reports errors: look at the host's kernel log"),
+            Problem::Corrupt(_) => out.help("Look at the image: qemu-img check"),
+            Problem::Unsupported { .. } => out.help("Convert the image first: qemu-img convert -O qcow2 OLD NEW"),
+            Problem::NotNamed { .. } => out.help("The image's backing file changed; run the command again"),
+            _ => out,
+        }
+    }
+}

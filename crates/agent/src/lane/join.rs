@@ -1,0 +1,61 @@
+//! The lane agent's end of its control agent's socket.
+
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Mutex, PoisonError};
+
+use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::wire::frame::{Kind, decode};
+use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use crate::control::lane_socket;
+use crate::place::Place;
+use crate::stream::{FrameReader, FrameWriter};
+
+/// Commands that may wait here; the controller keeps two segments in flight, so this is never reached.
+const WAITING: usize = 64;
+
+/// Where a lane agent tells what happened.
+pub(super) struct Events {
+    output: Mutex<FrameWriter<UnixStream>>,
+}
+
+impl Events {
+    /// Tells the control agent. A failure means that it is gone, which ends this process from another thread.
+    pub(super) fn tell(&self, event: &LaneEvent) {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = output.send(Kind::Message, event, &[]);
+    }
+}
+
+/// Joins; from now on the end of the socket is told to `ends`.
+pub(super) fn join(
+    place: &Place,
+    session: Uuid,
+    lane: LaneId,
+    ends: SyncSender<Result<()>>,
+) -> Result<(Events, Receiver<LaneCommand>)> {
+    let lost = |error: std::io::Error| Error::transfer(format!("the control agent cannot be joined: {error}"));
+    let socket = UnixStream::connect(lane_socket(place, session)).map_err(lost)?;
+    let mut output = FrameWriter::new(socket.try_clone().map_err(lost)?);
+    output.magic()?;
+    output.send(Kind::Message, &lane, &[])?;
+    let (commands, waiting) = mpsc::sync_channel(WAITING);
+    std::thread::spawn(move || {
+        let outcome = pass_commands(socket, &commands);
+        let _ = ends.send(outcome);
+    });
+    Ok((Events { output: Mutex::new(output) }, waiting))
+}
+
+fn pass_commands(socket: UnixStream, commands: &SyncSender<LaneCommand>) -> Result<()> {
+    let mut input = FrameReader::new(socket);
+    while let Some((_, body)) = input.next()? {
+        if commands.send(decode(body)?).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The manifest file of a disk: its digests, kept on the target host.
+//!
+//! Each lane agent writes the entries of its own segments; the control agent makes the file and completes it.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use kvm_clone_core::blocks::manifest::{ENTRY_LEN, HEADER_LEN, entry_offset};
+use kvm_clone_core::blocks::{BLOCK, BlockIndex, Digest, DigestKey, Geometry, Header, Root, RootHasher};
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use crate::place::io_error;
+
+/// Entries read at once when the root is computed.
+const BATCH: u64 = 4096;
+
+/// An open manifest.
+pub(crate) struct ManifestFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl ManifestFile {
+    /// Makes a manifest without digests; one that is there already is of an earlier try and is replaced.
+    pub(crate) fn create(path: &Path, key: &DigestKey, operation: Uuid, disk_size: u64) -> Result<()> {
+        let _ = std::fs::remove_file(path);
+        let failed = |error| io_error("making the manifest", path, &error);
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let header = header(key, operation, disk_size, None)?;
+        file.set_len(header.geometry.file_len()).map_err(failed)?;
+        file.write_all_at(&header.encode(), 0).map_err(failed)
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| io_error("opening the manifest", path, &error))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Writes the digests of neighbouring blocks. Runs of zero blocks stay holes.
+    pub(crate) fn write(&self, offset: u64, digests: &[Digest]) -> Result<()> {
+        if digests.iter().all(Digest::is_zero) {
+            return Ok(());
+        }
+        let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
+        let at = entry_offset(BlockIndex(offset / BLOCK));
+        self.file.write_all_at(&bytes, at).map_err(|error| io_error("writing the manifest", &self.path, &error))
+    }
+
+    /// Computes the root over all digests, writes it, and makes the file durable. Returns it with the number of blocks
+    /// that hold data.
+    pub(crate) fn complete(&self, key: &DigestKey, operation: Uuid, disk_size: u64) -> Result<(Root, u64)> {
+        let failed = |error| io_error("completing the manifest", &self.path, &error);
+        let mut header = header(key, operation, disk_size, None)?;
+        let mut hasher = RootHasher::new(key, header.geometry);
+        let mut data_blocks = 0;
+        let mut at = HEADER_LEN as u64;
+        let end = header.geometry.file_len();
+        let mut buffer = vec![0; usize::try_from(BATCH * ENTRY_LEN).unwrap_or(0)];
+        while let Some(start) = next_data(&self.file, at, end).map_err(failed)? {
+            let first = (start - HEADER_LEN as u64) / ENTRY_LEN;
+            let count = BATCH.min(header.geometry.blocks() - first);
+            let len = usize::try_from(count * ENTRY_LEN).unwrap_or(0);
+            self.file.read_exact_at(&mut buffer[..len], entry_offset(BlockIndex(first))).map_err(failed)?;
+            for (index, entry) in (first..).zip(buffer[..len].as_chunks::<16>().0) {
+                let digest = Digest(*entry);
+                data_blocks += u64::from(!digest.is_zero());
+                hasher
+                    .push(BlockIndex(index), digest)
+                    .map_err(|error| Error::internal(format!("the manifest's order: {error}")))?;
+            }
+            at = entry_offset(BlockIndex(first + count));
+        }
+        let root = hasher.finish();
+        header.root = Some(root);
+        self.file.sync_data().map_err(failed)?;
+        self.file.write_all_at(&header.encode(), 0).map_err(failed)?;
+        self.file.sync_all().map_err(failed)?;
+        Ok((root, data_blocks))
+    }
+}
+
+/// Where the next written entry may be, at or after `at`.
+fn next_data(file: &File, at: u64, end: u64) -> std::io::Result<Option<u64>> {
+    if at >= end {
+        return Ok(None);
+    }
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(found) => Ok(Some(found.max(at)).filter(|found| *found < end)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(rustix::io::Errno::INVAL) => Ok(Some(at)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn header(key: &DigestKey, operation: Uuid, disk_size: u64, root: Option<Root>) -> Result<Header> {
+    let geometry = Geometry::default_blocks(disk_size)
+        .map_err(|error| Error::unsupported(format!("the disk cannot have a manifest: {error}")))?;
+    Ok(Header { geometry, key_id: key.id(), operation: operation.into_bytes(), root })
+}

@@ -1,0 +1,78 @@
+//! A lane agent: one end of one lane.
+//!
+//! Its stdin and stdout are the lane itself, joined to the other end by SSH; what it is to do, and what became of it,
+//! go through its control agent's socket. When that socket closes, the lane agent ends at once: it never outlives the
+//! holder of the operation's locks.
+
+mod images;
+mod join;
+mod manifest;
+mod readers;
+mod source;
+mod target;
+mod verify;
+
+pub(crate) use images::{known, open_reader};
+pub(crate) use manifest::ManifestFile;
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+
+use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use crate::lock;
+use crate::place::Place;
+use join::Events;
+
+/// Processor priority of lane agents: they give way to guests. The control agent keeps its own, since it must answer.
+const NICE: i32 = 10;
+
+/// Joins the control agent of `session` as lane `number` and works until that says so or is gone.
+///
+/// # Errors
+/// The arguments are no session and number, or the control agent is not there.
+pub fn run(session: &str, number: &str) -> Result<()> {
+    let usage = || Error::validation("lane needs the id of a session and a number");
+    let session: Uuid = session.parse().map_err(|_| usage())?;
+    let number: LaneId = number.parse().map_err(|_| usage())?;
+    let _ = rustix::process::setpriority_process(None, NICE);
+    let place = Place::find()?;
+    let (ends, ended) = mpsc::sync_channel(2);
+    let (events, commands) = join::join(&place, session, number, ends.clone())?;
+    let events = Arc::new(events);
+    std::thread::spawn(move || {
+        let outcome = work(&place, &events, commands);
+        if let Err(error) = &outcome {
+            events.tell(&LaneEvent::Failed(error.clone()));
+        }
+        let _ = ends.send(outcome);
+    });
+    // The first of: the work is done, the control agent is gone. Returning ends the process and every thread in it.
+    ended.recv().unwrap_or(Ok(()))
+}
+
+fn work(place: &Place, events: &Arc<Events>, commands: Receiver<LaneCommand>) -> Result<()> {
+    let Some(LaneCommand::Hold(keys)) = next(&commands) else {
+        return Err(Error::internal("the first command of a lane agent must be to hold its locks"));
+    };
+    let _users = lock::hold_users(place, &keys)?;
+    events.tell(&LaneEvent::Ready);
+    match next(&commands) {
+        Some(LaneCommand::Source { disks, key }) => source::run(&disks, &key, &commands, events)?,
+        Some(LaneCommand::Target { disks, manifests, key, verify }) => {
+            let work = target::Target { disks, manifests, key, verify };
+            target::run(work, commands, events)?;
+        }
+        _ => return Err(Error::internal("the second command of a lane agent must name its disks")),
+    }
+    events.tell(&LaneEvent::Finished);
+    Ok(())
+}
+
+/// The next command; none once the control agent is gone.
+fn next(commands: &Receiver<LaneCommand>) -> Option<LaneCommand> {
+    commands.recv().ok()
+}

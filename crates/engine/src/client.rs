@@ -1,0 +1,190 @@
+//! The public library: [`Client`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::event::Phase;
+use kvm_clone_core::host::HostAddr;
+use kvm_clone_core::inventory::Machine;
+use kvm_clone_core::name::SourceName;
+use kvm_clone_core::plan::CloneRequest;
+use kvm_clone_core::{Error, Result};
+
+use crate::clone::{self, Events, Phases, Prepared};
+use crate::doctor::{self, Finding};
+use crate::host::install::{AgentProgram, Privilege};
+use crate::host::ssh::SshOptions;
+use crate::host::{Access, Host};
+use crate::inventory::Site;
+use crate::list;
+use crate::recover::{self, Recovered, Recovery};
+use crate::store::Store;
+
+/// How a [`Client`] reaches hosts and where it keeps its journal. The library reads no environment and no
+/// configuration; whoever makes the client does.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// The agent program that is installed on hosts.
+    pub agent: PathBuf,
+    /// The journal's file; it is made where there is none.
+    pub journal: PathBuf,
+    /// How SSH connects.
+    pub ssh: SshOptions,
+    /// Silence after which controller and agent count each other as gone.
+    pub silence: Duration,
+    /// How long one call of libvirt may take.
+    pub libvirt_timeout: Duration,
+}
+
+impl ClientOptions {
+    /// Options with the defaults for everything but these two paths.
+    #[must_use]
+    pub fn new(agent: PathBuf, journal: PathBuf) -> Self {
+        Self {
+            agent,
+            journal,
+            ssh: SshOptions::default(),
+            silence: Duration::from_secs(30),
+            libvirt_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A host to be used, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSpec {
+    /// How it is reached.
+    pub addr: HostAddr,
+    /// As whom the agent runs there.
+    pub privilege: Privilege,
+}
+
+impl From<HostAddr> for HostSpec {
+    fn from(addr: HostAddr) -> Self {
+        Self { addr, privilege: Privilege::default() }
+    }
+}
+
+/// Copies machines between libvirt hosts.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), kvm_clone_core::Error> {
+/// use std::sync::Arc;
+/// use kvm_clone_engine::{Client, ClientOptions, CloneSettings};
+/// use kvm_clone_core::plan::CloneRequest;
+/// use tokio_util::sync::CancellationToken;
+///
+/// let options = ClientOptions::new("/usr/libexec/kvm-clone-agent".into(), "/tmp/journal.db".into());
+/// let client = Client::new(options).await?;
+/// let (alpha, beta) = ("alpha".parse()?, "root@beta".parse()?);
+/// let events = Arc::new(|event| println!("{event:?}"));
+/// let prepared = client.prepare(&alpha, &beta, &"web1".parse()?, CloneRequest::default(), events.clone()).await?;
+/// println!("{}", prepared.plan().describe());
+/// let result = prepared.execute(&CloneSettings::default(), events, CancellationToken::new()).await?;
+/// println!("{} is on {}", result.new_vm_name, result.dest_host);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    access: Arc<Access>,
+    journal: PathBuf,
+}
+
+impl Client {
+    /// A client that reaches hosts in this way. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// The agent program cannot be read.
+    pub async fn new(options: ClientOptions) -> Result<Self> {
+        let agent = AgentProgram::load(&options.agent).await?;
+        let me = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let access = Access {
+            ssh: options.ssh,
+            agent,
+            silence: options.silence,
+            libvirt_deadline: options.libvirt_timeout,
+            controller: format!("{me} pid {}", std::process::id()),
+        };
+        Ok(Self { access: Arc::new(access), journal: options.journal })
+    }
+
+    /// The machines of a host, by name.
+    ///
+    /// # Errors
+    /// The host or its libvirt cannot be used.
+    pub async fn list(&self, host: &HostSpec) -> Result<Vec<Machine>> {
+        list::machines(&self.connect(host).await?).await
+    }
+
+    /// Everything that a clone from or to a host relies on, as findings.
+    pub async fn doctor(&self, host: &HostSpec) -> Vec<Finding> {
+        doctor::examine(host, &self.access).await
+    }
+
+    /// Reaches both hosts, takes their inventories and plans a clone. Nothing is changed on either, except that the
+    /// agent may be installed.
+    ///
+    /// # Errors
+    /// A host cannot be used, or the machine is not there. What keeps the plan from being carried out is in the plan.
+    pub async fn prepare(
+        &self,
+        source: &HostSpec,
+        target: &HostSpec,
+        name: &SourceName,
+        request: CloneRequest,
+        events: Events,
+    ) -> Result<Prepared> {
+        let started = Instant::now();
+        let mut phases = Phases::default();
+        // A name that cannot be is refused before any connection.
+        request.new_name(name)?;
+        phases.enter(Phase::Connect, &events);
+        let (source, target, store) =
+            tokio::try_join!(self.connect(source), self.connect(target), Store::open(&self.journal))?;
+        // One host under two names is served by one agent, which then holds all locks.
+        let target = if source.host.is(&target.host) {
+            let mut same = source.clone();
+            same.host.name.clone_from(&target.host.name);
+            same
+        } else {
+            target
+        };
+        phases.enter(Phase::Plan, &events);
+        let fresh = clone::fresh_identity(MOST_INTERFACES)?;
+        let (plan, seen, _) = clone::plan(&source, &target, name, &request, &fresh).await?;
+        Ok(Prepared {
+            request,
+            fresh,
+            source,
+            target,
+            plan,
+            store,
+            silence: self.access.silence,
+            name: name.clone(),
+            source_uuid: seen.machine.uuid,
+            started,
+            phases,
+        })
+    }
+
+    /// What interrupted operations left on a host: finished or undone, unless only looked at.
+    ///
+    /// # Errors
+    /// The host cannot be used. What went wrong with one operation is in its entry.
+    pub async fn recover(&self, host: &HostSpec, mode: Recovery) -> Result<Vec<Recovered>> {
+        let (site, store) = tokio::try_join!(self.connect(host), Store::open(&self.journal))?;
+        let recovered = recover::recover(&site, &store, mode).await;
+        store.close().await;
+        recovered
+    }
+
+    async fn connect(&self, spec: &HostSpec) -> Result<Site> {
+        let host = Host::connect(&spec.addr, spec.privilege, &self.access).await?;
+        let libvirt = host.libvirt().await.map_err(|error: Error| error.with("host", &host.name))?;
+        Ok(Site { host, libvirt })
+    }
+}
+
+/// Random MAC addresses that are kept ready; qemu has no room for as many interfaces.
+const MOST_INTERFACES: usize = 256;

@@ -1,0 +1,326 @@
+//! A clone from the outside: prepared (hosts reached, planned), then carried out.
+//!
+//! The main flow of the whole program is [`Prepared::execute`]: lock and read again, then the steps of the saga, each
+//! journaled before and after; on failure everything is undone in reverse.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::blocks::{BLOCK, DigestKey};
+use kvm_clone_core::event::{Event, Phase};
+use kvm_clone_core::journal::{LockKey, Mark, Status, Step};
+use kvm_clone_core::name::SourceName;
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity, plan_clone};
+use kvm_clone_core::wire::control::Request;
+use kvm_clone_core::wire::lane::Verify;
+use kvm_clone_core::{Code, Error, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::inventory::{self, Site, Source};
+use crate::outcome::{CloneResult, Consistency, PhaseTime, Way};
+use crate::step::Work;
+use crate::store::{NewOperation, Store};
+
+/// Where events go. Called from the engine's tasks; must not block.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// How a clone is carried out; what it makes is in the [`CloneRequest`].
+#[derive(Debug, Clone)]
+pub struct CloneSettings {
+    /// Lanes at most.
+    pub parallel: u16,
+    /// How what was written is checked.
+    pub verify: Verify,
+    /// How long nothing may move before it counts as a failure.
+    pub stall_timeout: Duration,
+    /// How long the whole operation may take.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for CloneSettings {
+    fn default() -> Self {
+        Self { parallel: 4, verify: Verify::On, stall_timeout: Duration::from_secs(120), timeout: None }
+    }
+}
+
+/// A clone that is planned and can be carried out.
+pub struct Prepared {
+    pub(crate) request: CloneRequest,
+    pub(crate) fresh: FreshIdentity,
+    pub(crate) source: Site,
+    pub(crate) target: Site,
+    pub(crate) plan: ClonePlan,
+    pub(crate) store: Store,
+    pub(crate) silence: Duration,
+    pub(crate) name: SourceName,
+    pub(crate) source_uuid: uuid::Uuid,
+    pub(crate) started: Instant,
+    pub(crate) phases: Phases,
+}
+
+/// Takes both inventories and plans.
+pub(crate) async fn plan(
+    source: &Site,
+    target: &Site,
+    name: &SourceName,
+    request: &CloneRequest,
+    fresh: &FreshIdentity,
+) -> Result<(ClonePlan, Source, Option<(u32, u32)>)> {
+    let seen = inventory::source(source, name).await?;
+    let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
+    Ok((plan_clone(request, &seen.machine, &host, fresh)?, seen, owner))
+}
+
+impl Prepared {
+    /// What will be done, with every check; show it before [`Prepared::execute`].
+    #[must_use]
+    pub fn plan(&self) -> &ClonePlan {
+        &self.plan
+    }
+
+    /// Carries the plan out. On an error nothing of it is left at the target, or the error says what is.
+    ///
+    /// # Errors
+    /// The first failed check of the plan, whatever failed later, or [`Code::Cancelled`] and [`Code::Timeout`].
+    pub async fn execute(
+        mut self,
+        settings: &CloneSettings,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<CloneResult> {
+        if let Some(refusal) = self.plan.refusal() {
+            return Err(refusal);
+        }
+        let id = self.fresh.operation;
+        events(Event::Started { operation_id: id });
+        self.phases.enter(Phase::Prepare, &events);
+        self.lock().await?;
+        let (source, owner) = self.read_again().await?;
+        self.begin().await?;
+        let key = random_key()?;
+        let mut work = Work::new(&self, source, owner, key, settings.clone(), Arc::clone(&events));
+        let mut intended = Vec::new();
+        for step in Step::ALL {
+            self.phases.enter(phase_of(step), &events);
+            let outcome = tokio::select! {
+                biased;
+                () = cancel.cancelled(), if step < Step::Define => Err(cancelled()),
+                () = deadline(self.started, settings.timeout), if step < Step::Define => Err(too_long(settings.timeout)),
+                outcome = self.act(&mut work, step, &mut intended) => outcome,
+            };
+            match outcome {
+                Ok(()) => {}
+                // The machine is there: what is left to be tidied up is no failure of the clone.
+                Err(error) if step == Step::Clean => {
+                    work.warn(format!("cleaning up failed: {error}; kvm-clone recover {} does it", self.target.host.name));
+                }
+                Err(error) => {
+                    self.phases.enter(Phase::Undo, &events);
+                    return Err(self.fail(work, intended, error).await);
+                }
+            }
+        }
+        let result = self.report(&work, settings);
+        let outcome = serde_json::to_string(&result).unwrap_or_default();
+        self.store.end(id, Status::Completed, &outcome).await?;
+        self.store.close().await;
+        Ok(result)
+    }
+
+    /// Takes the locks on both hosts, never waiting: on one host all at once, so that no order can deadlock.
+    async fn lock(&self) -> Result<()> {
+        let source = vec![LockKey::Machine(self.source_uuid).to_string()];
+        let target = self.target_keys();
+        let operation = self.fresh.operation;
+        let take = |site: &Site, keys: Vec<String>| {
+            let control = site.host.control.clone();
+            async move { control.order(Request::Lock { operation, keys }).await }
+        };
+        if self.source.host.is(&self.target.host) {
+            let mut keys = [source, target].concat();
+            keys.sort();
+            keys.dedup();
+            return take(&self.source, keys).await;
+        }
+        take(&self.source, source).await?;
+        take(&self.target, target).await
+    }
+
+    pub(crate) fn target_keys(&self) -> Vec<String> {
+        let name = LockKey::Name(self.plan.new_vm_name.clone());
+        vec![LockKey::Machine(self.plan.new_uuid).to_string(), name.to_string()]
+    }
+
+    /// Under the locks all that the plan relied on is read again; what changed since the user saw it is a conflict.
+    async fn read_again(&mut self) -> Result<(Source, Option<(u32, u32)>)> {
+        let (plan, source, owner) = plan(&self.source, &self.target, &self.name, &self.request, &self.fresh).await?;
+        if let Some(refusal) = plan.refusal() {
+            return Err(refusal);
+        }
+        let same = plan.definition == self.plan.definition
+            && plan.replaces == self.plan.replaces
+            && plan.disks.iter().map(|disk| (&disk.path, disk.size)).eq(self.plan.disks.iter().map(|d| (&d.path, d.size)));
+        if !same {
+            return Err(Error::conflict("source or target changed since the plan was made")
+                .help("Run the command again to see and accept the new plan")
+                .transient());
+        }
+        self.plan = plan;
+        Ok((source, owner))
+    }
+
+    async fn begin(&self) -> Result<()> {
+        let new = NewOperation {
+            id: self.fresh.operation,
+            source_host: self.source.host.name.clone(),
+            dest_host: self.target.host.name.clone(),
+            vm_name: self.plan.vm_name.to_string(),
+            new_vm_name: self.plan.new_vm_name.to_string(),
+            plan: serde_json::to_string(&self.plan).map_err(|error| Error::internal(error.to_string()))?,
+        };
+        self.store.begin(&new).await
+    }
+
+    /// One step: intent journaled, done, journaled.
+    async fn act(&self, work: &mut Work, step: Step, intended: &mut Vec<Step>) -> Result<()> {
+        let id = self.fresh.operation;
+        self.store.mark(id, step, Mark::Intended, None).await?;
+        intended.push(step);
+        work.act(step).await?;
+        self.store.mark(id, step, Mark::Done, None).await
+    }
+
+    /// Undoes what may have been done, journals that, and gives the error that the user sees.
+    async fn fail(&self, mut work: Work, intended: Vec<Step>, error: Error) -> Error {
+        let id = self.fresh.operation;
+        let mut undone = work.prepare_undo(self.silence).await;
+        for step in intended.into_iter().rev() {
+            if undone.is_ok() {
+                undone = work.undo(step).await;
+            }
+            if undone.is_ok() {
+                // The journal's failure must not stop the undoing.
+                let _ = self.store.mark(id, step, Mark::Undone, None).await;
+            }
+        }
+        let (status, error) = match undone {
+            Ok(()) if error.code == Code::Cancelled => (Status::Cancelled, error),
+            Ok(()) => (Status::Failed, error),
+            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure)),
+        };
+        let outcome = serde_json::to_string(&error).unwrap_or_default();
+        let _ = self.store.end(id, status, &outcome).await;
+        self.store.close().await;
+        error.with("operation_id", id)
+    }
+
+    fn report(&mut self, work: &Work, settings: &CloneSettings) -> CloneResult {
+        let moved = work.moved;
+        let phases = self.phases.close(moved.sent);
+        CloneResult {
+            operation_id: self.fresh.operation,
+            success: true,
+            vm_name: self.plan.vm_name.clone(),
+            new_vm_name: self.plan.new_vm_name.clone(),
+            new_uuid: self.plan.new_uuid,
+            source_host: self.source.host.name.clone(),
+            dest_host: self.target.host.name.clone(),
+            duration: self.started.elapsed().as_secs_f64(),
+            bytes_total: self.plan.bytes_total,
+            bytes_read: moved.read,
+            bytes_transferred: moved.sent,
+            bytes_written: moved.written,
+            blocks_total: self.plan.disks.iter().map(|disk| disk.size.div_ceil(BLOCK)).sum(),
+            blocks_synchronized: moved.data_blocks,
+            way: Way::Full,
+            why: "the machine is new at the target".to_owned(),
+            consistency: Consistency::Stopped,
+            verified: settings.verify != Verify::Off,
+            checksums: work.checksums(),
+            phases,
+            warnings: [self.plan.warnings.clone(), work.warnings.clone()].concat(),
+            timestamp: jiff::Timestamp::now().to_string(),
+        }
+    }
+}
+
+const fn phase_of(step: Step) -> Phase {
+    match step {
+        Step::Mark | Step::Stage => Phase::Prepare,
+        Step::Copy => Phase::Copy,
+        Step::Finish | Step::Place => Phase::Finish,
+        Step::Define => Phase::Commit,
+        Step::Clean => Phase::Clean,
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "stopped by the user")
+}
+
+fn too_long(timeout: Option<Duration>) -> Error {
+    let seconds = timeout.unwrap_or_default().as_secs();
+    Error::timeout(format!("the operation took longer than {seconds} s")).help("Give it more time with --timeout")
+}
+
+/// Resolves when the operation has taken too long.
+async fn deadline(started: Instant, timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => tokio::time::sleep_until((started + timeout).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn random_key() -> Result<DigestKey> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
+    Ok(DigestKey::new(bytes))
+}
+
+/// Identities that no other machine has.
+pub(crate) fn fresh_identity(interfaces: usize) -> Result<FreshIdentity> {
+    let mut macs = vec![[0; 6]; interfaces];
+    for mac in &mut macs {
+        getrandom::fill(mac).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
+    }
+    Ok(FreshIdentity {
+        operation: uuid::Uuid::now_v7(),
+        uuid: uuid::Uuid::new_v4(),
+        genid: uuid::Uuid::new_v4(),
+        macs,
+        now: jiff::Timestamp::now().to_string(),
+    })
+}
+
+/// Measures phases as they follow each other.
+#[derive(Debug, Default)]
+pub(crate) struct Phases {
+    times: Vec<PhaseTime>,
+    current: Option<(Phase, Instant)>,
+}
+
+impl Phases {
+    /// A phase begins, unless it is the current one.
+    pub(crate) fn enter(&mut self, phase: Phase, events: &Events) {
+        if self.current.is_some_and(|(current, _)| current == phase) {
+            return;
+        }
+        self.finish();
+        self.current = Some((phase, Instant::now()));
+        events(Event::Phase { phase });
+    }
+
+    fn finish(&mut self) {
+        if let Some((name, since)) = self.current.take() {
+            self.times.push(PhaseTime { name, duration: since.elapsed().as_secs_f64(), bytes: 0 });
+        }
+    }
+
+    fn close(&mut self, copied: u64) -> Vec<PhaseTime> {
+        self.finish();
+        for time in self.times.iter_mut().filter(|time| time.name == Phase::Copy) {
+            time.bytes = copied;
+        }
+        std::mem::take(&mut self.times)
+    }
+}

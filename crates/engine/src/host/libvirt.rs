@@ -1,0 +1,296 @@
+//! libvirt of one host, through its API over the agent's relay.
+//!
+//! The library blocks, so every call runs on a thread for blocking work, with a deadline.
+
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use kvm_clone_core::inventory::{
+    DomainCapabilities, ExistingMachine, HostId, Machine, MachineState, Network, Pool, SourceMachine, qemu_owner,
+};
+use kvm_clone_core::name::SourceName;
+use kvm_clone_core::{Code, Error, Result};
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::{Domain, DomainState};
+use virt::error::ErrorNumber;
+use virt::sys;
+
+use super::control::Control;
+use super::ffi;
+use super::install::Privilege;
+use super::relay::Relay;
+
+/// Threads that ask libvirt at once when there is much to ask; hides the round trips of a far host.
+const ASKING: usize = 8;
+
+/// An open connection to the libvirt of one host.
+#[derive(Clone)]
+pub(crate) struct Libvirt {
+    connection: Arc<Connect>,
+    deadline: Duration,
+    host: String,
+    _relay: Arc<Relay>,
+}
+
+/// What libvirt says of a host as a whole.
+pub(crate) struct Capabilities {
+    pub(crate) domains: Vec<DomainCapabilities>,
+    /// User and group that qemu runs as.
+    pub(crate) qemu_owner: Option<(u32, u32)>,
+    /// libvirt's version as it counts: 9.1.2 is 9001002.
+    pub(crate) version: u64,
+}
+
+impl Libvirt {
+    /// Opens libvirt through the host's agent.
+    pub(crate) async fn open(control: &Control, host: &str, privilege: Privilege, deadline: Duration) -> Result<Self> {
+        static QUIET: Once = Once::new();
+        // libvirt's client prints every error by itself; ours say more.
+        QUIET.call_once(virt::error::clear_error_callback);
+        let relay = Relay::open(control).await?;
+        let kind = if privilege == Privilege::Root { "system" } else { "session" };
+        let uri = format!("qemu+unix:///{kind}?socket={}", relay.socket().display());
+        let connection = blocking(deadline, host, move || Connect::open(Some(&uri))).await?;
+        Ok(Self { connection: Arc::new(connection), deadline, host: host.to_owned(), _relay: Arc::new(relay) })
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T> {
+        let connection = Arc::clone(&self.connection);
+        blocking(self.deadline, &self.host, move || work(&connection)).await
+    }
+
+    /// Every machine with its state and its definition as it is now.
+    pub(crate) async fn machines(&self) -> Result<Vec<Machine>> {
+        let host = self.host.clone();
+        let told = self.call(|connection| for_each_domain(connection, describe)).await?;
+        told.into_iter()
+            .map(|(state, xml, addresses)| {
+                let mut machine = Machine::from_xml(&host, state, &xml)?;
+                for network in &mut machine.networks {
+                    let address = |(mac, _): &&(String, String)| Some(mac) == network.mac_address.as_ref();
+                    network.ip_address = addresses.iter().find(address).map(|(_, address)| address.clone());
+                }
+                Ok(machine)
+            })
+            .collect()
+    }
+
+    /// The machine of that name, or of that UUID, without its images.
+    pub(crate) async fn source(&self, name: &SourceName, host_id: HostId) -> Result<SourceMachine> {
+        let (wanted, host) = (name.clone(), self.host.clone());
+        let known = self
+            .call(move |connection| {
+                let found = lookup(connection, wanted.as_str())?;
+                let Some(domain) = found else { return Ok(None) };
+                let snapshots = domain.list_all_snapshots(0)?;
+                let snapshots = snapshots.iter().map(virt::domain_snapshot::DomainSnapshot::name);
+                Ok(Some(SourceMachine {
+                    host: host_id,
+                    host_name: host,
+                    name: wanted.clone(),
+                    uuid: domain.uuid()?,
+                    xml: domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE)?,
+                    state: state(&domain)?,
+                    persistent: domain.is_persistent()?,
+                    managed_save: domain.has_managed_save(0)?,
+                    snapshots: snapshots.collect::<Result<_, _>>()?,
+                    images: std::collections::BTreeMap::new(),
+                }))
+            })
+            .await?;
+        match known {
+            Some(machine) => Ok(machine),
+            None => Err(Error::new(Code::VmNotFound, format!("there is no machine {name} on {}", self.host))
+                .with("vm", name)
+                .with("host", &self.host)
+                .help(format!("kvm-clone list {} shows the machines there", self.host))),
+        }
+    }
+
+    /// What a machine is doing now; none if it is not there any more.
+    pub(crate) async fn state(&self, uuid: Uuid) -> Result<Option<MachineState>> {
+        self.call(move |connection| by_uuid(connection, uuid)?.map(|domain| state(&domain)).transpose()).await
+    }
+
+    /// The definition that a machine's next start takes; none if it is not there.
+    pub(crate) async fn definition(&self, uuid: Uuid) -> Result<Option<String>> {
+        self.call(move |connection| {
+            let flags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
+            by_uuid(connection, uuid)?.map(|domain| domain.xml_desc(flags)).transpose()
+        })
+        .await
+    }
+
+    /// Every machine of a target host; what keeps one from being replaced is asked only for `replaced`.
+    pub(crate) async fn existing(&self, replaced: String) -> Result<Vec<(ExistingMachine, String)>> {
+        self.call(move |connection| {
+            for_each_domain(connection, |domain| {
+                let name = domain.name()?;
+                let asked = name == replaced;
+                let machine = ExistingMachine {
+                    name: name.parse().map_err(|_| virt::error::Error::last_error())?,
+                    uuid: domain.uuid()?,
+                    state: state(domain)?,
+                    disk_files: Vec::new(),
+                    uses: std::collections::BTreeSet::new(),
+                    managed_save: asked && domain.has_managed_save(0)?,
+                    snapshots: if asked { count(domain.list_all_snapshots(0)?.len()) } else { 0 },
+                    checkpoints: if asked { ffi::checkpoints(domain) } else { 0 },
+                };
+                Ok((machine, domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?))
+            })
+        })
+        .await
+    }
+
+    /// Every storage pool.
+    pub(crate) async fn pools(&self) -> Result<Vec<Pool>> {
+        let told = self
+            .call(|connection| {
+                let pools = connection.list_all_storage_pools(0)?;
+                pools.iter().map(|pool| Ok((pool.xml_desc(0)?, pool.is_active()?))).collect::<Result<Vec<_>, _>>()
+            })
+            .await?;
+        told.iter().map(|(xml, active)| Pool::from_xml(xml, *active)).collect()
+    }
+
+    /// Every network.
+    pub(crate) async fn networks(&self) -> Result<Vec<Network>> {
+        self.call(|connection| {
+            let networks = connection.list_all_networks(0)?;
+            networks.iter().map(|net| Ok(Network { name: net.name()?, active: net.is_active()? })).collect()
+        })
+        .await
+    }
+
+    /// What the host can run, as whom, and by which version.
+    pub(crate) async fn capabilities(&self) -> Result<Capabilities> {
+        let (xml, version) = self.call(|connection| Ok((connection.capabilities()?, connection.lib_version()?))).await?;
+        Ok(Capabilities {
+            domains: DomainCapabilities::all_from_xml(&xml)?,
+            qemu_owner: qemu_owner(&xml)?,
+            version: u64::from(version),
+        })
+    }
+
+    /// Where a pool's volume is.
+    pub(crate) async fn volume_path(&self, pool: String, volume: String) -> Result<String> {
+        self.call(move |connection| {
+            connection.lookup_storage_pool_by_name(&pool)?.lookup_storage_vol_by_name(&volume)?.path()
+        })
+        .await
+    }
+
+    /// Defines a machine: one call, after which the new definition is there whole.
+    pub(crate) async fn define(&self, xml: String) -> Result<()> {
+        self.call(move |connection| connection.define_domain_xml(&xml).map(drop)).await
+    }
+
+    /// Removes a definition; one that is not there is fine.
+    pub(crate) async fn undefine(&self, uuid: Uuid) -> Result<()> {
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| domain.undefine())).await
+    }
+
+    /// Has a pool look at its directory, so that it tracks the volumes that we put there.
+    pub(crate) async fn refresh(&self, pool: String) -> Result<()> {
+        self.call(move |connection| connection.lookup_storage_pool_by_name(&pool)?.refresh(0).map(drop)).await
+    }
+}
+
+/// Runs a blocking call of libvirt's with a deadline. A call that hangs keeps its thread until the relay closes, which
+/// happens when the host's connection is dropped.
+async fn blocking<T: Send + 'static>(
+    deadline: Duration,
+    host: &str,
+    work: impl FnOnce() -> Result<T, virt::error::Error> + Send + 'static,
+) -> Result<T> {
+    let task = tokio::task::spawn_blocking(work);
+    match tokio::time::timeout(deadline, task).await {
+        Ok(Ok(outcome)) => outcome.map_err(|error| failed(host, &error)),
+        Ok(Err(_)) => Err(Error::internal("a call of libvirt panicked")),
+        Err(_) => Err(Error::timeout(format!("libvirt on {host} did not answer in {} s", deadline.as_secs()))
+            .with("host", host)
+            .help("libvirtd may hang there: systemctl status libvirtd; libvirt.timeout sets how long we wait")
+            .transient()),
+    }
+}
+
+fn failed(host: &str, error: &virt::error::Error) -> Error {
+    Error::libvirt(format!("libvirt on {host}: {}", error.message()))
+        .with("host", host)
+        .with("libvirt_code", error.code().to_raw())
+        .help("journalctl -u libvirtd -u virtqemud on the host says more")
+}
+
+fn not_found(error: &virt::error::Error) -> bool {
+    error.code().is(ErrorNumber::NoDomain)
+}
+
+fn lookup(connection: &Connect, name: &str) -> Result<Option<Domain>, virt::error::Error> {
+    match connection.lookup_domain_by_name(name) {
+        Err(error) if not_found(&error) => match name.parse() {
+            Ok(uuid) => by_uuid(connection, uuid),
+            Err(_) => Ok(None),
+        },
+        other => other.map(Some),
+    }
+}
+
+fn by_uuid(connection: &Connect, uuid: Uuid) -> Result<Option<Domain>, virt::error::Error> {
+    match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
+        Err(error) if not_found(&error) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn state(domain: &Domain) -> Result<MachineState, virt::error::Error> {
+    let (state, _) = domain.state()?;
+    match state.known() {
+        Some(DomainState::Running | DomainState::Blocked | DomainState::Shutdown) => Ok(MachineState::Running),
+        Some(DomainState::Paused) => Ok(MachineState::Paused),
+        Some(DomainState::PMSuspended) => Ok(MachineState::Suspended),
+        Some(DomainState::Crashed) => Ok(MachineState::Crashed),
+        Some(DomainState::Shutoff | DomainState::NoState) => Ok(MachineState::Stopped),
+        None => Err(virt::error::Error::last_error()),
+    }
+}
+
+type Description = (MachineState, String, Vec<(String, String)>);
+
+fn describe(domain: &Domain) -> Result<Description, virt::error::Error> {
+    let state = state(domain)?;
+    let leases = sys::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE;
+    // A network without DHCP of libvirt's has no leases; that is no failure of the list.
+    let found = if state == MachineState::Running { domain.interface_addresses(leases, 0).ok() } else { None };
+    let addresses = found.into_iter().flatten().filter_map(|interface| {
+        let address = interface.addrs.first()?.addr.clone();
+        Some((interface.hwaddr?, address))
+    });
+    Ok((state, domain.xml_desc(0)?, addresses.collect()))
+}
+
+/// Asks about every domain, from several threads. One that vanished meanwhile is left out.
+fn for_each_domain<T: Send>(
+    connection: &Connect,
+    ask: impl Fn(&Domain) -> Result<T, virt::error::Error> + Sync,
+) -> Result<Vec<T>, virt::error::Error> {
+    let domains = connection.list_all_domains(0)?;
+    let share = domains.len().div_ceil(ASKING).max(1);
+    let ask = &ask;
+    let answers = std::thread::scope(|scope| {
+        let threads: Vec<_> = domains
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().map(ask).collect::<Vec<_>>()))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
+    });
+    answers.into_iter().filter(|answer| !answer.as_ref().is_err_and(not_found)).collect()
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,146 @@
+//! A host: reached, with its agent started and its libvirt opened.
+
+pub(crate) mod control;
+mod ffi;
+mod frames;
+pub(crate) mod install;
+pub(crate) mod libvirt;
+mod relay;
+pub(crate) mod ssh;
+pub(crate) mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvm_clone_core::host::HostAddr;
+use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
+use kvm_clone_core::{Error, Result};
+use tempfile::TempDir;
+
+use control::{Control, NoAgent, unexpected};
+use install::{AgentProgram, Privilege};
+use libvirt::Libvirt;
+use ssh::SshOptions;
+use transport::Transport;
+
+/// What is needed to use hosts.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub(crate) ssh: SshOptions,
+    pub(crate) agent: AgentProgram,
+    /// Silence after which either side counts as gone.
+    pub(crate) silence: Duration,
+    /// How long one call of libvirt may take.
+    pub(crate) libvirt_deadline: Duration,
+    /// Who we are, for whoever meets our locks.
+    pub(crate) controller: String,
+}
+
+/// A host in use. Dropping it closes the agent's stdin, with which everything of ours there ends.
+#[derive(Clone)]
+pub(crate) struct Host {
+    pub(crate) addr: HostAddr,
+    pub(crate) name: String,
+    pub(crate) privilege: Privilege,
+    pub(crate) transport: Transport,
+    pub(crate) control: Control,
+    pub(crate) facts: Arc<HostFacts>,
+    access: Arc<Access>,
+    /// Holds SSH's sockets.
+    dir: Arc<TempDir>,
+}
+
+impl Host {
+    /// Reaches a host and makes sure of its agent.
+    pub(crate) async fn connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>) -> Result<Self> {
+        let name = addr.to_string();
+        Self::try_connect(addr, privilege, access, &name).await.map_err(|error| error.with("host", &name))
+    }
+
+    async fn try_connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>, name: &str) -> Result<Self> {
+        let dir = Arc::new(relay::private_dir()?);
+        let transport = open(addr, access, &dir).await?;
+        let control = agent(&transport, privilege, access, name).await?;
+        let facts = match control.ask(Request::Facts).await? {
+            Reply::Facts(facts) => Arc::new(*facts),
+            other => return Err(unexpected(&other)),
+        };
+        let (addr, name, access) = (addr.clone(), name.to_owned(), Arc::clone(access));
+        Ok(Self { addr, name, privilege, transport, control, facts, access, dir })
+    }
+
+    /// Opens the host's libvirt.
+    pub(crate) async fn libvirt(&self) -> Result<Libvirt> {
+        Libvirt::open(&self.control, &self.name, self.privilege, self.access.libvirt_deadline).await
+    }
+
+    /// One more way to start commands on this host: a connection of its own, or for `local` just another process.
+    pub(crate) async fn another_transport(&self) -> Result<Transport> {
+        open(&self.addr, &self.access, &self.dir).await
+    }
+
+    /// The same host, reached anew with an agent of its own.
+    pub(crate) async fn again(&self) -> Result<Self> {
+        Self::connect(&self.addr, self.privilege, &self.access).await
+    }
+
+    /// The digest of the agent that runs there.
+    pub(crate) fn agent_digest(&self) -> &str {
+        self.access.agent.digest()
+    }
+
+    /// Whether this and the other are one machine, whatever their names.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.facts.id == other.facts.id && self.privilege == other.privilege
+    }
+}
+
+async fn open(addr: &HostAddr, access: &Access, dir: &TempDir) -> Result<Transport> {
+    match addr {
+        HostAddr::Local => Ok(Transport::Local),
+        HostAddr::Ssh(addr) => {
+            let session = ssh::connect(addr, &access.ssh, dir.path(), has_aes()).await?;
+            Ok(Transport::Ssh(session))
+        }
+    }
+}
+
+/// Starts the agent; installs it where it is not there, or is not the right one.
+async fn agent(transport: &Transport, privilege: Privilege, access: &Access, name: &str) -> Result<Control> {
+    let digest = access.agent.digest();
+    let mut installed = false;
+    loop {
+        let started = install::start(transport, digest, privilege).await?;
+        let greeted = Control::greet(name, started, access.silence, access.controller.clone()).await?;
+        match greeted {
+            Ok(control) if control.hello().build == digest => return Ok(control),
+            Ok(control) if installed => {
+                return Err(Error::connection("the agent on the host is another version than the one installed there")
+                    .with("found", &control.hello().build)
+                    .with("wanted", digest)
+                    .help("Remove /var/lib/kvm-clone/agents on the host and try again"));
+            }
+            Err(no_agent) if installed => return Err(did_not_start(&no_agent)),
+            Ok(_) | Err(_) => {
+                install::install(transport, &access.agent, privilege).await?;
+                installed = true;
+            }
+        }
+    }
+}
+
+fn did_not_start(no_agent: &NoAgent) -> Error {
+    let status = no_agent.status.map_or_else(|| "a signal".to_owned(), |status| format!("status {status}"));
+    Error::connection(format!("the agent was installed but does not start (it ended with {status})"))
+        .with("log", no_agent.log.trim())
+        .help("Look at the log; disk, memory or a security module on the host may forbid it")
+}
+
+/// Whether this machine's processors have AES instructions: then AES-GCM is the faster cipher here. A server that lacks
+/// them only loses speed, and only where the user has not chosen ciphers.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}

@@ -1,0 +1,77 @@
+//! libvirt's client library on one side, the agent's relay on the other: a private unix socket joins them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvm_clone_core::{Error, Result};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::control::Control;
+
+/// Bytes that go in one frame.
+const PIECE: usize = 64 * 1024;
+
+/// A socket at which the host's libvirt answers, for one connection.
+pub(crate) struct Relay {
+    dir: Arc<TempDir>,
+}
+
+impl Relay {
+    /// Opens libvirt on the host and listens for the one who will talk to it.
+    pub(crate) async fn open(control: &Control) -> Result<Self> {
+        let (stream, mut arriving) = control.open_relay().await?;
+        let dir = private_dir()?;
+        let listener = UnixListener::bind(dir.path().join("libvirt.sock"))
+            .map_err(|error| Error::internal(format!("listening for libvirt: {error}")))?;
+        let (control, dir) = (control.clone(), Arc::new(dir));
+        let alive = Arc::clone(&dir);
+        tokio::spawn(async move {
+            let _alive = alive;
+            if let Ok((socket, _)) = listener.accept().await {
+                drop(listener);
+                pass(&control, stream, socket, &mut arriving).await;
+            }
+            control.close_relay(stream).await;
+        });
+        Ok(Self { dir })
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("libvirt.sock")
+    }
+}
+
+/// A directory that only this user can enter: `tempfile` makes it with mode 0700.
+pub(crate) fn private_dir() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("kvm-clone.")
+        .tempdir()
+        .map_err(|error| Error::internal(format!("making a private directory: {error}")))
+}
+
+async fn pass(control: &Control, stream: u16, socket: UnixStream, arriving: &mut tokio::sync::mpsc::Receiver<Vec<u8>>) {
+    let (mut reading, mut writing) = socket.into_split();
+    let up = async {
+        let mut buffer = vec![0; PIECE];
+        while let Ok(count @ 1..) = reading.read(&mut buffer).await {
+            if control.relay(stream, buffer[..count].to_vec()).await.is_err() {
+                break;
+            }
+        }
+    };
+    let down = async {
+        while let Some(bytes) = arriving.recv().await {
+            if writing.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+    };
+    // Either side's end is the end of both.
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}

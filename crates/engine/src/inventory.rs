@@ -1,0 +1,176 @@
+//! Taking inventories: what `core::plan` needs to know of source and target, asked of libvirt and the agents.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvm_clone_core::domain::{DiskKind, Domain};
+use kvm_clone_core::inventory::{
+    DiskFile, ExistingMachine, FileId, ImageChain, ImageFormat, Pool, SourceMachine, TargetHost,
+};
+use kvm_clone_core::name::{DiskTarget, SourceName};
+use kvm_clone_core::plan::{CloneRequest, FreshIdentity, wanted_paths};
+use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::{Error, Result};
+
+use crate::host::Host;
+use crate::host::control::unexpected;
+use crate::host::libvirt::Libvirt;
+
+/// A host with its libvirt open.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) host: Host,
+    pub(crate) libvirt: Libvirt,
+}
+
+/// The source machine with what identifies the present contents of its images.
+pub(crate) struct Source {
+    pub(crate) machine: SourceMachine,
+    pub(crate) identities: BTreeMap<DiskTarget, Vec<Identity>>,
+}
+
+/// Looks at the source machine and every image of it.
+pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
+    let mut machine = site.libvirt.source(name, site.host.facts.id.clone()).await?;
+    let pools = site.libvirt.pools().await?;
+    let domain = Domain::parse(&machine.xml)?;
+    let mut identities = BTreeMap::new();
+    for disk in domain.data_disks() {
+        let path = match (&disk.kind, &disk.source, &disk.pool) {
+            (DiskKind::File, Some(path), _) => path.clone(),
+            (DiskKind::Volume, Some(volume), Some(pool)) => {
+                site.libvirt.volume_path(pool.clone(), volume.clone()).await?
+            }
+            // Kinds that cannot be copied are refused by the plan, in words; they are not looked at.
+            _ => continue,
+        };
+        // libvirt takes a disk without a format as raw: formatdomain, "Hard drives, floppy disks, CDROMs" (`driver`).
+        let format = format(disk.format.as_deref().unwrap_or("raw"));
+        let chain = inspect(&site.host, ImageSpec { path, format, backing: Vec::new() }).await;
+        let chain = chain.map_err(|error| error.with("disk", &disk.target))?;
+        identities.insert(disk.target.clone(), chain.iter().map(|(_, identity)| *identity).collect());
+        let images: ImageChain = chain
+            .into_iter()
+            .map(|(mut image, _)| {
+                image.pool = pool_of(&pools, &image.path);
+                image
+            })
+            .collect();
+        machine.images.insert(disk.target.clone(), images);
+    }
+    Ok(Source { machine, identities })
+}
+
+/// The target host, seen with the eyes of this request. Also says as whom qemu runs there.
+pub(crate) async fn target(
+    site: &Site,
+    request: &CloneRequest,
+    source: &SourceMachine,
+    fresh: &FreshIdentity,
+) -> Result<(TargetHost, Option<(u32, u32)>)> {
+    let new_name = request.new_name(&source.name)?;
+    let (facts, libvirt) = (&site.host.facts, &site.libvirt);
+    let (capabilities, pools, networks, existing) = tokio::try_join!(
+        libvirt.capabilities(),
+        libvirt.pools(),
+        libvirt.networks(),
+        libvirt.existing(new_name.to_string()),
+    )?;
+    let mut target = TargetHost {
+        host: facts.id.clone(),
+        host_name: site.host.name.clone(),
+        libvirt_version: capabilities.version,
+        cpus: facts.cpus,
+        memory_total: facts.memory_total,
+        memory_available: facts.memory_available,
+        pools,
+        networks,
+        bridges: facts.bridges.iter().cloned().collect(),
+        links: facts.links.iter().cloned().collect(),
+        capabilities: capabilities.domains,
+        machines: Vec::new(),
+        paths_present: BTreeSet::new(),
+    };
+    let replaced = new_name.as_str();
+    for (machine, xml) in existing {
+        target.machines.push(files_of(site, machine, &xml, replaced).await?);
+    }
+    let mut paths = wanted_paths(request, source, &target, fresh)?;
+    paths.extend(target.pools.iter().filter_map(|pool| pool.path.clone()));
+    let found = look(&site.host, paths.into_iter().collect()).await?;
+    for pool in target.pools.iter_mut().filter(|pool| pool.active && pool.holds_files()) {
+        // libvirt's number is as old as the pool's last refresh.
+        if let Some(path) = pool.path.as_ref().and_then(|path| found.get(path)) {
+            pool.available = path.available;
+        }
+    }
+    target.paths_present = found.into_iter().filter(|(_, facts)| facts.exists).map(|(path, _)| path).collect();
+    Ok((target, capabilities.qemu_owner))
+}
+
+/// Adds the files that a machine of the target uses. Which file each is, matters only for the one to be replaced.
+async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, replaced: &str) -> Result<ExistingMachine> {
+    let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
+    machine.uses = domain.host_paths();
+    for disk in domain.disks() {
+        let Some(source) = &disk.source else { continue };
+        let path = match (&disk.kind, &disk.pool) {
+            (DiskKind::File | DiskKind::Block, _) => source.clone(),
+            // A pool that is stopped cannot say; the volume then counts as in use under its own name.
+            (DiskKind::Volume, Some(pool)) => {
+                site.libvirt.volume_path(pool.clone(), source.clone()).await.unwrap_or_else(|_| source.clone())
+            }
+            _ => continue,
+        };
+        machine.uses.insert(path.clone());
+        if disk.readonly || disk.shareable || disk.device.is_removable() || disk.kind == DiskKind::Block {
+            continue;
+        }
+        let format = format(disk.format.as_deref().unwrap_or("raw"));
+        let spec = ImageSpec { path: path.clone(), format, backing: Vec::new() };
+        let asked = machine.name.as_str() == replaced;
+        let chain = if asked { inspect(&site.host, spec).await.unwrap_or_default() } else { Vec::new() };
+        machine.uses.extend(chain.iter().map(|(image, _)| image.path.clone()));
+        let file: Option<FileId> = chain.first().map(|(image, _)| image.file);
+        machine.disk_files.push(DiskFile { path, file });
+    }
+    Ok(machine)
+}
+
+/// The image and the files behind it.
+pub(crate) async fn inspect(
+    host: &Host,
+    image: ImageSpec,
+) -> Result<Vec<(kvm_clone_core::inventory::ImageFacts, Identity)>> {
+    match host.control.ask(Request::Inspect(image)).await? {
+        Reply::Chain(chain) if !chain.is_empty() => Ok(chain),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn look(host: &Host, paths: Vec<String>) -> Result<BTreeMap<String, PathFacts>> {
+    match host.control.ask(Request::Paths(paths)).await? {
+        Reply::Paths(found) => Ok(found),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// An image as an agent opens it, with every file behind it named.
+pub(crate) fn spec(chain: &ImageChain) -> Result<ImageSpec> {
+    let (top, behind) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
+    let behind = behind.iter().map(|image| (image.path.clone(), image.format.clone())).collect();
+    Ok(ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: behind })
+}
+
+fn pool_of(pools: &[Pool], path: &str) -> Option<String> {
+    let dir = path.rsplit_once('/')?.0;
+    pools.iter().find(|pool| pool.path.as_deref() == Some(dir)).map(|pool| pool.name.clone())
+}
+
+fn format(name: &str) -> ImageFormat {
+    match name {
+        "raw" => ImageFormat::Raw,
+        "qcow2" => ImageFormat::Qcow2,
+        other => ImageFormat::Other(other.to_owned()),
+    }
+}

@@ -1,0 +1,88 @@
+//! Opening lanes: a lane agent on each host, their streams joined.
+//!
+//! The joint is a pair of pipes whose ends are handed to OpenSSH (or to a local agent) themselves: the controller never
+//! touches a byte of a disk.
+
+use std::os::fd::OwnedFd;
+
+use futures_util::future::join_all;
+use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::{Error, Result};
+
+use crate::host::Host;
+use crate::host::install::start_script;
+use crate::host::transport::{Child, Script, Transport};
+
+/// Bytes that a joint holds: the most that Linux gives without privileges (pipe(7), `pipe-max-size`).
+const PIPE_SIZE: usize = 1 << 20;
+/// Connections to one host that are opened at the same time.
+const AT_ONCE: usize = 4;
+
+/// An open lane.
+pub(super) struct Lane {
+    pub(super) source: LaneId,
+    pub(super) target: LaneId,
+    _children: [Child; 2],
+}
+
+/// The lane that an agent's id belongs to: source agents have the even ids, target agents the odd ones, so that both can
+/// be on one host.
+pub(super) fn lane_of(id: LaneId) -> usize {
+    usize::from(id / 2)
+}
+
+/// Opens lanes. The first one rides on the hosts' master connections; each further one gets connections of its own,
+/// since one connection is one cipher thread and one window.
+pub(super) async fn open(source: &Host, target: &Host, wanted: u16) -> Result<Vec<Lane>> {
+    let mut lanes = Vec::new();
+    let numbers: Vec<u16> = (0..wanted).collect();
+    for batch in numbers.chunks(AT_ONCE) {
+        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number))).await;
+        for lane in opened {
+            lanes.push(lane?);
+        }
+    }
+    Ok(lanes)
+}
+
+async fn open_one(source: &Host, target: &Host, number: u16) -> Result<Lane> {
+    let (from, to) = tokio::join!(transport(source, number), transport(target, number));
+    let (source_id, target_id) = (number * 2, number * 2 + 1);
+    let (to_stdin, from_stdout) = pipe()?;
+    let (from_stdin, to_stdout) = pipe()?;
+    let (sending, receiving) = tokio::try_join!(
+        start(source, &from, source_id, from_stdin, from_stdout),
+        start(target, &to, target_id, to_stdin, to_stdout),
+    )?;
+    Ok(Lane { source: source_id, target: target_id, _children: [sending, receiving] })
+}
+
+/// A connection of the lane's own; one that cannot be made falls back to a session on the master connection.
+async fn transport(host: &Host, number: u16) -> Transport {
+    if number == 0 {
+        return host.transport.clone();
+    }
+    match host.another_transport().await {
+        Ok(transport) => transport,
+        Err(error) => {
+            tracing::warn!(host = host.name, %error, "a lane has no connection of its own and shares the first one");
+            host.transport.clone()
+        }
+    }
+}
+
+async fn start(host: &Host, transport: &Transport, id: LaneId, stdin: OwnedFd, stdout: OwnedFd) -> Result<Child> {
+    let arguments = format!("lane {} {id}", host.control.hello().session);
+    let script: Script = start_script(host.agent_digest(), host.privilege, &arguments)?;
+    transport.start_on(&script, stdin, stdout).await.map_err(|error| error.with("host", &host.name))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let made = || -> std::io::Result<(OwnedFd, OwnedFd)> {
+        let (reading, writing) = std::io::pipe()?;
+        // Only a matter of speed: where the limit is lower, the default stays.
+        let _ = rustix::pipe::fcntl_setpipe_size(&writing, PIPE_SIZE);
+        Ok((reading.into(), writing.into()))
+    };
+    made().map_err(|error| Error::internal(format!("making a pipe: {error}")))
+}

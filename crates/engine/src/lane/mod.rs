@@ -1,0 +1,227 @@
+//! Copying disks over lanes: which segments there are, who carries them, what became of them.
+
+mod joint;
+mod schedule;
+
+use std::time::Duration;
+
+use kvm_clone_core::blocks::DigestKey;
+use kvm_clone_core::event::Event;
+use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::wire::control::{LaneId, Reply, Request};
+use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
+use kvm_clone_core::{Error, Result};
+use tokio::sync::mpsc;
+
+use crate::host::Host;
+use crate::host::control::unexpected;
+use joint::Lane;
+use schedule::{Schedule, Work};
+
+/// Length of a segment: small enough to spread a small disk over lanes and to show progress, large enough that opening
+/// the image anew for reading it back does not count.
+const SEGMENT_LEN: u64 = 64 << 20;
+/// No lane is opened for less than this: a connection costs as much as copying it.
+const LANE_WORTH: u64 = 256 << 20;
+/// How long lane agents may take to report ready.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// After a lane failed, how long others may take to tell their side: the first to notice is often not the cause.
+const CAUSE_WINDOW: Duration = Duration::from_millis(300);
+
+/// A disk to be copied.
+#[derive(Debug, Clone)]
+pub(crate) struct CopyDisk {
+    pub(crate) target: DiskTarget,
+    pub(crate) source: ImageSpec,
+    pub(crate) staging: ImageSpec,
+    pub(crate) manifest: String,
+    pub(crate) size: u64,
+}
+
+/// What is to be copied, and how.
+pub(crate) struct Copy<'a> {
+    pub(crate) source: &'a Host,
+    pub(crate) target: &'a Host,
+    pub(crate) disks: &'a [CopyDisk],
+    pub(crate) key: &'a DigestKey,
+    pub(crate) verify: Verify,
+    pub(crate) lanes: u16,
+    pub(crate) stall: Duration,
+    pub(crate) events: &'a (dyn Fn(Event) + Send + Sync),
+}
+
+/// What was moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Moved {
+    pub(crate) read: u64,
+    pub(crate) sent: u64,
+    pub(crate) written: u64,
+    pub(crate) data_blocks: u64,
+}
+
+/// Copies all disks. On return, with success or not, no lane agent is left that could write.
+pub(crate) async fn copy(copy: Copy<'_>) -> Result<Moved> {
+    let work = find_work(&copy).await?;
+    for (disk, total) in copy.disks.iter().zip(work.totals(copy.disks.len())) {
+        (copy.events)(Event::Disk { disk: disk.target.clone(), bytes_total: total });
+    }
+    let (tell, mut told) = mpsc::channel(1024);
+    copy.source.control.lane_events(tell.clone());
+    copy.target.control.lane_events(tell.clone());
+    let wanted = u16::try_from(work.bytes().div_ceil(LANE_WORTH)).unwrap_or(u16::MAX).clamp(1, copy.lanes.max(1));
+    let lanes = joint::open(copy.source, copy.target, wanted).await;
+    let outcome = match &lanes {
+        Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
+        Err(error) => Err(error.clone()),
+    };
+    end(&copy).await;
+    outcome
+}
+
+/// Ends whatever lane agents there are, so that nothing writes any more.
+async fn end(copy: &Copy<'_>) {
+    // A host that is gone ends its lane agents itself: its control agent's end is theirs.
+    let _ = copy.source.control.order(Request::EndLanes).await;
+    let _ = copy.target.control.order(Request::EndLanes).await;
+}
+
+/// Asks the source which segments hold data.
+async fn find_work(copy: &Copy<'_>) -> Result<Work> {
+    let mut work = Work::default();
+    for (index, disk) in (0..).zip(copy.disks) {
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let ask = Request::Segments { image: disk.source.clone(), segment_len: SEGMENT_LEN, from: first };
+            let (segments, next) = match copy.source.control.ask(ask).await? {
+                Reply::Segments { segments, next } => (segments, next),
+                other => return Err(unexpected(&other)),
+            };
+            for (number, bytes) in segments {
+                let offset = number * SEGMENT_LEN;
+                let len = SEGMENT_LEN.min(disk.size.saturating_sub(offset));
+                work.add(Segment { disk: index, offset, len }, bytes);
+            }
+            from = next;
+        }
+    }
+    Ok(work)
+}
+
+/// Deals segments to lanes until all are verified at the target.
+async fn carry(
+    copy: &Copy<'_>,
+    lanes: &[Lane],
+    work: Work,
+    told: &mut mpsc::Receiver<(LaneId, LaneEvent)>,
+) -> Result<Moved> {
+    await_ready(lanes, told).await?;
+    start(copy, lanes).await?;
+    let mut schedule = Schedule::new(work, lanes.len());
+    let mut moved = Moved::default();
+    let mut finished = 0;
+    for lane in 0..lanes.len() {
+        deal(copy, lanes, &mut schedule, lane).await?;
+    }
+    while finished < lanes.len() * 2 {
+        let (id, event) = next(copy, told).await?;
+        match event {
+            LaneEvent::Sent { read, sent } => {
+                moved.read += read;
+                moved.sent += sent;
+            }
+            LaneEvent::Written(bytes) => moved.written += bytes,
+            LaneEvent::Done { segment, data_blocks } => {
+                moved.data_blocks += data_blocks;
+                let progress = schedule.done(joint::lane_of(id), segment)?;
+                let disk = copy.disks[usize::from(segment.disk)].target.clone();
+                (copy.events)(Event::Progress { disk, bytes_done: progress.done, bytes_total: progress.total });
+                deal(copy, lanes, &mut schedule, joint::lane_of(id)).await?;
+            }
+            LaneEvent::Finished => finished += 1,
+            LaneEvent::Failed(error) => return Err(cause(error, told).await),
+            LaneEvent::Ready | LaneEvent::WantChunk(_) => {}
+        }
+        let Moved { read, sent, written, .. } = moved;
+        (copy.events)(Event::Moved { bytes_read: read, bytes_sent: sent, bytes_written: written });
+    }
+    Ok(moved)
+}
+
+async fn await_ready(lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<()> {
+    let ready = async {
+        let mut ready = 0;
+        while ready < lanes.len() * 2 {
+            match told.recv().await {
+                Some((_, LaneEvent::Ready)) => ready += 1,
+                Some((_, LaneEvent::Failed(error))) => return Err(error),
+                Some(_) => {}
+                None => return Err(Error::connection("an agent is gone").transient()),
+            }
+        }
+        Ok(())
+    };
+    let late = |_| {
+        Error::timeout("the lane agents did not start")
+            .help("Look at sshd's log on the hosts: MaxSessions or MaxStartups may be too low")
+            .transient()
+    };
+    tokio::time::timeout(READY_DEADLINE, ready).await.map_err(late)?
+}
+
+async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
+    let key = copy.key.clone();
+    let disks = copy.disks.iter();
+    let source = LaneCommand::Source { disks: disks.clone().map(|disk| disk.source.clone()).collect(), key: key.clone() };
+    let target = LaneCommand::Target {
+        disks: disks.clone().map(|disk| disk.staging.clone()).collect(),
+        manifests: disks.map(|disk| disk.manifest.clone()).collect(),
+        key,
+        verify: copy.verify,
+    };
+    for lane in lanes {
+        copy.source.control.lane(lane.source, source.clone()).await?;
+        copy.target.control.lane(lane.target, target.clone()).await?;
+    }
+    Ok(())
+}
+
+/// Gives a lane what it can take: the next segments, or the word that there are no more.
+async fn deal(copy: &Copy<'_>, lanes: &[Lane], schedule: &mut Schedule, lane: usize) -> Result<()> {
+    for command in schedule.next(lane) {
+        copy.source.control.lane(lanes[lane].source, command).await?;
+    }
+    Ok(())
+}
+
+/// The next event; an error when an agent is gone, or nothing happened for too long.
+async fn next(copy: &Copy<'_>, told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<(LaneId, LaneEvent)> {
+    tokio::select! {
+        event = tokio::time::timeout(copy.stall, told.recv()) => match event {
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(Error::connection("an agent is gone").transient()),
+            Err(_) => Err(Error::timeout(format!("nothing moved for {} s", copy.stall.as_secs()))
+                .help("The network or a disk hangs; --stall-timeout sets how long we wait")
+                .transient()),
+        },
+        error = copy.source.control.gone() => Err(error),
+        error = copy.target.control.gone() => Err(error),
+    }
+}
+
+/// Of several failures the one that caused the others: a broken stream is a consequence.
+async fn cause(first: Error, told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Error {
+    let mut cause = first;
+    let window = tokio::time::sleep(CAUSE_WINDOW);
+    tokio::pin!(window);
+    while cause.transient {
+        tokio::select! {
+            () = &mut window => break,
+            event = told.recv() => match event {
+                Some((_, LaneEvent::Failed(error))) if !error.transient => cause = error,
+                Some(_) => {}
+                None => break,
+            },
+        }
+    }
+    cause
+}

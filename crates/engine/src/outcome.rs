@@ -1,0 +1,93 @@
+//! What an operation reports when it has ended well.
+
+use std::collections::BTreeMap;
+
+use kvm_clone_core::event::Phase;
+use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
+use serde::Serialize;
+use uuid::Uuid;
+
+/// The result of a clone. Field names are a contract; sizes are bytes, durations seconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct CloneResult {
+    /// The operation.
+    pub operation_id: Uuid,
+    /// Always true: failures are errors.
+    pub success: bool,
+    /// The source machine.
+    pub vm_name: SourceName,
+    /// The new machine.
+    pub new_vm_name: VmName,
+    /// The new machine's UUID.
+    pub new_uuid: Uuid,
+    /// Where it was copied from.
+    pub source_host: String,
+    /// Where it was copied to.
+    pub dest_host: String,
+    /// How long all of it took.
+    pub duration: f64,
+    /// Bytes that the source's disks may hold as data.
+    pub bytes_total: u64,
+    /// Bytes read from the source's disks.
+    pub bytes_read: u64,
+    /// Bytes sent over the lanes, framing included.
+    pub bytes_transferred: u64,
+    /// Bytes written to the target's disks.
+    pub bytes_written: u64,
+    /// Blocks of all disks.
+    pub blocks_total: u64,
+    /// Blocks that hold data and were copied.
+    pub blocks_synchronized: u64,
+    /// Which way was taken.
+    pub way: Way,
+    /// Why that way.
+    pub why: String,
+    /// What the copy is a copy of.
+    pub consistency: Consistency,
+    /// Whether every block was read back at the target and compared.
+    pub verified: bool,
+    /// A checksum for each disk.
+    pub checksums: BTreeMap<DiskTarget, Checksum>,
+    /// How long each phase took.
+    pub phases: Vec<PhaseTime>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// When it ended, RFC 3339.
+    pub timestamp: String,
+}
+
+/// How the blocks that travel were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// All that is allocated.
+    Full,
+}
+
+/// What point in time the copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// The machine was stopped.
+    Stopped,
+}
+
+/// A checksum of a whole disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Checksum {
+    /// `kvm-clone-root`: the root over the keyed digests of the manifest.
+    pub algorithm: &'static str,
+    /// In hexadecimal.
+    pub value: String,
+}
+
+/// How long a phase took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PhaseTime {
+    /// The phase.
+    pub name: Phase,
+    /// Its duration.
+    pub duration: f64,
+    /// Bytes that it moved.
+    pub bytes: u64,
+}

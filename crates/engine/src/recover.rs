@@ -1,0 +1,138 @@
+//! What interrupted operations left on a host, finished or undone.
+//!
+//! The host alone tells: its markers say what was to be made, its locks whether somebody still works on it, and its
+//! libvirt whether the definition stands, which is the one fact that decides. The journal is only told.
+
+use kvm_clone_core::journal::{self, Status};
+use kvm_clone_core::wire::control::{Marker, Reply, Request};
+use kvm_clone_core::{Code, Error, Result};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::host::control::unexpected;
+use crate::inventory::Site;
+use crate::step::made_by;
+use crate::store::Store;
+
+/// Whether `recover` acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Only says what would be done.
+    Look,
+    /// Does it.
+    Act,
+}
+
+/// What became of one operation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recovered {
+    /// The operation.
+    pub operation_id: Uuid,
+    /// Machine and host that it copied from.
+    pub source: String,
+    /// The machine that it was to make.
+    pub new_vm_name: String,
+    /// What was done, or would be.
+    pub action: Action,
+    /// The files that were removed, or would be.
+    pub files: Vec<String>,
+    /// Why it could not be done.
+    pub error: Option<Error>,
+}
+
+/// What is done with an operation that left something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Its machine stands: what was left to tidy up is tidied up.
+    Finish,
+    /// Its machine does not stand: what it made is removed.
+    Undo,
+    /// Somebody works on it.
+    InProgress,
+}
+
+/// Goes through every marker of the host.
+pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Result<Vec<Recovered>> {
+    let markers = match site.host.control.ask(Request::Markers).await? {
+        Reply::Markers(markers) => markers,
+        other => return Err(unexpected(&other)),
+    };
+    let known: Vec<Uuid> = markers.iter().map(|marker| marker.operation).collect();
+    let mut all = Vec::new();
+    for marker in markers {
+        all.push(one(site, store, &marker, mode).await);
+    }
+    if mode == Recovery::Act {
+        close_journal(site, store, &known).await?;
+    }
+    Ok(all)
+}
+
+async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Recovered {
+    let mut entry = Recovered {
+        operation_id: marker.operation,
+        source: marker.source.clone(),
+        new_vm_name: marker.machine.clone(),
+        action: Action::InProgress,
+        files: Vec::new(),
+        error: None,
+    };
+    let lock = Request::Lock { operation: marker.operation, keys: marker.keys.clone() };
+    match site.host.control.order(lock).await {
+        Ok(()) => {}
+        Err(error) if error.code == Code::Locked => return entry,
+        Err(error) => {
+            entry.error = Some(error);
+            return entry;
+        }
+    }
+    let outcome = locked(site, store, marker, mode, &mut entry).await;
+    let unlocked = site.host.control.order(Request::Unlock).await;
+    entry.error = outcome.and(unlocked).err();
+    entry
+}
+
+/// Under the locks: decides and acts.
+async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, entry: &mut Recovered) -> Result<()> {
+    let definition = site.libvirt.definition(marker.uuid).await?;
+    let stands = definition.is_some_and(|xml| made_by(&xml, marker.operation));
+    let status = match journal::recovery(stands) {
+        journal::Recovery::Finish => {
+            entry.action = Action::Finish;
+            entry.files = [marker.replaced.clone(), marker.staging.clone()].concat();
+            Status::Completed
+        }
+        journal::Recovery::Undo => {
+            entry.action = Action::Undo;
+            let finals = marker.finals.iter().map(|file| file.path.clone()).collect();
+            entry.files = [finals, marker.staging.clone(), marker.manifests.clone()].concat();
+            Status::Failed
+        }
+    };
+    if mode == Recovery::Look {
+        return Ok(());
+    }
+    let control = &site.host.control;
+    control.order(Request::Remove { operation: marker.operation, paths: entry.files.clone() }).await?;
+    for pool in &marker.pools {
+        // A pool that is gone or stopped tracks nothing of ours.
+        let _ = site.libvirt.refresh(pool.clone()).await;
+    }
+    if stands {
+        control.order(Request::SyncDefinitions).await?;
+    }
+    control.order(Request::RemoveMarker(marker.operation)).await?;
+    store.end(marker.operation, status, r#"{"recovered":true}"#).await
+}
+
+/// Operations that this controller's journal takes for unfinished and of which the host knows nothing: they made nothing
+/// there, or were recovered by somebody else.
+async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()> {
+    for operation in store.unfinished(&site.host.name).await? {
+        if !known.contains(&operation) {
+            store.mark_interrupted_as_failed(operation).await?;
+        }
+    }
+    Ok(())
+}

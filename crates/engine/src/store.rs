@@ -1,0 +1,227 @@
+//! The journal: what every operation of this controller intended and did, in SQLite.
+//!
+//! `synchronous=FULL`: when a call here returns, its record survives a power cut. An intent is always written before
+//! the act.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kvm_clone_core::journal::{Mark, Status, Step};
+use kvm_clone_core::{Code, Error, Result};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Executor, Row};
+use uuid::Uuid;
+
+/// The schema; `user_version` says which one a file has.
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE operation (
+        id TEXT PRIMARY KEY,
+        type TEXT NOT NULL,
+        status TEXT NOT NULL,
+        source_host TEXT NOT NULL,
+        dest_host TEXT NOT NULL,
+        vm_name TEXT NOT NULL,
+        new_vm_name TEXT NOT NULL,
+        created TEXT NOT NULL,
+        ended TEXT,
+        plan TEXT NOT NULL,
+        outcome TEXT
+    ) STRICT;
+    CREATE TABLE step (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        operation TEXT NOT NULL REFERENCES operation (id),
+        step TEXT NOT NULL,
+        mark TEXT NOT NULL,
+        time TEXT NOT NULL,
+        detail TEXT
+    ) STRICT;
+    CREATE INDEX step_operation ON step (operation);
+    PRAGMA user_version = 1;
+";
+
+/// A new operation as it is written down.
+#[derive(Debug, Clone)]
+pub(crate) struct NewOperation {
+    pub(crate) id: Uuid,
+    pub(crate) source_host: String,
+    pub(crate) dest_host: String,
+    pub(crate) vm_name: String,
+    pub(crate) new_vm_name: String,
+    /// The plan as JSON.
+    pub(crate) plan: String,
+}
+
+/// The store of one controller.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the store, and makes it where there is none.
+    pub(crate) async fn open(path: &Path) -> Result<Self> {
+        if let Some(dir) = path.parent() {
+            tokio::fs::create_dir_all(dir).await.map_err(|error| unusable(path, &error.to_string()))?;
+        }
+        let options = SqliteConnectOptions::from_str("sqlite:")
+            .map_err(|error| unusable(path, &error.to_string()))?
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(30));
+        let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await;
+        let store = Self { pool: pool.map_err(|error| unusable(path, &error.to_string()))?, path: path.to_owned() };
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    async fn migrate(&self) -> Result<()> {
+        // Two controllers may meet here for the first time: an immediate transaction lets one of them go first.
+        let mut connection = self.pool.acquire().await.map_err(|error| self.failed(&error))?;
+        let made = async {
+            connection.execute("BEGIN IMMEDIATE").await?;
+            let row = connection.fetch_one("PRAGMA user_version").await?;
+            let version: i64 = row.try_get(0)?;
+            if version == 0 {
+                connection.execute(SCHEMA).await?;
+            }
+            connection.execute("COMMIT").await?;
+            Ok::<i64, sqlx::Error>(version)
+        };
+        match made.await {
+            Ok(0 | SCHEMA_VERSION) => Ok(()),
+            Ok(newer) => Err(unusable(&self.path, &format!("it was written by a newer kvm-clone (schema {newer})"))),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Writes a new operation down, as running.
+    pub(crate) async fn begin(&self, new: &NewOperation) -> Result<()> {
+        let insert = sqlx::query(
+            "INSERT INTO operation (id, type, status, source_host, dest_host, vm_name, new_vm_name, created, plan) \
+             VALUES (?, 'clone', ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(new.id.to_string())
+        .bind(word(Status::Running))
+        .bind(&new.source_host)
+        .bind(&new.dest_host)
+        .bind(&new.vm_name)
+        .bind(&new.new_vm_name)
+        .bind(Timestamp::now().to_string())
+        .bind(&new.plan);
+        insert.execute(&self.pool).await.map_err(|error| self.failed(&error))?;
+        Ok(())
+    }
+
+    /// Writes a mark of a step down.
+    pub(crate) async fn mark(&self, operation: Uuid, step: Step, mark: Mark, detail: Option<String>) -> Result<()> {
+        sqlx::query("INSERT INTO step (operation, step, mark, time, detail) VALUES (?, ?, ?, ?, ?)")
+            .bind(operation.to_string())
+            .bind(step.word())
+            .bind(word(mark))
+            .bind(Timestamp::now().to_string())
+            .bind(detail)
+            .execute(&self.pool)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        Ok(())
+    }
+
+    /// Writes down how an operation ended. One that this store does not know (another controller's, found by `recover`)
+    /// is no error.
+    pub(crate) async fn end(&self, operation: Uuid, status: Status, outcome: &str) -> Result<()> {
+        sqlx::query("UPDATE operation SET status = ?, ended = ?, outcome = ? WHERE id = ?")
+            .bind(word(status))
+            .bind(Timestamp::now().to_string())
+            .bind(outcome)
+            .bind(operation.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        Ok(())
+    }
+
+    /// Operations that this store thinks are running or interrupted and that have this host as their target.
+    pub(crate) async fn unfinished(&self, dest_host: &str) -> Result<Vec<Uuid>> {
+        let rows = sqlx::query("SELECT id FROM operation WHERE dest_host = ? AND status IN (?, ?)")
+            .bind(dest_host)
+            .bind(word(Status::Running))
+            .bind(word(Status::Interrupted))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        Ok(rows.iter().filter_map(|row| row.try_get::<String, _>(0).ok()?.parse().ok()).collect())
+    }
+
+    /// Closes an operation of which its target knows nothing.
+    pub(crate) async fn mark_interrupted_as_failed(&self, operation: Uuid) -> Result<()> {
+        self.end(operation, Status::Failed, r#"{"recovered":true}"#).await
+    }
+
+    /// Waits until everything is on disk and closes.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> Error {
+        unusable(&self.path, &error.to_string())
+    }
+}
+
+/// A value as the word that JSON has for it.
+fn word<T: serde::Serialize>(value: T) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::new(Code::Configuration, format!("the journal cannot be used: {why}"))
+        .with("path", path.display())
+        .help("Check the path, its permissions and its space; state.url in the configuration names another place")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn new(id: Uuid) -> NewOperation {
+        let text = |text: &str| text.to_owned();
+        NewOperation {
+            id,
+            source_host: text("alpha"),
+            dest_host: text("beta"),
+            vm_name: text("web1"),
+            new_vm_name: text("web1_clone"),
+            plan: text("{}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_unfinished_until_its_end_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
+        let id = Uuid::now_v7();
+        store.begin(&new(id)).await.unwrap();
+        store.mark(id, Step::Stage, Mark::Intended, None).await.unwrap();
+        assert_eq!(store.unfinished("beta").await.unwrap(), vec![id]);
+        store.end(id, Status::Failed, "{}").await.unwrap();
+        assert_eq!(store.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+        store.close().await;
+        let again = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
+        assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+    }
+
+    #[tokio::test]
+    async fn controllers_that_meet_at_a_new_store_both_open_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (a, b, c) = tokio::join!(Store::open(&path), Store::open(&path), Store::open(&path));
+        assert!(a.is_ok() && b.is_ok() && c.is_ok());
+    }
+}
