@@ -239,9 +239,12 @@ impl Machine {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Waits until the console holds `text`; the line that does.
+    /// Waits until the console holds `text` in a line that is complete; that line.
     pub fn wait_for_console(&self, text: &str, limit: Duration) -> Result<String> {
-        let find = |console: &str| console.lines().find(|line| line.contains(text)).map(|line| line.trim().to_owned());
+        let find = |console: &str| {
+            let mut whole = console.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            whole.find(|line| line.contains(text)).map(|line| line.trim().to_owned())
+        };
         let what = format!("{text:?} on the console of {}", self.name);
         wait_until(&what, limit, || Ok(find(&self.console())), || self.console())
     }
