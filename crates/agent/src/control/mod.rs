@@ -48,8 +48,9 @@ pub fn run() -> Result<()> {
         let outcome = read(&reader);
         reader.end(outcome);
     });
-    lanes::listen(&session)?;
-    watch(&session, &ended)
+    let outcome = lanes::listen(&session).and_then(|()| watch(&session, &ended));
+    session.close();
+    outcome
 }
 
 /// The dead-man's switch: waits for the end, and makes it when the controller has been silent for too long.

@@ -87,6 +87,11 @@ impl Session {
         lane_socket(&self.place, self.id)
     }
 
+    /// Takes the session's directory away. Called at the end of the process, whose threads still hold the session.
+    pub(super) fn close(&self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
     /// Sends a message to the controller; waits while too many wait already.
     pub(super) fn tell(&self, message: FromAgent) {
         // A failure means that the writer has ended, and with it the session.
@@ -216,11 +221,6 @@ impl Session {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
 
 /// Where the lane agents of a session find their control agent.
 pub(crate) fn lane_socket(place: &Place, session: Uuid) -> PathBuf {

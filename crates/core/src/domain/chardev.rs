@@ -5,13 +5,13 @@ use super::edit::Edits;
 use super::refuse::cannot;
 use super::tree::Element;
 use crate::error::Error;
-use crate::name::SourceName;
+use crate::name::{SourceName, VmName};
 
 /// Elements that have a character device behind them.
 const WITH_CHARDEV: [&str; 6] = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
 
-/// Ends that exist for each machine by itself, so two machines never meet in them.
-const OWN_ENDS: [&str; 8] = ["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "dbus", "qemu-vdagent"];
+/// Ends that exist for each machine by itself, so two machines never meet in them; a file gets a name of its own.
+const OWN_ENDS: [&str; 9] = ["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "dbus", "qemu-vdagent", "file"];
 
 /// Where libvirt itself puts the sockets of channels, one directory for each machine.
 const LIBVIRT_CHANNELS: [&str; 2] = ["/var/lib/libvirt/qemu/channel/", "/run/libvirt/qemu/channel/"];
@@ -24,7 +24,7 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
         let repeats = device.is("console") && device.attr_at(&["target"], "type") == Some("serial");
         !(repeats && domain.devices_named("serial").next().is_some())
     });
-    devices.filter_map(|device| refuse_end(device, domain.name())).chain(refuse_logs(domain)).collect()
+    devices.filter_map(|device| refuse_end(device, domain.name())).collect()
 }
 
 fn refuse_end(device: &Element, name: &SourceName) -> Option<Error> {
@@ -47,18 +47,57 @@ fn socket_is_own(device: &Element, name: &SourceName) -> bool {
     source.attr("mode") != Some("connect") && (path.is_empty() || names_machine || is_libvirts)
 }
 
-fn refuse_logs(domain: &Domain) -> Vec<Error> {
-    let logs = domain.devices().iter().flat_map(|device| device.all("log")).filter_map(|log| log.attr("file"));
-    let refuse = |path: &str| {
-        let help = "Remove the <log> element from the source machine, or name another file in a definition of your own";
-        cannot(format!("a console is logged to {path}, which the copy would share"), help).with("path", path)
-    };
-    logs.map(refuse).collect()
-}
-
-/// Lets libvirt name the sockets anew that carry the source's name.
-pub(super) fn edit(domain: &Domain, edits: &mut Edits<'_>) {
+/// Lets libvirt name the sockets anew that carry the source's name, and gives files names of the new machine's own.
+/// Tells which files.
+pub(super) fn edit(domain: &Domain, new_name: &VmName, edits: &mut Edits<'_>) -> Vec<String> {
     for channel in domain.devices_named("channel").filter(|channel| channel.attr("type") == Some("unix")) {
         channel.all("source").filter(|source| source.attr("path").is_some()).for_each(|source| edits.remove(source));
+    }
+    let mut notes = Vec::new();
+    for device in domain.devices().iter().filter(|device| WITH_CHARDEV.iter().any(|name| device.is(name))) {
+        let ends = device.all("source").filter(|_| device.attr("type") == Some("file")).map(|end| (end, "path"));
+        for (element, attribute) in ends.chain(device.all("log").map(|log| (log, "file"))) {
+            let Some(old) = element.attr(attribute) else { continue };
+            let new = own_file(old, domain.name(), new_name);
+            if new != old {
+                edits.set_attribute(element, attribute, &new);
+                notes.push(format!("what the <{}> writes goes to {new}", device.name));
+            }
+        }
+    }
+    notes.sort();
+    notes.dedup();
+    notes
+}
+
+/// A file of the new machine's own in the same directory: two machines never write to one file.
+fn own_file(path: &str, old: &SourceName, new: &VmName) -> String {
+    if old.as_str() == new.as_str() {
+        return path.to_owned();
+    }
+    let (dir, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let own = if file.contains(old.as_str()) {
+        file.replacen(old.as_str(), new.as_str(), 1)
+    } else {
+        format!("{new}-{file}")
+    };
+    format!("{dir}/{own}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gets_a_name_of_the_new_machines_own() {
+        let (old, new) = ("web1".parse().unwrap(), "web1_clone".parse().unwrap());
+        for (path, own) in [
+            ("/var/log/web1-console.log", "/var/log/web1_clone-console.log"),
+            ("/srv/logs/serial.log", "/srv/logs/web1_clone-serial.log"),
+        ] {
+            assert_eq!(own_file(path, &old, &new), own);
+        }
+        assert_eq!(own_file("/a/b", &old, &"web1".parse().unwrap()), "/a/b");
     }
 }

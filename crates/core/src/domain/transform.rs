@@ -51,10 +51,10 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     identity::edit(domain, &wanted.name, wanted.uuid, wanted.identity, wanted.genid, &mut edits);
     identity::edit_macs(domain, &wanted.macs, &mut edits)?;
     lineage::edit(domain, &wanted.lineage, &mut edits);
-    chardev::edit(domain, &mut edits);
     set_emulator(domain, wanted.emulator.as_deref(), &mut edits);
 
     let mut notes = identity::notes(domain, wanted.identity);
+    notes.extend(chardev::edit(domain, &wanted.name, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
     notes.extend(media::edit(domain, &context, &mut edits));
     notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));

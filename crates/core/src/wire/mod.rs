@@ -20,7 +20,7 @@ pub const PROTOCOL_VERSION: u16 = 1;
 ///
 /// It holds bytes that no login banner, `motd` or shell message has (NUL, 0xFF, a lone CR), so a reader that skips
 /// to it cannot be fooled by text.
-pub const MAGIC: [u8; 16] = *b"\0\xff\r\x1akvm-clone\x01\xfe\0";
+pub const MAGIC: [u8; 16] = *b"\0\xff\r\x1akvm-clone\x01\xfe\x03";
 
 /// How many bytes of somebody else's chatter may stand before [`MAGIC`].
 pub const BANNER_LIMIT: usize = 64 * 1024;
@@ -43,7 +43,7 @@ impl MagicScanner {
             return Err(crate::Error::connection("the other side did not answer as a kvm-clone agent")
                 .help("Make sure that the login shell prints nothing for non-interactive sessions"));
         }
-        // The magic's first byte stands nowhere else in it but at its end, so a mismatch restarts at that byte.
+        // The magic's first byte stands nowhere else in it, so a mismatch can only restart at that byte.
         self.matched = match (MAGIC[self.matched] == byte, byte == MAGIC[0]) {
             (true, _) => self.matched + 1,
             (false, true) => 1,

@@ -22,6 +22,8 @@ const OUTGOING: usize = 256;
 /// Pieces that wait for libvirt's client library.
 const RELAY_WAITING: usize = 2048;
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long an agent that is going may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long an agent may take from its start to its hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -96,7 +98,7 @@ impl Control {
         let silence_seconds = u32::try_from(silence.as_secs()).unwrap_or(u32::MAX);
         let welcome = Welcome { protocol: PROTOCOL_VERSION, silence_seconds, controller };
         tokio::spawn(write(Arc::downgrade(&shared), FrameWriter::new(stdin), outgoing, welcome));
-        tokio::spawn(read(Arc::downgrade(&shared), reader, stderr, silence));
+        tokio::spawn(read(Arc::downgrade(&shared), reader, stderr, child, silence));
         Ok(Ok(Self { shared }))
     }
 
@@ -150,7 +152,10 @@ impl Control {
     }
 
     pub(crate) async fn relay(&self, stream: StreamId, bytes: Vec<u8>) -> Result<()> {
-        self.shared.out.send(Outgoing::Relay(stream, bytes)).await.map_err(|_| self.why_gone())
+        match self.shared.out.send(Outgoing::Relay(stream, bytes)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.gone().await),
+        }
     }
 
     pub(crate) async fn close_relay(&self, stream: StreamId) {
@@ -165,7 +170,10 @@ impl Control {
     }
 
     async fn send(&self, message: ToAgent) -> Result<()> {
-        self.shared.out.send(Outgoing::Message(Box::new(message))).await.map_err(|_| self.why_gone())
+        match self.shared.out.send(Outgoing::Message(Box::new(message))).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.gone().await),
+        }
     }
 
     fn why_gone(&self) -> Error {
@@ -205,7 +213,10 @@ async fn write(
             }
         }
     };
-    if let (Err(error), Some(shared)) = (work.await, shared.upgrade()) {
+    // A broken pipe says little; the agent's end, which the reader sees with the agent's last words, says why.
+    let outcome: Result<()> = work.await;
+    if let (Err(error), Some(shared)) = (outcome, shared.upgrade()) {
+        tokio::time::sleep(LAST_WORDS).await;
         shared.end(error);
     }
 }
@@ -214,6 +225,8 @@ async fn read(
     shared: std::sync::Weak<Shared>,
     mut input: FrameReader,
     mut log: super::transport::Reading,
+    // Held, because OpenSSH ends a session whose client is gone.
+    _child: super::transport::Child,
     silence: Duration,
 ) {
     let log = tokio::spawn(async move { read_limited_forever(&mut log).await });
