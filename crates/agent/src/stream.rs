@@ -109,5 +109,7 @@ fn ended(error: &io::Error) -> Error {
         ErrorKind::BrokenPipe => "the other side closed it".to_owned(),
         _ => error.to_string(),
     };
-    Error::transfer(format!("the stream between the agents broke: {why}")).transient()
+    Error::transfer(format!("the stream between the agents broke: {why}"))
+        .help("The connection or an agent died; run the command again")
+        .transient()
 }

@@ -17,6 +17,7 @@ use kvm_clone_core::{Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 
 use crate::inventory::{self, Site, Source};
+use crate::lane::{Joint, Pipes};
 use crate::outcome::{CloneResult, Consistency, PhaseTime, Way};
 use crate::step::Work;
 use crate::store::{NewOperation, Store};
@@ -35,11 +36,13 @@ pub struct CloneSettings {
     pub stall_timeout: Duration,
     /// How long the whole operation may take.
     pub timeout: Option<Duration>,
+    /// How the ends of a lane are joined.
+    pub joint: Arc<dyn Joint>,
 }
 
 impl Default for CloneSettings {
     fn default() -> Self {
-        Self { parallel: 4, verify: Verify::On, stall_timeout: Duration::from_secs(120), timeout: None }
+        Self { parallel: 4, verify: Verify::On, stall_timeout: Duration::from_secs(120), timeout: None, joint: Arc::new(Pipes) }
     }
 }
 

@@ -29,5 +29,6 @@ pub use doctor::{Finding, Verdict};
 pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
+pub use lane::{Ends, Joint, Pipes};
 pub use outcome::{Checksum, CloneResult, Consistency, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};

@@ -146,6 +146,7 @@ impl Work {
             verify: self.settings.verify,
             lanes: self.settings.parallel,
             stall: self.settings.stall_timeout,
+            joint: &*self.settings.joint,
             events: &*events,
         });
         self.moved = tokio::select! {

@@ -107,8 +107,10 @@ fn send_piece(output: &mut FrameWriter<io::StdoutLock<'_>>, piece: &Piece) -> Re
             let start = index * block_len();
             let end = piece.data.len().min(start + run * block_len());
             let digests = piece.digests[index..index + run].to_vec();
-            let message = LaneMessage::Blocks { offset: piece.offset + start as u64, digests };
-            sent += output.send(Kind::Lane, &message, &piece.data[start..end])?;
+            let payload = &piece.data[start..end];
+            let crc = crc32fast::hash(payload);
+            let message = LaneMessage::Blocks { offset: piece.offset + start as u64, digests, crc };
+            sent += output.send(Kind::Lane, &message, payload)?;
         }
         index += run;
     }

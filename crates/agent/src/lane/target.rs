@@ -81,7 +81,7 @@ fn receive(target: &Target, items: &SyncSender<Item>, spares: &Receiver<Vec<u8>>
             LaneMessage::Begin(segment) if current.is_none() => {
                 current = Some(Incoming::begin(segment, target.disks.len())?);
             }
-            LaneMessage::Blocks { offset, digests } => {
+            LaneMessage::Blocks { offset, digests, crc } => {
                 let Some(incoming) = &mut current else { return Err(broken("blocks outside a segment")) };
                 let len = incoming.accept(offset, &digests)?;
                 if header.payload_len as usize != len {
@@ -90,6 +90,9 @@ fn receive(target: &Target, items: &SyncSender<Item>, spares: &Receiver<Vec<u8>>
                 let mut data = spares.try_recv().unwrap_or_default();
                 data.resize(len, 0);
                 input.payload(&mut data)?;
+                if crc32fast::hash(&data) != crc {
+                    return Err(broken("blocks that were damaged on the way").with("offset", offset));
+                }
                 if target.verify == Verify::Off {
                     compare(&target.key, offset, &data, &digests)?;
                 }

@@ -37,6 +37,9 @@ pub enum LaneMessage {
         offset: u64,
         /// A digest for each block.
         digests: Vec<Digest>,
+        /// CRC-32 of the payload as it was sent. It tells damage on the way from damage by the target's storage, which
+        /// the digests alone, compared only after reading back, cannot.
+        crc: u32,
     },
     /// The segment is complete.
     End,

@@ -13,6 +13,39 @@ use crate::host::Host;
 use crate::host::install::start_script;
 use crate::host::transport::{Child, Script, Transport};
 
+/// The four ends of a lane's two streams.
+#[derive(Debug)]
+pub struct Ends {
+    /// Where the source lane agent's output goes.
+    pub source_out: OwnedFd,
+    /// Where the target lane agent's input comes from.
+    pub target_in: OwnedFd,
+    /// Where the target lane agent's output goes.
+    pub target_out: OwnedFd,
+    /// Where the source lane agent's input comes from.
+    pub source_in: OwnedFd,
+}
+
+/// How the two ends of a lane are joined. There is one way in use, [`Pipes`]; tests join with faults in between.
+pub trait Joint: Send + Sync + std::fmt::Debug {
+    /// Makes the streams of one lane.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn join(&self) -> std::io::Result<Ends>;
+}
+
+/// A pair of pipes: what one side writes is what the other reads, without anybody in between.
+#[derive(Debug, Default)]
+pub struct Pipes;
+
+impl Joint for Pipes {
+    fn join(&self) -> std::io::Result<Ends> {
+        let ((target_in, source_out), (source_in, target_out)) = (pipe()?, pipe()?);
+        Ok(Ends { source_out, target_in, target_out, source_in })
+    }
+}
+
 /// Bytes that a joint holds: the most that Linux gives without privileges (pipe(7), `pipe-max-size`).
 const PIPE_SIZE: usize = 1 << 20;
 /// Connections to one host that are opened at the same time.
@@ -33,11 +66,11 @@ pub(super) fn lane_of(id: LaneId) -> usize {
 
 /// Opens lanes. The first one rides on the hosts' master connections; each further one gets connections of its own,
 /// since one connection is one cipher thread and one window.
-pub(super) async fn open(source: &Host, target: &Host, wanted: u16) -> Result<Vec<Lane>> {
+pub(super) async fn open(source: &Host, target: &Host, wanted: u16, joint: &dyn Joint) -> Result<Vec<Lane>> {
     let mut lanes = Vec::new();
     let numbers: Vec<u16> = (0..wanted).collect();
     for batch in numbers.chunks(AT_ONCE) {
-        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number))).await;
+        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number, joint))).await;
         for lane in opened {
             lanes.push(lane?);
         }
@@ -45,14 +78,13 @@ pub(super) async fn open(source: &Host, target: &Host, wanted: u16) -> Result<Ve
     Ok(lanes)
 }
 
-async fn open_one(source: &Host, target: &Host, number: u16) -> Result<Lane> {
+async fn open_one(source: &Host, target: &Host, number: u16, joint: &dyn Joint) -> Result<Lane> {
     let (from, to) = tokio::join!(transport(source, number), transport(target, number));
     let (source_id, target_id) = (number * 2, number * 2 + 1);
-    let (to_stdin, from_stdout) = pipe()?;
-    let (from_stdin, to_stdout) = pipe()?;
+    let ends = joint.join().map_err(|error| Error::internal(format!("joining a lane: {error}")))?;
     let (sending, receiving) = tokio::try_join!(
-        start(source, &from, source_id, from_stdin, from_stdout),
-        start(target, &to, target_id, to_stdin, to_stdout),
+        start(source, &from, source_id, ends.source_in, ends.source_out),
+        start(target, &to, target_id, ends.target_in, ends.target_out),
     )?;
     Ok(Lane { source: source_id, target: target_id, _children: [sending, receiving] })
 }
@@ -77,12 +109,9 @@ async fn start(host: &Host, transport: &Transport, id: LaneId, stdin: OwnedFd, s
     transport.start_on(&script, stdin, stdout).await.map_err(|error| error.with("host", &host.name))
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let made = || -> std::io::Result<(OwnedFd, OwnedFd)> {
-        let (reading, writing) = std::io::pipe()?;
-        // Only a matter of speed: where the limit is lower, the default stays.
-        let _ = rustix::pipe::fcntl_setpipe_size(&writing, PIPE_SIZE);
-        Ok((reading.into(), writing.into()))
-    };
-    made().map_err(|error| Error::internal(format!("making a pipe: {error}")))
+fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let (reading, writing) = std::io::pipe()?;
+    // Only a matter of speed: where the limit is lower, the default stays.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writing, PIPE_SIZE);
+    Ok((reading.into(), writing.into()))
 }

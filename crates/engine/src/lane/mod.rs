@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::host::control::unexpected;
+pub use joint::{Ends, Joint, Pipes};
 use joint::Lane;
 use schedule::{Schedule, Work};
 
@@ -47,6 +48,7 @@ pub(crate) struct Copy<'a> {
     pub(crate) verify: Verify,
     pub(crate) lanes: u16,
     pub(crate) stall: Duration,
+    pub(crate) joint: &'a dyn Joint,
     pub(crate) events: &'a (dyn Fn(Event) + Send + Sync),
 }
 
@@ -69,7 +71,7 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<Moved> {
     copy.source.control.lane_events(tell.clone());
     copy.target.control.lane_events(tell.clone());
     let wanted = u16::try_from(work.bytes().div_ceil(LANE_WORTH)).unwrap_or(u16::MAX).clamp(1, copy.lanes.max(1));
-    let lanes = joint::open(copy.source, copy.target, wanted).await;
+    let lanes = joint::open(copy.source, copy.target, wanted, copy.joint).await;
     let outcome = match &lanes {
         Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
         Err(error) => Err(error.clone()),
