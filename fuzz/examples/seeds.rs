@@ -1,0 +1,126 @@
+//! Writes the seeds of `frame_decoder` into the directory that is named: `cargo run --example seeds -- corpus/frame_decoder`.
+//! Run it again after a change of the wire, and commit what changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kvm_clone_core::blocks::{Digest, DigestKey};
+use kvm_clone_core::inventory::ImageFormat;
+use kvm_clone_core::wire::MAGIC;
+use kvm_clone_core::wire::control::{FinalFile, FromAgent, Hello, Marker, NewImage, Reply, Request, ToAgent, Welcome};
+use kvm_clone_core::wire::frame::{Encoder, HEADER_LEN, Kind};
+use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
+use kvm_clone_core::{Error, wire};
+use uuid::Uuid;
+
+fn main() {
+    let dir = PathBuf::from(std::env::args().nth(1).expect("usage: seeds DIRECTORY"));
+    fs::create_dir_all(&dir).unwrap();
+    let frame = |kind, message: &ToAgent| Encoder::default().encode(kind, message, 0).unwrap();
+    let body = |frame: Vec<u8>| frame[HEADER_LEN..].to_vec();
+    let hello =
+        FromAgent::Hello(Hello { protocol: wire::PROTOCOL_VERSION, build: "00".repeat(32), session: Uuid::nil() });
+    let welcome =
+        Welcome { protocol: wire::PROTOCOL_VERSION, silence_seconds: 30, controller: "here pid 1".to_owned() };
+
+    write(&dir, "stream-of-an-agent", 0, &agent_stream(&hello));
+    write(&dir, "stream-of-a-lane", 0, &lane_stream());
+    for (name, message) in [
+        ("welcome", ToAgent::Welcome(welcome)),
+        ("marker", ToAgent::Request(1, Request::PutMarker(marker()))),
+        ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
+        ("source", ToAgent::Lane(0, LaneCommand::Source { disks: vec![image()], key: key() })),
+    ] {
+        write(&dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
+    }
+    let answers = [
+        ("hello", hello),
+        ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
+        ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
+    ];
+    for (name, message) in answers {
+        let made = Encoder::default().encode(Kind::Message, &message, 0).unwrap();
+        write(&dir, &format!("from-agent-{name}"), 2, &body(made));
+    }
+    let blocks = LaneMessage::Blocks { offset: 65536, digests: vec![Digest([7; 16]); 2], crc: 7 };
+    write(&dir, "lane-blocks", 3, &body(Encoder::default().encode(Kind::Lane, &blocks, 0).unwrap()));
+    let target = LaneCommand::Target {
+        disks: vec![image()],
+        manifests: vec!["/m".to_owned()],
+        key: key(),
+        verify: Verify::Media,
+    };
+    write(&dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target, 0).unwrap()));
+    let done = LaneEvent::Done { segment: segment(), data_blocks: 2 };
+    write(&dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
+}
+
+fn write(dir: &Path, name: &str, choice: u8, bytes: &[u8]) {
+    fs::write(dir.join(name), [&[choice], bytes].concat()).unwrap();
+}
+
+fn agent_stream(hello: &FromAgent) -> Vec<u8> {
+    let mut encoder = Encoder::default();
+    let mut stream = b"Welcome to alpha!\r\n".to_vec();
+    stream.extend(MAGIC);
+    stream.extend(encoder.encode(Kind::Message, hello, 0).unwrap());
+    stream.extend(encoder.encode(Kind::Relay, &3u16, 5).unwrap());
+    stream.extend(b"bytes");
+    stream.extend(encoder.encode(Kind::Message, &FromAgent::Heartbeat, 0).unwrap());
+    stream
+}
+
+fn lane_stream() -> Vec<u8> {
+    let mut encoder = Encoder::default();
+    let mut stream = MAGIC.to_vec();
+    let blocks = LaneMessage::Blocks { offset: 0, digests: vec![Digest([7; 16])], crc: 0 };
+    stream.extend(encoder.encode(Kind::Lane, &LaneMessage::Begin(segment()), 0).unwrap());
+    stream.extend(encoder.encode(Kind::Lane, &blocks, 16).unwrap());
+    stream.extend([1; 16]);
+    for message in [LaneMessage::End, LaneMessage::Finish] {
+        stream.extend(encoder.encode(Kind::Lane, &message, 0).unwrap());
+    }
+    stream
+}
+
+fn segment() -> Segment {
+    Segment { disk: 0, offset: 0, len: 1 << 26 }
+}
+
+fn key() -> DigestKey {
+    DigestKey::new([9; 32])
+}
+
+fn image() -> ImageSpec {
+    let backing = vec![("/pool/base.img".to_owned(), ImageFormat::Raw)];
+    ImageSpec { path: "/pool/web1.qcow2".to_owned(), format: ImageFormat::Qcow2, backing }
+}
+
+fn new_image() -> NewImage {
+    NewImage {
+        operation: Uuid::nil(),
+        disk: 0,
+        image: image(),
+        virtual_size: 1 << 30,
+        manifest: "/m".to_owned(),
+        key: key(),
+        owner: Some((64055, 64055)),
+        mode: 0o600,
+    }
+}
+
+fn marker() -> Marker {
+    Marker {
+        operation: Uuid::nil(),
+        source: "web1 on alpha".to_owned(),
+        machine: "web1_clone".to_owned(),
+        uuid: Uuid::nil(),
+        keys: vec!["name-web1_clone".to_owned()],
+        staging: vec!["/pool/.staging".to_owned()],
+        finals: vec![FinalFile { path: "/pool/web1_clone-vda.qcow2".to_owned(), inode: Some((1, 2)) }],
+        pools: vec!["default".to_owned()],
+        manifests: vec!["/m".to_owned()],
+        replaced: Vec::new(),
+        created: "2030-01-02T03:04:05Z".to_owned(),
+    }
+}
