@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -211,13 +212,22 @@ fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts write-back of what is dirty in a range, and forgets what is clean.
+/// Starts write-back of what is dirty in a range, without waiting, so that a later fsync has little left to do.
 ///
-/// `POSIX_FADV_DONTNEED` does both on Linux: `generic_fadvise` first calls the same `__filemap_fdatawrite_range(…,
-/// WB_SYNC_NONE)` as `sync_file_range(SYNC_FILE_RANGE_WRITE)`, then drops pages that are neither dirty nor being
-/// written. So one safe call serves for both ends of a page's life: right after writing it starts the I/O and the page
-/// stays for the read-back; after that read-back it frees the page.
-pub(super) fn settle(file: &File, offset: u64, len: u64) {
+/// `POSIX_FADV_DONTNEED` would start it too, but where pages are still being written it then drains the page caches of
+/// all processors (`lru_add_drain_all` in the kernel's `mm/fadvise.c`), which in a copy is nearly always and costs more
+/// than the writing.
+pub(super) fn start_write_back(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the call takes no pointers (sync_file_range(2)).
+    // A hint: a file system that does not know it costs time in fsync, not correctness.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
+/// Lets the page cache forget what is clean in a range. To be called for large ranges, once: see [`start_write_back`].
+pub(super) fn forget(file: &File, offset: u64, len: u64) {
     if let Some(len) = NonZeroU64::new(len) {
         // A hint: a file system that ignores it costs memory, not correctness.
         let _ = fadvise(file, offset, Some(len), Advice::DontNeed);

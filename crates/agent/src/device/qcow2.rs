@@ -118,7 +118,7 @@ impl ReadDevice for Qcow2Reader {
         while at < end {
             let Ok((mapping, mapped)) = self.mapping(at, end - at) else { return };
             if let Mapping::Raw { storage, offset: host, .. } = mapping {
-                file::settle(storage.file(), host, mapped);
+                file::forget(storage.file(), host, mapped);
             }
             at += mapped;
         }

@@ -48,7 +48,7 @@ impl ReadDevice for RawReader {
     }
 
     fn drop_cache(&self, offset: u64, len: u64) {
-        file::settle(&self.file, offset, len);
+        file::forget(&self.file, offset, len);
     }
 }
 
@@ -98,7 +98,7 @@ impl WriteDevice for RawWriter {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        file::settle(&self.file, offset, len);
+        file::start_write_back(&self.file, offset, len);
     }
 
     fn sync(&self) -> Result<()> {

@@ -77,7 +77,6 @@ fn take(waiting: &Mutex<Receiver<Job>>) -> Option<Job> {
 fn read(job: &Job, key: &DigestKey, mut data: Vec<u8>) -> Result<Piece> {
     data.resize(job.len, 0);
     job.device.read_at(&mut data, job.offset)?;
-    job.device.drop_cache(job.offset, job.len as u64);
     let digests = data.chunks(block_len()).map(|block| key.block(block)).collect();
     Ok(Piece { offset: job.offset, data, digests })
 }

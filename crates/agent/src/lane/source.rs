@@ -21,7 +21,7 @@ const TELL_EVERY: u64 = 4 << 20;
 enum Item {
     Begin(Segment),
     Piece(Coming),
-    End,
+    End(Segment, Arc<dyn ReadDevice>),
     Finish,
 }
 
@@ -60,7 +60,7 @@ fn enqueue(
                 for (offset, len) in readers::pieces(&**device, segment.offset, segment.len)? {
                     items.send(Item::Piece(readers.read(device, offset, len)?)).map_err(stopped)?;
                 }
-                items.send(Item::End).map_err(stopped)?;
+                items.send(Item::End(segment, Arc::clone(device))).map_err(stopped)?;
             }
             LaneCommand::Finish => return items.send(Item::Finish).map_err(stopped),
             _ => return Err(Error::internal("a source lane agent got a command for a target")),
@@ -82,7 +82,10 @@ fn send(queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()
                 sent += send_piece(&mut output, &piece)?;
                 readers.recycle(piece.data);
             }
-            Item::End => sent += output.send(Kind::Lane, &LaneMessage::End, &[])?,
+            Item::End(segment, device) => {
+                sent += output.send(Kind::Lane, &LaneMessage::End, &[])?;
+                device.drop_cache(segment.offset, segment.len);
+            }
             Item::Finish => {
                 sent += output.send(Kind::Lane, &LaneMessage::Finish, &[])?;
                 events.tell(&LaneEvent::Sent { read, sent });

@@ -29,6 +29,7 @@ pub(super) fn segment(readers: &Readers, image: &ImageSpec, segment: Segment, ex
         }
     }
     coming.into_iter().try_for_each(take)?;
+    device.drop_cache(segment.offset, segment.len);
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         None => Ok(()),
         Some(block) => Err(mismatch(image, segment.offset + block as u64 * BLOCK)),

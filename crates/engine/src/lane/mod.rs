@@ -70,14 +70,20 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<Moved> {
     let (tell, mut told) = mpsc::channel(1024);
     copy.source.control.lane_events(tell.clone());
     copy.target.control.lane_events(tell.clone());
-    let wanted = u16::try_from(work.bytes().div_ceil(LANE_WORTH)).unwrap_or(u16::MAX).clamp(1, copy.lanes.max(1));
-    let lanes = joint::open(copy.source, copy.target, wanted, copy.joint).await;
+    let lanes = joint::open(copy.source, copy.target, lane_count(&copy, work.bytes()), copy.joint).await;
     let outcome = match &lanes {
         Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
         Err(error) => Err(error.clone()),
     };
     end(&copy).await;
     outcome
+}
+
+/// As many lanes as were asked for, as the data is worth, and as there are processors: a lane keeps one busy at each end.
+fn lane_count(copy: &Copy<'_>, bytes: u64) -> u16 {
+    let worth = u16::try_from(bytes.div_ceil(LANE_WORTH)).unwrap_or(u16::MAX);
+    let processors = copy.source.facts.cpus.min(copy.target.facts.cpus);
+    copy.lanes.min(worth).min(u16::try_from(processors).unwrap_or(u16::MAX)).max(1)
 }
 
 /// Ends whatever lane agents there are, so that nothing writes any more.

@@ -196,7 +196,7 @@ impl WriteDevice for Qcow2Writer {
             let Ok((at, entries)) = self.entries(run) else { return };
             for (_, count, host) in self.placed(at, &entries).unwrap_or_default() {
                 if let Some(host) = host {
-                    file::settle(&self.image.file, host, count as u64 * CLUSTER);
+                    file::start_write_back(&self.image.file, host, count as u64 * CLUSTER);
                 }
             }
         }

@@ -1,0 +1,83 @@
+//! The ways that data can take between hosts, and the library's example.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+
+use std::process::Command;
+
+use common::*;
+use kvm_clone_core::plan::{CloneRequest, DiskFormat as Wanted};
+use kvm_clone_lab::{DiskSpec, Fill, HostSpec, Lab, MachineSpec, available, define_machine};
+
+const IMAGES: &str = "/var/lib/libvirt/images";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_cloned_on_its_own_host_under_a_new_name() {
+    if !available("a_machine_is_cloned_on_its_own_host_under_a_new_name") {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let alpha = lab.host(HostSpec::named("alpha")).unwrap();
+    let source = make_machine(&alpha, "web1", 16 * MIB);
+    let client = client(&lab).await;
+
+    let result = clone(&client, "alpha", "alpha", "web1").await.unwrap();
+
+    assert_eq!(result.new_vm_name.as_str(), "web1_clone");
+    let copy = alpha.path(&format!("{IMAGES}/web1_clone-vda.qcow2"));
+    assert_same_contents(&alpha.path(&source.disks()[0].path), "qcow2", &copy, "qcow2");
+    assert_eq!(machines(&alpha).len(), 2);
+    drop(client);
+    assert_nothing_left(&alpha);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_lanes_write_one_image_together() {
+    if !available("several_lanes_write_one_image_together") {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
+    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let bytes = 600 * MIB;
+    let disk = DiskSpec::raw("vda", 2048 * MIB).fill(Fill::Random { seed: 7, bytes });
+    let machine = define_machine(alpha, MachineSpec::named("big").disk(disk)).unwrap();
+    beta.provide_guest().unwrap();
+    let client = client(&lab).await;
+
+    let request = CloneRequest { disk_format: Wanted::Qcow2, ..CloneRequest::default() };
+    let result = clone_with(&client, "alpha", "beta", "big", request, &Default::default()).await.unwrap();
+
+    assert!(result.bytes_written >= bytes / 2, "{result:?}");
+    let copy = beta.path(&format!("{IMAGES}/big_clone-vda.qcow2"));
+    assert_same_contents(&alpha.path(&machine.disks()[0].path), "raw", &copy, "qcow2");
+    let checked = Command::new("qemu-img").arg("check").arg(&copy).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_the_library_clones_a_machine() {
+    if !available("the_example_of_the_library_clones_a_machine") {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
+    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    make_machine(alpha, "web1", 8 * MIB);
+    beta.provide_guest().unwrap();
+    let test = std::env::current_exe().unwrap();
+    let example = test.parent().unwrap().parent().unwrap().join("examples/clone");
+
+    let ran = Command::new(example)
+        .arg(agent())
+        .arg(lab.dir().join("journal.db"))
+        .args(["alpha", "beta", "web1"])
+        .arg(lab.ssh_config())
+        .output()
+        .unwrap();
+
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    assert!(said.contains("web1_clone is on beta"), "{said}");
+    assert_eq!(machines(beta), vec!["web1_clone"]);
+}
