@@ -29,6 +29,10 @@ use join::Events;
 
 /// Processor priority of lane agents: they give way to guests. The control agent keeps its own, since it must answer.
 const NICE: i32 = 10;
+/// `ioprio_set(2)`: the number means a process, nought this one.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+/// `ioprio_set(2)`: class 2 (best effort), level 7 (the last to be served).
+const IOPRIO_LOWEST_BEST_EFFORT: libc::c_int = (2 << 13) | 7;
 
 /// Joins the control agent of `session` as lane `number` and works until that says so or is gone.
 ///
@@ -38,7 +42,7 @@ pub fn run(session: &str, number: &str) -> Result<()> {
     let usage = || Error::validation("lane needs the id of a session and a number");
     let session: Uuid = session.parse().map_err(|_| usage())?;
     let number: LaneId = number.parse().map_err(|_| usage())?;
-    let _ = rustix::process::setpriority_process(None, NICE);
+    give_way();
     let place = Place::find()?;
     let (ends, ended) = mpsc::sync_channel(2);
     let (events, commands) = join::join(&place, session, number, ends.clone())?;
@@ -52,6 +56,15 @@ pub fn run(session: &str, number: &str) -> Result<()> {
     });
     // The first of: the work is done, the control agent is gone. Returning ends the process and every thread in it.
     ended.recv().unwrap_or(Ok(()))
+}
+
+/// Lowers this process's priority for processors and disks. Where that is not allowed, the copy is only less polite.
+fn give_way() {
+    let _ = rustix::process::setpriority_process(None, NICE);
+    // SAFETY: the call takes numbers only (ioprio_set(2)); libc has no wrapper for it.
+    unsafe {
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_LOWEST_BEST_EFFORT);
+    }
 }
 
 fn work(place: &Place, events: &Arc<Events>, commands: Receiver<LaneCommand>) -> Result<()> {
