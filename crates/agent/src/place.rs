@@ -52,7 +52,7 @@ impl Place {
 
     /// The random id of this host since its last boot, the same for every process that asks.
     pub(crate) fn host_id(&self) -> Result<String> {
-        let path = self.run.join("host-id");
+        let path = self.run.join(self.host_id_name());
         for _ in 0..3 {
             match fs::read_to_string(&path) {
                 Ok(id) if id.len() == 32 => return Ok(id),
@@ -62,6 +62,16 @@ impl Place {
             }
         }
         Err(Error::internal("the host's id cannot be made"))
+    }
+
+    /// Where there is no runtime directory the file survives reboots, and may lie in a home that several hosts share: then
+    /// it is bound to this boot of this host.
+    fn host_id_name(&self) -> String {
+        if self.run != self.state {
+            return "host-id".to_owned();
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        format!("host-id-{}", boot.trim())
     }
 
     /// Makes the id under a name of its own and links it, so that of two processes one wins and both read the same.

@@ -5,7 +5,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -52,42 +51,65 @@ fn pass_answers(session: &Session, stream: StreamId, mut socket: UnixStream) {
     session.tell(FromAgent::RelayClosed(stream));
 }
 
-/// The sockets of the system's libvirt for root, of the session's for others; the first that exists is taken. A
+/// The sockets of the system's libvirt for root, of the session's for others; the first that answers is taken. A
 /// virtqemud connection serves storage and network calls too, so it stands in for libvirtd.
 pub(super) fn sockets() -> Vec<String> {
     let names = ["libvirt-sock", "virtqemud-sock"];
-    let dir = if rustix::process::geteuid().is_root() {
-        "/run/libvirt".to_owned()
-    } else {
-        let run = std::env::var("XDG_RUNTIME_DIR").unwrap_or_else(|_| "/run/user/none".to_owned());
-        format!("{run}/libvirt")
-    };
-    names.iter().map(|name| format!("{dir}/{name}")).collect()
+    let dirs = if is_root() { vec!["/run".to_owned()] } else { session_dirs() };
+    let paths = dirs.iter().flat_map(|dir| names.iter().map(move |name| format!("{dir}/libvirt/{name}")));
+    paths.collect()
+}
+
+/// Where a user's own libvirt has its sockets: as GLib's `g_get_user_runtime_dir`, the cache stands in for a missing
+/// runtime directory.
+fn session_dirs() -> Vec<String> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| value.starts_with('/'));
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| format!("{home}/.cache")));
+    [set("XDG_RUNTIME_DIR"), cache].into_iter().flatten().collect()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn connect(paths: &[String]) -> Result<UnixStream> {
+    let mut refusal = None;
     for path in paths {
         match UnixStream::connect(path) {
             Ok(socket) => return Ok(socket),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                return Err(Error::connection(format!("no permission to open libvirt's socket {path}"))
-                    .with("path", path)
-                    .help("Log in as root, or let this user run the agent through sudo without a password"));
-            }
-            Err(error) => {
-                return Err(Error::connection(format!("libvirt does not answer at {path}: {error}"))
-                    .with("path", path)
-                    .help("Start libvirt on the host: systemctl start libvirtd (or virtqemud.socket)")
-                    .transient());
-            }
+            // A socket that a stopped daemon left must not hide the other daemon's.
+            Err(error) => refusal = refusal.or_else(|| Some(refused(path, &error))),
         }
     }
-    let dir = paths.first().and_then(|path| Path::new(path).parent()).map(|dir| dir.display().to_string());
-    Err(Error::connection("there is no libvirt socket on this host")
-        .with("looked_for", paths.join(", "))
-        .with("directory", dir.unwrap_or_default())
-        .help("Install libvirt-daemon-system (Debian) or libvirt-daemon-kvm (Fedora), and start libvirtd or virtqemud"))
+    Err(refusal.unwrap_or_else(|| absent(paths)))
+}
+
+fn refused(path: &str, error: &std::io::Error) -> Error {
+    if error.kind() == ErrorKind::PermissionDenied {
+        return Error::connection(format!("no permission to open libvirt's socket {path}"))
+            .with("path", path)
+            .help("Log in as root, or let this user run the agent through sudo without a password");
+    }
+    let help = if is_root() {
+        "Start libvirt on the host: systemctl start libvirtd (or virtqemud.socket)"
+    } else {
+        "Start the user's libvirt on the host: virsh -c qemu:///session list"
+    };
+    Error::connection(format!("libvirt does not answer at {path}: {error}")).with("path", path).help(help).transient()
+}
+
+fn absent(paths: &[String]) -> Error {
+    let looked_for = paths.join(", ");
+    if is_root() {
+        return Error::connection("there is no libvirt socket").with("looked_for", looked_for).help(
+            "Install libvirt-daemon-system (Debian) or libvirt-daemon-kvm (Fedora), and start libvirtd or virtqemud",
+        );
+    }
+    Error::connection("this user's own libvirt does not run")
+        .with("looked_for", looked_for)
+        .help("Start it on the host: virsh -c qemu:///session list; it ends when nobody uses it")
+        .help("To reach the system's machines, log in as root or let this user use sudo without a password")
 }
 
 fn lost(error: &std::io::Error) -> Error {

@@ -68,6 +68,10 @@ pub enum Privilege {
 
 const ROOT_HOME: &str = "/var/lib/kvm-clone/agents";
 
+/// A user's runtime directory where the login did not name it, as with an sshd without PAM.
+const RUNTIME_DIR: &str = "[ -n \"$XDG_RUNTIME_DIR\" ] || { r=/run/user/$(id -u); \
+    [ -O \"$r\" ] && export XDG_RUNTIME_DIR=\"$r\"; };";
+
 /// Starts the agent with these arguments, if it is where it belongs.
 pub(crate) fn start_script(digest: &str, privilege: Privilege, arguments: &str) -> Result<Script> {
     let file = format!("{digest}/kvm-clone-agent");
@@ -77,7 +81,7 @@ pub(crate) fn start_script(digest: &str, privilege: Privilege, arguments: &str) 
              [ \"$(id -u)\" = 0 ] && exec \"$a\" {arguments}; exec sudo -n -- \"$a\" {arguments}"
         ),
         Privilege::User => format!(
-            "export LC_ALL=C; a=\"${{XDG_CACHE_HOME:-$HOME/.cache}}/kvm-clone/agents/{file}\"; \
+            "export LC_ALL=C; {RUNTIME_DIR} a=\"${{XDG_CACHE_HOME:-$HOME/.cache}}/kvm-clone/agents/{file}\"; \
              b=\"$XDG_RUNTIME_DIR/kvm-clone-agents/{file}\"; \
              [ -n \"$XDG_RUNTIME_DIR\" ] && [ -x \"$b\" ] && a=\"$b\"; exec \"$a\" {arguments}"
         ),
@@ -105,8 +109,9 @@ pub(crate) async fn install(transport: &Transport, program: &AgentProgram, privi
     let probe = probe(transport).await?;
     let ours = std::env::consts::ARCH;
     if probe.get("arch") != ours {
-        return Err(Error::unsupported(format!("the host is a {} machine, this agent is for {ours}", probe.get("arch")))
-            .with("arch", probe.get("arch"))
+        let theirs = probe.get("arch");
+        return Err(Error::unsupported(format!("the host has {theirs} processors, this agent is for {ours}"))
+            .with("arch", theirs)
             .help(format!("kvm-clone works between {ours} hosts")));
     }
     let root = probe.get("uid") == "0";
@@ -134,7 +139,9 @@ fn sudo_refused(probe: &Probe) -> Error {
     }
     Error::connection(format!("sudo wants a password from {user}"))
         .with("user", user)
-        .help(format!("Allow it without one on the host: echo '{user} ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/kvm-clone"))
+        .help(format!(
+            "Allow it without one on the host: echo '{user} ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/kvm-clone"
+        ))
         .help("Or log in as root (root@HOST); to use the user's own session libvirt, set sudo = false for the host")
 }
 
@@ -162,7 +169,7 @@ fn install_through_sudo(digest: &str) -> String {
 
 fn install_for_user(digest: &str) -> String {
     format!(
-        "umask 077; d={digest}; h=\"${{XDG_CACHE_HOME:-$HOME/.cache}}\"; mkdir -p \"$h\" && \
+        "umask 077; d={digest}; {RUNTIME_DIR} h=\"${{XDG_CACHE_HOME:-$HOME/.cache}}\"; mkdir -p \"$h\" && \
          w=$(mktemp -d \"$h/kvm-clone.XXXXXX\") || exit 91; trap \"rm -rf $w\" EXIT; t=$w/agent; {RECEIVE} \
          for b in \"$h/kvm-clone/agents/$d\" \"${{XDG_RUNTIME_DIR:+$XDG_RUNTIME_DIR/kvm-clone-agents/$d}}\"; do \
          [ -n \"$b\" ] && mkdir -p \"$b\" && cp \"$t\" \"$b/new\" && chmod 0700 \"$b/new\" && \
@@ -240,7 +247,8 @@ mod tests {
     #[test]
     fn every_script_can_stand_in_single_quotes() {
         let digest = "0".repeat(64);
-        for text in [install_as_root(&digest), install_through_sudo(&digest), install_for_user(&digest), PROBE.to_owned()]
+        for text in
+            [install_as_root(&digest), install_through_sudo(&digest), install_for_user(&digest), PROBE.to_owned()]
         {
             Script::new(text).unwrap();
         }

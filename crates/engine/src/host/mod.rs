@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
-use kvm_clone_core::{Error, Result};
+use kvm_clone_core::{Code, Error, Result};
 use tempfile::TempDir;
 
 use control::{Control, NoAgent, unexpected};
@@ -54,7 +54,7 @@ impl Host {
     /// Reaches a host and makes sure of its agent.
     pub(crate) async fn connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>) -> Result<Self> {
         let name = addr.to_string();
-        Self::try_connect(addr, privilege, access, &name).await.map_err(|error| error.with("host", &name))
+        Self::try_connect(addr, privilege, access, &name).await.map_err(|error| named(error, addr))
     }
 
     async fn try_connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>, name: &str) -> Result<Self> {
@@ -71,7 +71,8 @@ impl Host {
 
     /// Opens the host's libvirt.
     pub(crate) async fn libvirt(&self) -> Result<Libvirt> {
-        Libvirt::open(&self.control, &self.name, self.privilege, self.access.libvirt_deadline).await
+        let opened = Libvirt::open(&self.control, &self.name, self.privilege, self.access.libvirt_deadline).await;
+        opened.map_err(|error| named(error, &self.addr))
     }
 
     /// One more way to start commands on this host: a connection of its own, or for `local` just another process.
@@ -95,6 +96,18 @@ impl Host {
     }
 }
 
+/// Says which host it was: an agent does not know how the user calls its host.
+fn named(mut error: Error, addr: &HostAddr) -> Error {
+    let known_as = match addr {
+        HostAddr::Local => "local",
+        HostAddr::Ssh(ssh) => &ssh.name,
+    };
+    if !error.message.contains(known_as) {
+        error.message = format!("{addr}: {}", error.message);
+    }
+    error.with("host", addr)
+}
+
 async fn open(addr: &HostAddr, access: &Access, dir: &TempDir) -> Result<Transport> {
     match addr {
         HostAddr::Local => Ok(Transport::Local),
@@ -111,16 +124,18 @@ async fn agent(transport: &Transport, privilege: Privilege, access: &Access, nam
     let mut installed = false;
     loop {
         let started = install::start(transport, digest, privilege).await?;
-        let greeted = Control::greet(name, started, access.silence, access.controller.clone()).await?;
+        let greeted = Control::greet(name, started, access.silence, access.controller.clone()).await;
         match greeted {
-            Ok(control) if control.hello().build == digest => return Ok(control),
-            Ok(control) if installed => {
+            Ok(Ok(control)) if control.hello().build == digest => return Ok(control),
+            Ok(Ok(control)) if installed => {
                 return Err(Error::connection("the agent on the host is another version than the one installed there")
                     .with("found", &control.hello().build)
                     .with("wanted", digest)
                     .help("Remove /var/lib/kvm-clone/agents on the host and try again"));
             }
-            Err(no_agent) if installed => return Err(did_not_start(&no_agent)),
+            Ok(Err(no_agent)) if installed => return Err(did_not_start(&no_agent)),
+            // A second time as silent as the first: that is not the program's fault.
+            Err(error) if installed || error.code == Code::Timeout => return Err(error),
             Ok(_) | Err(_) => {
                 install::install(transport, &access.agent, privilege).await?;
                 installed = true;

@@ -47,6 +47,17 @@ impl Default for SshOptions {
 /// How long the master connection outlives its last use; after a kill of ours it ends by itself.
 const IDLE_SECONDS: NonZeroUsize = NonZeroUsize::new(60).unwrap();
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Tries for a connection that the server drops before the key exchange, as `MaxStartups` makes it do in a burst.
+const TRIES: u32 = 5;
+/// Pauses between these tries grow by this, and by up to as much again, so that those of one burst part ways.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// Why there is no connection.
+struct Refusal {
+    error: Error,
+    /// The server took the connection and closed it before it knew who we are.
+    dropped: bool,
+}
 
 /// Opens a connection.
 pub(crate) async fn connect(
@@ -55,11 +66,46 @@ pub(crate) async fn connect(
     dir: &Path,
     prefer_aes: bool,
 ) -> Result<Arc<Session>> {
-    let config = write_config(options, dir, prefer_aes)?;
+    let builder = builder(host, options, write_config(options, dir, prefer_aes)?, dir);
+    // ConnectTimeout covers everything up to the key exchange; a server that stops answering later is caught here.
+    let patience = options.connect_timeout * 2 + Duration::from_secs(5);
+    for number in 1.. {
+        match attempt(&builder, &host.name, patience).await {
+            Ok(session) => return Ok(Arc::new(session)),
+            Err(Refusal { dropped: true, .. }) if number < TRIES => tokio::time::sleep(pause(number)).await,
+            Err(Refusal { error, .. }) => return Err(error),
+        }
+    }
+    Err(silent(&host.name))
+}
+
+async fn attempt(builder: &SessionBuilder, host: &str, patience: Duration) -> Result<Session, Refusal> {
+    match tokio::time::timeout(patience, builder.connect_mux(host)).await {
+        Ok(Ok(session)) => Ok(session),
+        Ok(Err(error)) => {
+            let log = chain(&error);
+            Err(Refusal { error: classify(&log, host), dropped: was_dropped(&log) })
+        }
+        Err(_) => Err(Refusal { error: silent(host), dropped: false }),
+    }
+}
+
+/// Longer from try to try, and never twice the same.
+fn pause(number: u32) -> Duration {
+    let mut random = [0];
+    // Without random bytes the pauses are merely alike.
+    let _ = getrandom::fill(&mut random);
+    let base = PAUSE * number;
+    base + base * u32::from(random[0]) / 255
+}
+
+fn builder(host: &SshAddr, options: &SshOptions, config: PathBuf, dir: &Path) -> SessionBuilder {
     let mut builder = SessionBuilder::default();
     builder
-        .known_hosts_check(if options.accept_new_hosts { KnownHosts::Accept } else { KnownHosts::Strict })
-        .connect_timeout(options.connect_timeout)
+        // `Add` is accept-new; the crate's `Accept` would take changed keys too.
+        .known_hosts_check(if options.accept_new_hosts { KnownHosts::Add } else { KnownHosts::Strict })
+        // OpenSSH counts in whole seconds, and takes none for no limit.
+        .connect_timeout(options.connect_timeout.max(Duration::from_secs(1)))
         .server_alive_interval(ALIVE_INTERVAL)
         .control_directory(dir)
         .control_persist(ControlPersist::IdleFor(IDLE_SECONDS))
@@ -73,13 +119,7 @@ pub(crate) async fn connect(
     if let Some(key) = &options.key {
         builder.keyfile(key);
     }
-    // ConnectTimeout covers the TCP handshake and the banner; a server that stops answering later is caught here.
-    let patience = options.connect_timeout * 2 + Duration::from_secs(5);
-    match tokio::time::timeout(patience, builder.connect_mux(&host.name)).await {
-        Ok(Ok(session)) => Ok(Arc::new(session)),
-        Ok(Err(error)) => Err(classify(&chain(&error), &host.name)),
-        Err(_) => Err(silent(&host.name)),
-    }
+    builder
 }
 
 fn write_config(options: &SshOptions, dir: &Path, prefer_aes: bool) -> Result<PathBuf> {
@@ -119,10 +159,11 @@ fn classify(log: &str, host: &str) -> Error {
     let has = |phrase: &str| log.contains(phrase);
     let error = if has("REMOTE HOST IDENTIFICATION HAS CHANGED") || has("Host key for") && has("has changed") {
         Error::connection(format!("the host key of {host} has changed"))
-            .help("If you reinstalled the host, remove the old key: ssh-keygen -R HOST; otherwise find out who answers")
+            .help(format!("If you reinstalled the host, remove its old key: ssh-keygen -R {host}"))
+            .help("Otherwise find out who answers in its place before you connect")
     } else if has("Host key verification failed") || has("host key is known") {
         Error::connection(format!("the host key of {host} is not known"))
-            .help("Connect once by hand (ssh HOST true), compare the fingerprint and accept it")
+            .help(format!("Connect once by hand (ssh {host} true), compare the fingerprint and accept it"))
             .help("Or set ssh.host_key_policy to accept-new")
     } else if has("Could not resolve hostname") {
         Error::connection(format!("the name {host} cannot be resolved"))
@@ -135,23 +176,32 @@ fn classify(log: &str, host: &str) -> Error {
         silent(host)
     } else if has("Permission denied (") || has("Too many authentication failures") {
         Error::connection(format!("{host} refuses this user or key"))
-            .help("Try ssh HOST true by hand; load the key into ssh-agent, or name it with --ssh-key")
+            .help(format!("Try ssh {host} true by hand; load the key into ssh-agent, or name it with --ssh-key"))
     } else if has("No route to host") || has("Network is unreachable") {
         Error::connection(format!("there is no route to {host}")).help("Check the network and the address").transient()
-    } else if has("Connection closed by") || has("Connection reset by") || has("kex_exchange_identification") {
+    } else if was_dropped(log) || has("Connection closed by") || has("Connection reset by") {
         Error::connection(format!("{host} closed the connection"))
-            .help("sshd may be limiting connections (MaxStartups), or a firewall interferes")
+            .help("sshd there may be limiting connections (MaxStartups), or a firewall interferes")
             .transient()
     } else {
-        Error::connection(format!("no SSH connection to {host}")).help("Try ssh HOST true by hand")
+        Error::connection(format!("no SSH connection to {host}")).help(format!("Try ssh {host} true by hand"))
     };
-    let words: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('@')).collect();
+    let words: Vec<&str> =
+        log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('@')).collect();
     error.with("host", host).with("ssh", words.join("; "))
 }
 
+/// Whether the server closed the connection before the key exchange: it had too many that were not logged in yet.
+fn was_dropped(log: &str) -> bool {
+    ["kex_exchange_identification", "ssh_exchange_identification", "Exceeded MaxStartups", "Not allowed at this time"]
+        .iter()
+        .any(|phrase| log.contains(phrase))
+}
+
 fn silent(host: &str) -> Error {
-    Error::connection(format!("{host} does not answer")).with("host", host)
-        .help("Check that the host is up and that no firewall drops port 22; ssh.connect_timeout sets how long we wait")
+    Error::connection(format!("{host} does not answer"))
+        .with("host", host)
+        .help("Check that the host is up and that no firewall drops SSH; ssh.connect_timeout sets how long we wait")
         .transient()
 }
 
@@ -170,7 +220,10 @@ mod tests {
             ("Could not resolve hostname nowhere: Name or service not known", "cannot be resolved"),
             ("connect to host a port 22: Connection refused", "refuses the connection"),
             ("connect to host a port 22: Connection timed out", "does not answer"),
-            ("No ED25519 host key is known for a and you have requested strict checking.\r\nHost key verification failed.", "is not known"),
+            (
+                "No ED25519 host key is known for a and you have requested strict checking.\r\nHost key verification failed.",
+                "is not known",
+            ),
             ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "has changed"),
             ("root@a: Permission denied (publickey).", "refuses this user or key"),
             ("kex_exchange_identification: Connection closed by remote host", "closed the connection"),
@@ -180,5 +233,20 @@ mod tests {
             assert!(error.message.contains(words), "{log}: {}", error.message);
             assert!(!error.help.is_empty());
         }
+    }
+
+    #[test]
+    fn only_what_was_dropped_before_the_key_exchange_is_tried_again() {
+        assert!(was_dropped(
+            "kex_exchange_identification: read: Connection reset by peer\r\nConnection reset by 10.0.0.1"
+        ));
+        assert!(!was_dropped("Connection closed by authenticating user root 10.0.0.1 port 22 [preauth]"));
+        assert!(!was_dropped("root@a: Permission denied (publickey)."));
+    }
+
+    #[test]
+    fn pauses_stay_short() {
+        let all: Duration = (1..TRIES).map(pause).sum();
+        assert!(all >= Duration::from_millis(1500) && all <= Duration::from_secs(3), "{all:?}");
     }
 }
