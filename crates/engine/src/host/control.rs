@@ -199,9 +199,11 @@ async fn write(
     welcome: Welcome,
 ) {
     let work = async {
+        let silence = Duration::from_secs(u64::from(welcome.silence_seconds.max(1)));
         output.magic().await?;
         output.send(Kind::Message, &ToAgent::Welcome(welcome), &[]).await?;
-        let mut beat = tokio::time::interval(HEARTBEAT);
+        // Two may be late before the third counts.
+        let mut beat = tokio::time::interval(HEARTBEAT.min(silence / 3));
         loop {
             tokio::select! {
                 message = outgoing.recv() => match message {
