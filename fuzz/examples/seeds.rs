@@ -117,7 +117,7 @@ fn marker() -> Marker {
         uuid: Uuid::nil(),
         keys: vec!["name-web1_clone".to_owned()],
         staging: vec!["/pool/.staging".to_owned()],
-        finals: vec![FinalFile { path: "/pool/web1_clone-vda.qcow2".to_owned(), inode: Some((1, 2)) }],
+        finals: vec![FinalFile { path: "/pool/web1_clone-vda.qcow2".to_owned(), identity: None }],
         pools: vec!["default".to_owned()],
         manifests: vec!["/m".to_owned()],
         replaced: Vec::new(),
