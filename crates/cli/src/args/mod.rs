@@ -1,0 +1,110 @@
+//! The command line.
+
+mod clone;
+mod config;
+mod global;
+mod hosts;
+mod pages;
+mod usage;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use clone::{CloneArgs, network_target};
+pub(crate) use config::{ConfigArgs, ConfigCommand};
+pub(crate) use global::{Global, SshArgs};
+pub(crate) use hosts::{DoctorArgs, ListArgs, ListFormat, RecoverArgs};
+pub(crate) use pages::{CompletionsArgs, ManArgs};
+pub(crate) use usage::Stop;
+
+/// Copies KVM virtual machines between libvirt hosts over SSH.
+#[derive(Debug, Parser)]
+#[command(name = "kvm-clone", version, about, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const LONG_ABOUT: &str = "Copies KVM virtual machines between libvirt hosts over SSH: whole, verified, all or nothing.
+
+A host is [user@]host[:port], [user@][v6addr][:port], an ssh_config alias, a name from the inventory \
+([hosts.NAME] in the configuration), or local.";
+
+const EXAMPLES: &str = "Examples:
+  kvm-clone doctor alpha beta          See whether both hosts are fit for a clone
+  kvm-clone clone alpha beta web1      Copy web1 from alpha to beta, as web1_clone
+  kvm-clone list alpha beta            Show the machines of both hosts";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Copy machines from one host to another
+    Clone(Box<CloneArgs>),
+    /// Show the machines of hosts
+    List(ListArgs),
+    /// Look at everything that a clone relies on, host by host
+    Doctor(DoctorArgs),
+    /// Finish or undo what interrupted operations left on hosts
+    Recover(RecoverArgs),
+    /// Show the settings, or begin a configuration file
+    Config(ConfigArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write all of them
+    Man(ManArgs),
+}
+
+/// Reads the command line.
+pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Box<Stop>> {
+    let words = join_verify(words.into_iter().collect());
+    Cli::try_parse_from(&words).map_err(|error| Box::new(usage::stop(error, &words)))
+}
+
+/// `--verify` stands alone or takes a mode: without this, clap would take the host behind it for the mode.
+fn join_verify(words: Vec<OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::with_capacity(words.len());
+    let mut options_ended = false;
+    for word in words {
+        options_ended |= word == "--";
+        match joined.last_mut() {
+            Some(last) if *last == "--verify" && word == "media" && !options_ended => *last = "--verify=media".into(),
+            _ => joined.push(word),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::settings::VerifyMode;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn verify(line: &str) -> Option<VerifyMode> {
+        let words = line.split_whitespace().map(OsString::from);
+        match parse(words).map_err(|_| line).unwrap().command {
+            Command::Clone(args) => args.verify_mode(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn verify_stands_alone_or_takes_a_mode() {
+        assert_eq!(verify("kvm-clone clone a b m"), None);
+        assert_eq!(verify("kvm-clone clone --verify a b m"), Some(VerifyMode::On));
+        assert_eq!(verify("kvm-clone clone --verify media a b m"), Some(VerifyMode::Media));
+        assert_eq!(verify("kvm-clone clone a b m --verify=media"), Some(VerifyMode::Media));
+        assert_eq!(verify("kvm-clone clone --no-verify a b m"), Some(VerifyMode::Off));
+        assert_eq!(verify("kvm-clone clone --verify -- media b m"), Some(VerifyMode::On));
+    }
+}

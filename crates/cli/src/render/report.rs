@@ -1,0 +1,37 @@
+//! What a clone did, in a few lines.
+
+use kvm_clone_core::size::ByteSize;
+use kvm_clone_engine::{CloneResult, Consistency, Way};
+
+use super::harmless;
+use super::paint::Paint;
+
+/// The result for a reader.
+pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
+    let way = match result.way {
+        Way::Full => "full copy",
+    };
+    let consistency = match result.consistency {
+        Consistency::Stopped => "of the stopped machine",
+    };
+    let verified = if result.verified { "yes, every block was read back and compared" } else { "no, as asked" };
+    let phases: Vec<String> =
+        result.phases.iter().map(|phase| format!("{} {:.1} s", phase.name.word(), phase.duration)).collect();
+    let (read, sent) = (ByteSize(result.bytes_read), ByteSize(result.bytes_transferred));
+    let written = ByteSize(result.bytes_written);
+    let done = format!(
+        "{} on {} is copied to {} on {}",
+        result.vm_name, result.source_host, result.new_vm_name, result.dest_host
+    );
+    let mut lines = vec![
+        paint.strong(&done),
+        format!("  way        {way} {consistency}: {}", harmless(&result.why)),
+        format!("  verified   {verified}"),
+        format!("  bytes      {read} read, {sent} sent, {written} written"),
+        format!("  time       {:.1} s ({})", result.duration, phases.join(", ")),
+        format!("  uuid       {}", result.new_uuid),
+        format!("  operation  {}", result.operation_id),
+    ];
+    lines.extend(result.warnings.iter().map(|warning| format!("{} {}", paint.warn("warning:"), harmless(warning))));
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,146 @@
+//! From what the user wrote to what the engine takes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvm_clone_core::domain::Identity;
+use kvm_clone_core::host::HostAddr;
+use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget};
+use kvm_clone_core::wire::lane::Verify;
+use kvm_clone_core::{Code, Error, Result};
+use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, SshOptions};
+
+use crate::args::CloneArgs;
+use crate::settings::{HostEntry, HostKeyPolicy, Seconds, Settings, VerifyMode};
+use crate::surroundings::Surroundings;
+
+/// A host as the user named it, and how it is reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// As the user named it.
+    pub(crate) name: String,
+    /// How it is reached.
+    pub(crate) spec: HostSpec,
+    entry: HostEntry,
+}
+
+/// Looks a host up in the inventory; what is not there is for `ssh` to know.
+pub(crate) fn host(settings: &Settings, given: &HostAddr) -> Host {
+    let entry = match given {
+        HostAddr::Ssh(ssh) => settings.hosts.get(&ssh.name).cloned().unwrap_or_default(),
+        HostAddr::Local => HostEntry::default(),
+    };
+    let mut addr = entry.address.clone().unwrap_or_else(|| given.clone());
+    if let (HostAddr::Ssh(addr), HostAddr::Ssh(given)) = (&mut addr, given) {
+        // What the user wrote now wins over what the inventory says, and its keys over its address.
+        addr.user = given.user.clone().or_else(|| entry.user.clone()).or_else(|| addr.user.take());
+        addr.port = given.port.or(entry.port).or(addr.port);
+    }
+    let privilege = if entry.sudo.unwrap_or(true) { Privilege::Root } else { Privilege::User };
+    Host { name: given.to_string(), spec: HostSpec { addr, privilege }, entry }
+}
+
+/// Each host once, in the order in which they were named.
+pub(crate) fn hosts(settings: &Settings, given: &[HostAddr]) -> Vec<Host> {
+    let mut all: Vec<Host> = Vec::new();
+    for addr in given {
+        let host = host(settings, addr);
+        if all.iter().all(|other| other.name != host.name) {
+            all.push(host);
+        }
+    }
+    all
+}
+
+/// What the new machine is to be.
+pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) -> Result<CloneRequest> {
+    let kept = |keep: bool| if keep { Identity::Kept } else { Identity::New };
+    let pool = match &args.storage.pool {
+        Some(pool) => Some(pool.clone()),
+        None => dest.entry.pool.as_deref().map(str::parse).transpose()?,
+    };
+    Ok(CloneRequest {
+        new_name: args.made.new_name.clone(),
+        identity: kept(args.made.replica),
+        uuid: kept(args.made.preserve_uuid),
+        macs: kept(args.made.preserve_mac),
+        existing: if args.storage.force { Existing::Replace } else { Existing::Refuse },
+        networks: networks(args, dest)?,
+        pool,
+        disk_format: args.storage.disk_format,
+        space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
+    })
+}
+
+/// The options' networks, then those of the inventory that no option names.
+fn networks(args: &CloneArgs, dest: &Host) -> Result<Vec<(String, NetworkTarget)>> {
+    let mut all: Vec<_> = args.made.networks.iter().map(|change| (change.old.clone(), change.new.clone())).collect();
+    for (index, (old, _)) in all.iter().enumerate() {
+        if all.iter().take(index).any(|(other, _)| other == old) {
+            return Err(Error::validation(format!("--network says twice where {old} goes")).with("network", old));
+        }
+    }
+    for (old, new) in &dest.entry.networks {
+        if all.iter().all(|(other, _)| other != old) {
+            all.push((old.clone(), crate::args::network_target(new)?));
+        }
+    }
+    Ok(all)
+}
+
+fn span(seconds: Seconds) -> Duration {
+    Duration::from_secs(seconds.get())
+}
+
+/// How a clone is carried out.
+pub(crate) fn clone_settings(settings: &Settings) -> Result<CloneSettings> {
+    Ok(CloneSettings {
+        parallel: settings.transfer.parallel.value.narrow()?,
+        verify: match settings.transfer.verify.value {
+            VerifyMode::On => Verify::On,
+            VerifyMode::Off => Verify::Off,
+            VerifyMode::Media => Verify::Media,
+        },
+        stall_timeout: span(settings.transfer.stall_timeout.value),
+        timeout: settings.timeouts.clone.value.0.map(span),
+        ..CloneSettings::default()
+    })
+}
+
+/// How hosts are reached.
+pub(crate) fn client_options(
+    settings: &Settings,
+    surroundings: &Surroundings,
+    agent: PathBuf,
+) -> Result<ClientOptions> {
+    let journal = match &settings.state.url.value.0 {
+        Some(url) => url.0.clone(),
+        None => surroundings.journal().ok_or_else(|| {
+            Error::new(Code::Configuration, "there is no place for the journal: HOME is not set")
+                .help("Set HOME, or state.url to sqlite:/PATH")
+        })?,
+    };
+    let ssh = SshOptions {
+        key: settings.ssh.key_path.value.0.as_ref().map(|path| surroundings.expand(&path.0)),
+        port: settings.ssh.port.value.0.map(|port| port.narrow()).transpose()?,
+        user: settings.ssh.user.value.0.clone().map(|user| user.0),
+        connect_timeout: span(settings.ssh.connect_timeout.value),
+        accept_new_hosts: settings.ssh.host_key_policy.value == HostKeyPolicy::AcceptNew,
+        configs: surroundings
+            .home()
+            .map(|home| home.join(".ssh/config"))
+            .into_iter()
+            .chain(["/etc/ssh/ssh_config".into()])
+            .collect(),
+    };
+    Ok(ClientOptions {
+        ssh,
+        silence: span(settings.timeouts.silence.value),
+        libvirt_timeout: span(settings.libvirt.timeout.value),
+        ..ClientOptions::new(agent, journal)
+    })
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;
