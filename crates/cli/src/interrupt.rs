@@ -5,7 +5,7 @@ use kvm_clone_core::{Code, Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::render::{Format, Screen};
+use crate::render::{Screen, Style};
 
 /// What signals ask for.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +20,7 @@ const SECOND: &str = "undoing what was done goes on; a third signal leaves it to
 
 /// Begins to watch for SIGINT, SIGTERM and, unless we run under `nohup`, SIGHUP: a terminal that is closed must not
 /// leave a half-made machine.
-pub(crate) fn watch(screen: Screen, format: Format, hangup_ignored: bool) -> Result<Interrupts> {
+pub(crate) fn watch(screen: Screen, style: Style, hangup_ignored: bool) -> Result<Interrupts> {
     let on = |kind| signal(kind).map_err(|error| Error::internal(format!("watching for signals: {error}")));
     let hangup = if hangup_ignored { None } else { Some(on(SignalKind::hangup())?) };
     let mut signals = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, hangup);
@@ -31,10 +31,10 @@ pub(crate) fn watch(screen: Screen, format: Format, hangup_ignored: bool) -> Res
             any(&mut signals).await;
             match count {
                 1 => {
-                    say(&screen, format, "interrupted: stopping");
+                    say(&screen, style, "interrupted: stopping");
                     told.cancel.cancel();
                 }
-                2 => say(&screen, format, SECOND),
+                2 => say(&screen, style, SECOND),
                 _ => told.abort.cancel(),
             }
         }
@@ -56,10 +56,11 @@ async fn any(signals: &mut (Signal, Signal, Option<Signal>)) {
     }
 }
 
-fn say(screen: &Screen, format: Format, message: &str) {
-    match format {
-        Format::Json => screen.event(&Event::Warning { message: message.to_owned() }),
-        Format::Text | Format::Yaml => screen.line(message),
+fn say(screen: &Screen, style: Style, message: &str) {
+    match style {
+        Style::Silent => {}
+        Style::Json => screen.event(&Event::Warning { message: message.to_owned() }),
+        Style::Bars | Style::Lines => screen.line(message),
     }
 }
 

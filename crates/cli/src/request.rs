@@ -77,7 +77,9 @@ fn networks(args: &CloneArgs, dest: &Host) -> Result<Vec<(String, NetworkTarget)
     let mut all: Vec<_> = args.made.networks.iter().map(|change| (change.old.clone(), change.new.clone())).collect();
     for (index, (old, _)) in all.iter().enumerate() {
         if all.iter().take(index).any(|(other, _)| other == old) {
-            return Err(Error::validation(format!("--network says twice where {old} goes")).with("network", old));
+            return Err(Error::validation(format!("--network says twice where {old} goes"))
+                .with("network", old)
+                .help("Leave one of them out"));
         }
     }
     for (old, new) in &dest.entry.networks {

@@ -8,7 +8,7 @@ use kvm_clone_engine::Client;
 use crate::args::Global;
 use crate::interrupt::{self, Interrupts};
 use crate::logging;
-use crate::render::{Output, Screen};
+use crate::render::{Output, Screen, Style};
 use crate::request;
 use crate::settings::Settings;
 use crate::surroundings::Surroundings;
@@ -20,8 +20,8 @@ pub(crate) struct Session {
     pub(crate) output: Output,
     pub(crate) screen: Screen,
     pub(crate) interrupts: Interrupts,
-    /// No progress.
-    pub(crate) quiet: bool,
+    /// How progress is shown.
+    pub(crate) style: Style,
     /// Questions are answered with yes.
     pub(crate) yes: bool,
 }
@@ -31,8 +31,9 @@ impl Session {
     pub(crate) fn new(global: &Global, settings: Settings, surroundings: Surroundings, output: Output) -> Result<Self> {
         let screen = Screen::default();
         logging::begin(&settings, &screen, output.format);
-        let interrupts = interrupt::watch(screen.clone(), output.format, surroundings.hangup_ignored)?;
-        Ok(Self { settings, surroundings, output, screen, interrupts, quiet: global.quiet, yes: global.yes })
+        let style = Style::choose(output.format, global.quiet, &surroundings);
+        let interrupts = interrupt::watch(screen.clone(), style, surroundings.hangup_ignored)?;
+        Ok(Self { settings, surroundings, output, screen, interrupts, style, yes: global.yes })
     }
 
     /// The engine; connects to nothing yet.

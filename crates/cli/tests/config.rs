@@ -47,7 +47,7 @@ fn show_says_where_each_setting_came_from() {
     let text = show(&["config", "show", "--log-level", "info"]);
     insta::assert_snapshot!("show", text.stdout);
     let document = json(&show(&["config", "show", "-o", "json"]).stdout);
-    assert_eq!(document["transfer"]["parallel"]["value"], "8");
+    assert_eq!(document["transfer"]["parallel"]["value"], 8);
     assert_eq!(document["transfer"]["parallel"]["origin"], "environment KVM_CLONE_TRANSFER_PARALLEL");
     assert_eq!(document["transfer"]["stall_timeout"]["origin"], "[DIR]/config/kvm-clone/config.toml:3");
     assert_eq!(document["ssh"]["port"]["value"], serde_json::Value::Null);
@@ -60,7 +60,7 @@ fn what_show_prints_is_a_configuration_file() {
     let environment = TestEnvironment::new();
     environment
         .write_config("[ssh]\nuser = \"ops\"\n[hosts.\"a.b\"]\nport = 23\nnetworks = { \"my lan\" = \"br0\" }\n");
-    let shown = environment.run(&["config", "show"]).stdout;
+    let shown = environment.command(&["config", "show"]).output().unwrap().stdout;
     std::fs::write(environment.path("again.toml"), &shown).unwrap();
     let again = environment.run(&["config", "show", "-c", "again.toml", "-o", "json"]);
     let first = environment.run(&["config", "show", "-o", "json"]);

@@ -38,22 +38,15 @@ const EXAMPLES: &str = "Examples:
   kvm-clone clone alpha beta web1      Copy web1 from alpha to beta, as web1_clone
   kvm-clone list alpha beta            Show the machines of both hosts";
 
-/// What to do.
+/// What to do. The variants carry no words of their own: they would hide the longer ones of their arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Copy machines from one host to another
     Clone(Box<CloneArgs>),
-    /// Show the machines of hosts
     List(ListArgs),
-    /// Look at everything that a clone relies on, host by host
     Doctor(DoctorArgs),
-    /// Finish or undo what interrupted operations left on hosts
     Recover(RecoverArgs),
-    /// Show the settings, or begin a configuration file
     Config(ConfigArgs),
-    /// Print the completions of a shell
     Completions(CompletionsArgs),
-    /// Print the manual page, or write all of them
     Man(ManArgs),
 }
 

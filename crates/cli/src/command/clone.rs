@@ -129,7 +129,7 @@ impl<'a> Job<'a> {
         let ended = prepared.execute(&self.settings, Arc::clone(&progress.events()), cancel).await;
         let warnings = progress.end();
         // The result has the warnings too; a failure has not.
-        if ended.is_err() && self.session.output.format != Format::Json {
+        if ended.is_err() && matches!(self.session.style, Style::Bars | Style::Lines) {
             warnings.iter().for_each(|warning| self.session.output.note(&format!("warning: {warning}")));
         }
         ended.map_err(|error| {
@@ -142,8 +142,7 @@ impl<'a> Job<'a> {
     }
 
     fn progress(&self) -> Progress {
-        let Session { output, quiet, surroundings, screen, .. } = self.session;
-        Progress::start(Style::choose(output.format, *quiet, surroundings), screen.clone())
+        Progress::start(self.session.style, self.session.screen.clone())
     }
 
     /// The plan with the hosts as the user named them.

@@ -16,7 +16,7 @@ use crate::surroundings::Surroundings;
 /// A setting and where it came from.
 #[derive(Serialize)]
 struct Shown {
-    value: Option<String>,
+    value: serde_json::Value,
     origin: String,
 }
 
@@ -97,9 +97,18 @@ fn template() -> Result<String> {
     Ok(text + HOSTS)
 }
 
-/// `key = value` as TOML: numbers bare, everything else a string.
+/// A number where it is one, nothing where it is unset, else a text.
+fn value(row: &Row) -> serde_json::Value {
+    match row.value.parse::<u64>() {
+        Ok(number) => number.into(),
+        Err(_) if row.value.is_empty() => serde_json::Value::Null,
+        Err(_) => row.value.as_str().into(),
+    }
+}
+
+/// `key = value` as TOML.
 fn assignment(row: &Row) -> String {
-    let number = !row.value.is_empty() && row.value.bytes().all(|byte| byte.is_ascii_digit());
+    let number = row.value.parse::<u64>().is_ok();
     let value = if number { row.value.clone() } else { toml_edit::Value::from(row.value.as_str()).to_string() };
     format!("{} = {value}", row.key)
 }
@@ -109,8 +118,8 @@ pub(crate) fn show(settings: &Settings, output: &Output) -> Result<ExitCode> {
     let rows = settings.rows();
     let mut all: BTreeMap<&str, BTreeMap<&str, Shown>> = BTreeMap::new();
     for row in &rows {
-        let value = Some(row.value.clone()).filter(|value| !value.is_empty());
-        all.entry(row.section).or_default().insert(row.key, Shown { value, origin: row.origin.to_string() });
+        let shown = Shown { value: value(row), origin: row.origin.to_string() };
+        all.entry(row.section).or_default().insert(row.key, shown);
     }
     let document = Document { settings: all, hosts: &settings.hosts };
     output.data(&document, || text(&rows, &settings.hosts))?;

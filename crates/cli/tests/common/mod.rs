@@ -8,23 +8,23 @@ use assert_cmd::Command;
 use tempfile::TempDir;
 
 /// A home, a configuration and a journal that nobody else has, and a copy of the program with a would-be agent.
-pub struct TestEnvironment {
+pub(crate) struct TestEnvironment {
     dir: TempDir,
 }
 
 /// How a command ended.
-pub struct Ended {
+pub(crate) struct Ended {
     /// Its exit status.
-    pub status: i32,
+    pub(crate) status: i32,
     /// What it wrote as data.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// What it wrote beside.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl TestEnvironment {
     /// An empty place.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Beside the program, so that it can be linked instead of copied.
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let environment = Self { dir };
@@ -41,23 +41,23 @@ impl TestEnvironment {
     }
 
     /// A path inside.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Where the user's configuration is.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path("config/kvm-clone/config.toml")
     }
 
     /// Writes the user's configuration.
-    pub fn write_config(&self, text: &str) {
+    pub(crate) fn write_config(&self, text: &str) {
         std::fs::create_dir_all(self.config().parent().unwrap()).unwrap();
         std::fs::write(self.config(), text).unwrap();
     }
 
     /// The command, ready to be run.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.path("bin/kvm-clone"));
         command
             .args(arguments)
@@ -74,12 +74,12 @@ impl TestEnvironment {
     }
 
     /// Runs it.
-    pub fn run(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         self.ended(&self.command(arguments).output().unwrap())
     }
 
     /// What a run wrote, with this place's paths and all that differs from run to run made the same.
-    pub fn ended(&self, output: &Output) -> Ended {
+    pub(crate) fn ended(&self, output: &Output) -> Ended {
         Ended {
             status: output.status.code().unwrap(),
             stdout: self.normal(&output.stdout),
@@ -93,11 +93,11 @@ impl TestEnvironment {
 }
 
 /// The one JSON document that a command wrote.
-pub fn json(text: &str) -> serde_json::Value {
+pub(crate) fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Whether a file is there.
-pub fn exists(path: &Path) -> bool {
+pub(crate) fn exists(path: &Path) -> bool {
     path.exists()
 }
