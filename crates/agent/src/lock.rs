@@ -7,7 +7,7 @@
 //!   only after it could take this one exclusively: then no writer of a dead operation is left alive.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::journal::is_lock_key;
@@ -35,8 +35,7 @@ impl Locks {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 return Err(held_by_other(key, &path));
             }
-            let note = format!("operation {operation} of {holder}\n");
-            fs::write(&path, note).map_err(|error| io_error("writing", &path, &error))?;
+            note(&file, operation, holder).map_err(|error| io_error("writing", &path, &error))?;
             let users = users_path(&path);
             if flock(open(&users)?, FlockOperation::NonBlockingLockExclusive).is_err() {
                 return Err(still_ending(key));
@@ -52,11 +51,25 @@ impl Locks {
         &self.keys
     }
 
+    /// Whether nothing that worked for the operation is left: no lane agent, no program.
+    pub(crate) fn without_users(&self) -> bool {
+        let free =
+            |path: &PathBuf| open(path).is_ok_and(|file| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        self.users.iter().all(free)
+    }
+
     /// An open file that holds the users' side of the first key: given to a program as its standard input, it keeps
     /// later operations away until that program has ended, whatever becomes of us.
     pub(crate) fn for_program(&self) -> Result<Option<File>> {
         self.users.first().map(|path| share(path)).transpose()
     }
+}
+
+/// Writes down who holds a lock. In place, so that whoever meets the lock at this moment finds words in the file.
+fn note(file: &File, operation: Uuid, holder: &str) -> std::io::Result<()> {
+    let note = format!("operation {operation} of {holder}\n");
+    file.write_all_at(note.as_bytes(), 0)?;
+    file.set_len(note.len() as u64)
 }
 
 /// Holds the users' side of these keys, as a lane agent does.
@@ -66,8 +79,7 @@ pub(crate) fn hold_users(place: &Place, keys: &[String]) -> Result<Vec<File>> {
 
 fn share(path: &Path) -> Result<File> {
     let file = open(path)?;
-    flock(&file, FlockOperation::NonBlockingLockShared)
-        .map_err(|error| io_error("locking", path, &error.into()))?;
+    flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| io_error("locking", path, &error.into()))?;
     Ok(file)
 }
 

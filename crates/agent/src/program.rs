@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use kvm_clone_core::{Error, Result};
+use kvm_clone_core::{Code, Error, Result};
 
 /// The most of a program's output that is kept.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
@@ -26,8 +26,15 @@ pub(crate) struct Outcome {
     pub(crate) output: String,
 }
 
-/// Runs a program to its end, with a deadline. It ends with us, and holds `users` open until it has ended.
-pub(crate) fn run(name: &str, arguments: &[&str], users: Option<File>, deadline: Duration) -> Result<Outcome> {
+/// Runs a program to its end, with a deadline, or until it is to `stop`. It ends with us, and holds `users` open until it
+/// has ended.
+pub(crate) fn run(
+    name: &str,
+    arguments: &[&str],
+    users: Option<File>,
+    deadline: Duration,
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome> {
     let path = find(name).ok_or_else(|| missing(name))?;
     let mut command = Command::new(path);
     command.args(arguments).env_clear().env("LC_ALL", "C").env("PATH", PROGRAM_DIRS.join(":"));
@@ -35,7 +42,7 @@ pub(crate) fn run(name: &str, arguments: &[&str], users: Option<File>, deadline:
     ends_with_us(&mut command);
     let mut child = command.spawn().map_err(|error| failed(name, &error.to_string()))?;
     let readers = [child.stdout.take().map(keep_output), child.stderr.take().map(keep_output)];
-    let status = wait(&mut child, name, deadline)?;
+    let status = wait(&mut child, name, deadline, stop)?;
     let output: Vec<String> = readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect();
     Ok(Outcome { status, output: output.concat() })
 }
@@ -60,17 +67,23 @@ fn keep_output(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandl
     })
 }
 
-fn wait(child: &mut Child, name: &str, deadline: Duration) -> Result<ExitStatus> {
+fn wait(child: &mut Child, name: &str, deadline: Duration, stop: &dyn Fn() -> bool) -> Result<ExitStatus> {
     let end = Instant::now() + deadline;
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait().map_err(|error| failed(name, &error.to_string()))? {
             return Ok(status);
         }
-        if Instant::now() >= end {
+        let stopped = stop();
+        if stopped || Instant::now() >= end {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Error::timeout(format!("{name} took longer than {} s", deadline.as_secs())).with("program", name));
+            if stopped {
+                return Err(Error::new(Code::Cancelled, format!("{name} was stopped")).with("program", name));
+            }
+            return Err(
+                Error::timeout(format!("{name} took longer than {} s", deadline.as_secs())).with("program", name)
+            );
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));

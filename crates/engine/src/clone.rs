@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::blocks::{BLOCK, DigestKey};
 use kvm_clone_core::event::{Event, Phase};
+use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::{LockKey, Mark, Status, Step};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity, plan_clone};
@@ -71,7 +72,22 @@ pub(crate) async fn plan(
 ) -> Result<(ClonePlan, Source, Option<(u32, u32)>)> {
     let seen = inventory::source(source, name).await?;
     let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
-    Ok((plan_clone(request, &seen.machine, &host, fresh)?, seen, owner))
+    let plan = plan_clone(request, &seen.machine, &host, fresh)?;
+    require_qemu_img(target, &plan)?;
+    Ok((plan, seen, owner))
+}
+
+/// A finished qcow2 image is checked by `qemu-img`: that it is missing must not show after everything was copied.
+fn require_qemu_img(target: &Site, plan: &ClonePlan) -> Result<()> {
+    let wanted = plan.disks.iter().any(|disk| disk.format == ImageFormat::Qcow2);
+    if !wanted || target.host.facts.programs.contains_key("qemu-img") {
+        return Ok(());
+    }
+    let name = &target.host.name;
+    Err(Error::insufficient(format!("qemu-img is not installed on {name}; new qcow2 images are checked with it"))
+        .with("host", name)
+        .with("program", "qemu-img")
+        .help(format!("Install qemu-utils (Debian) or qemu-img (Fedora) on {name}")))
 }
 
 impl Prepared {
@@ -197,11 +213,11 @@ impl Prepared {
     async fn fail(&self, mut work: Work, intended: Vec<Step>, error: Error) -> Error {
         let id = self.fresh.operation;
         let mut undone = work.prepare_undo(self.silence).await;
-        for step in intended.into_iter().rev() {
+        let mut left = intended;
+        while let (Ok(()), Some(step)) = (&undone, left.last().copied()) {
+            undone = work.undo(step, self.silence).await;
             if undone.is_ok() {
-                undone = work.undo(step).await;
-            }
-            if undone.is_ok() {
+                left.pop();
                 // The journal's failure must not stop the undoing.
                 let _ = self.store.mark(id, step, Mark::Undone, None).await;
             }
@@ -209,7 +225,7 @@ impl Prepared {
         let (status, error) = match undone {
             Ok(()) if error.code == Code::Cancelled => (Status::Cancelled, error),
             Ok(()) => (Status::Failed, error),
-            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure)),
+            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure, &left)),
         };
         let outcome = serde_json::to_string(&error).unwrap_or_default();
         let _ = self.store.end(id, status, &outcome).await;

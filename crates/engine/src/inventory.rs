@@ -7,7 +7,7 @@ use kvm_clone_core::inventory::{
     DiskFile, ExistingMachine, FileId, ImageChain, ImageFormat, Pool, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
-use kvm_clone_core::plan::{CloneRequest, FreshIdentity, wanted_paths};
+use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, wanted_paths};
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
@@ -91,9 +91,11 @@ pub(crate) async fn target(
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
     };
-    let replaced = new_name.as_str();
+    // Whose files are whose matters only where some will be removed.
+    let replacing = request.existing == Existing::Replace
+        && existing.iter().any(|(machine, _)| machine.name.as_str() == new_name.as_str());
     for (machine, xml) in existing {
-        target.machines.push(files_of(site, machine, &xml, replaced).await?);
+        target.machines.push(files_of(site, machine, &xml, replacing).await?);
     }
     let mut paths = wanted_paths(request, source, &target, fresh)?;
     paths.extend(target.pools.iter().filter_map(|pool| pool.path.clone()));
@@ -108,8 +110,20 @@ pub(crate) async fn target(
     Ok((target, capabilities.qemu_owner))
 }
 
-/// Adds the files that a machine of the target uses. Which file each is, matters only for the one to be replaced.
-async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, replaced: &str) -> Result<ExistingMachine> {
+/// Of these paths those that a machine of the host uses, each with that machine's name.
+pub(crate) async fn in_use(site: &Site, paths: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut used = BTreeMap::new();
+    for (machine, xml) in site.libvirt.existing(String::new()).await? {
+        let machine = files_of(site, machine, &xml, true).await?;
+        let its = |path: &&String| machine.uses.contains(*path) || machine.disk_files.iter().any(|d| d.path == **path);
+        used.extend(paths.iter().filter(its).map(|path| (path.clone(), machine.name.to_string())));
+    }
+    Ok(used)
+}
+
+/// Adds the files that a machine of the target uses; with `chains` also those behind its images, which a machine that is
+/// a linked clone needs as much as its own.
+async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: bool) -> Result<ExistingMachine> {
     let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
     machine.uses = domain.host_paths();
     for disk in domain.disks() {
@@ -128,8 +142,7 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, replaced
         }
         let format = format(disk.format.as_deref().unwrap_or("raw"));
         let spec = ImageSpec { path: path.clone(), format, backing: Vec::new() };
-        let asked = machine.name.as_str() == replaced;
-        let chain = if asked { inspect(&site.host, spec).await.unwrap_or_default() } else { Vec::new() };
+        let chain = if chains { inspect(&site.host, spec).await.unwrap_or_default() } else { Vec::new() };
         machine.uses.extend(chain.iter().map(|(image, _)| image.path.clone()));
         let file: Option<FileId> = chain.first().map(|(image, _)| image.file);
         machine.disk_files.push(DiskFile { path, file });

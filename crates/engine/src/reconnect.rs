@@ -1,31 +1,57 @@
-//! Reaching a host again to undo, after the connection to it was lost.
+//! Reaching a host or its libvirt again, after the connection to it was lost.
 
 use std::time::Duration;
 
 use kvm_clone_core::wire::control::Request;
-use kvm_clone_core::{Code, Result};
+use kvm_clone_core::{Code, Error, Result};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::inventory::Site;
 
-/// Pauses between tries grow to this.
+/// Pauses between tries grow from this …
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// Beyond the time that the old control agent may take to notice, so long we try.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So long a libvirt that is being restarted is waited for.
+const LIBVIRT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Connects anew and takes the operation's locks again. The old control agent, if it lives, holds them until it has
 /// noticed the silence; so this tries for that long and a little more.
 pub(crate) async fn reconnect(site: &Site, operation: Uuid, keys: &[String], silence: Duration) -> Result<Site> {
-    let end = Instant::now() + silence + PATIENCE;
-    let mut pause = Duration::from_millis(250);
+    again(silence + PATIENCE, || async {
+        let host = site.host.again().await?;
+        host.control.order(Request::Lock { operation, keys: keys.to_vec() }).await?;
+        let libvirt = host.libvirt().await?;
+        Ok(Site { host, libvirt })
+    })
+    .await
+}
+
+/// The same site with a libvirt that answers: the daemon may have been restarted since it was opened, as updates do.
+pub(crate) async fn revive(site: &Site) -> Result<Site> {
+    if site.libvirt.answers().await {
+        return Ok(site.clone());
+    }
+    again(LIBVIRT_PATIENCE, || async {
+        let libvirt = site.host.libvirt().await?;
+        Ok(Site { host: site.host.clone(), libvirt })
+    })
+    .await
+}
+
+/// Tries until it works, cannot work, or took too long.
+async fn again<T, F: Future<Output = Result<T>>>(patience: Duration, attempt: impl Fn() -> F) -> Result<T> {
+    let end = Instant::now() + patience;
+    let mut pause = FIRST_PAUSE;
     loop {
-        let error = match attempt(site, operation, keys).await {
-            Ok(site) => return Ok(site),
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let hopeless = !error.transient && error.code != Code::Locked;
-        if hopeless || Instant::now() + pause > end {
+        if !may_pass(&error) || Instant::now() + pause > end {
             return Err(error);
         }
         tokio::time::sleep(pause).await;
@@ -33,9 +59,7 @@ pub(crate) async fn reconnect(site: &Site, operation: Uuid, keys: &[String], sil
     }
 }
 
-async fn attempt(site: &Site, operation: Uuid, keys: &[String]) -> Result<Site> {
-    let host = site.host.again().await?;
-    host.control.order(Request::Lock { operation, keys: keys.to_vec() }).await?;
-    let libvirt = host.libvirt().await?;
-    Ok(Site { host, libvirt })
+/// Whether the reason may go away by itself. A host that boots refuses in many ways until all of it is up.
+const fn may_pass(error: &Error) -> bool {
+    error.transient || matches!(error.code, Code::Locked | Code::Connection | Code::Libvirt | Code::Timeout)
 }

@@ -10,9 +10,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::host::control::unexpected;
-use crate::inventory::Site;
+use crate::inventory::{self, Site};
 use crate::step::made_by;
-use crate::store::Store;
+use crate::store::{RECOVERED, Store};
 
 /// Whether `recover` acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,13 +100,13 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     let status = match journal::recovery(stands) {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
-            entry.files = [marker.replaced.clone(), marker.staging.clone()].concat();
+            entry.files = [not_in_use(site, &marker.replaced).await?, marker.staging.clone()].concat();
             Status::Completed
         }
         journal::Recovery::Undo => {
             entry.action = Action::Undo;
-            let finals = marker.finals.iter().map(|file| file.path.clone()).collect();
-            entry.files = [finals, marker.staging.clone(), marker.manifests.clone()].concat();
+            let finals: Vec<String> = marker.finals.iter().map(|file| file.path.clone()).collect();
+            entry.files = [not_in_use(site, &finals).await?, marker.staging.clone(), marker.manifests.clone()].concat();
             Status::Failed
         }
     };
@@ -114,16 +114,31 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
         return Ok(());
     }
     let control = &site.host.control;
+    if stands {
+        if !marker.replaced.is_empty() {
+            // As the operation itself would have done right after its define.
+            site.libvirt.set_autostart(marker.uuid, false).await?;
+        }
+        // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
+        control.order(Request::SyncDefinitions).await?;
+    }
     control.order(Request::Remove { operation: marker.operation, paths: entry.files.clone() }).await?;
     for pool in &marker.pools {
         // A pool that is gone or stopped tracks nothing of ours.
         let _ = site.libvirt.refresh(pool.clone()).await;
     }
-    if stands {
-        control.order(Request::SyncDefinitions).await?;
-    }
     control.order(Request::RemoveMarker(marker.operation)).await?;
-    store.end(marker.operation, status, r#"{"recovered":true}"#).await
+    store.end(marker.operation, status, RECOVERED).await
+}
+
+/// The files without those that a machine uses: somebody may have built a machine on what the operation left, or on a
+/// disk of the replaced machine. What is in use is nobody's orphan.
+async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<String>> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let used = inventory::in_use(site, files).await?;
+    Ok(files.iter().filter(|file| !used.contains_key(*file)).cloned().collect())
 }
 
 /// Operations that this controller's journal takes for unfinished and of which the host knows nothing: they made nothing
@@ -131,7 +146,7 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
 async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()> {
     for operation in store.unfinished(&site.host.name).await? {
         if !known.contains(&operation) {
-            store.mark_interrupted_as_failed(operation).await?;
+            store.close_forgotten(operation).await?;
         }
     }
     Ok(())

@@ -42,6 +42,9 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// What is written down as the outcome of an operation that `recover` ended.
+pub(crate) const RECOVERED: &str = r#"{"recovered":true}"#;
+
 /// A new operation as it is written down.
 #[derive(Debug, Clone)]
 pub(crate) struct NewOperation {
@@ -159,9 +162,19 @@ impl Store {
         Ok(rows.iter().filter_map(|row| row.try_get::<String, _>(0).ok()?.parse().ok()).collect())
     }
 
-    /// Closes an operation of which its target knows nothing.
-    pub(crate) async fn mark_interrupted_as_failed(&self, operation: Uuid) -> Result<()> {
-        self.end(operation, Status::Failed, r#"{"recovered":true}"#).await
+    /// Closes an operation of which its target knows nothing any more: one that was committed only lacks the word that it
+    /// was, any other made nothing or was undone.
+    pub(crate) async fn close_forgotten(&self, operation: Uuid) -> Result<()> {
+        let row = sqlx::query("SELECT count(*) FROM step WHERE operation = ? AND step = ? AND mark = ?")
+            .bind(operation.to_string())
+            .bind(Step::Define.word())
+            .bind(word(Mark::Done))
+            .fetch_one(&self.pool)
+            .await
+            .and_then(|row| row.try_get::<i64, _>(0))
+            .map_err(|error| self.failed(&error))?;
+        let status = if row > 0 { Status::Completed } else { Status::Failed };
+        self.end(operation, status, RECOVERED).await
     }
 
     /// Waits until everything is on disk and closes.

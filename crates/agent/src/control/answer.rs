@@ -19,9 +19,12 @@ pub(super) fn spawn(session: &Arc<Session>, number: u32, request: Request) -> Re
     if ANSWERING.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
         return Err(Error::transfer("the controller asked too many questions at once"));
     }
+    // Noted here, in the order of arrival, and not in the thread: an order to end everything that comes next must see it.
+    let change = changes(&request).then(|| session.begin_change());
     let session = Arc::clone(session);
     std::thread::spawn(move || {
         let reply = answer(&session, request);
+        drop(change);
         ANSWERING.fetch_sub(1, Ordering::Relaxed);
         session.tell(FromAgent::Response(number, reply));
     });
@@ -56,6 +59,20 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::SyncDefinitions => files::sync_definitions().map(done),
         Request::EndLanes => lanes::end(session).map(done),
     }
+}
+
+/// Whether a request changes something on this host that must not go on behind the back of an undo.
+const fn changes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::PutMarker(_)
+            | Request::RemoveMarker(_)
+            | Request::CreateImage(_)
+            | Request::FinishImage(_)
+            | Request::Rename { .. }
+            | Request::Remove { .. }
+            | Request::SyncDefinitions
+    )
 }
 
 fn done((): ()) -> Reply {

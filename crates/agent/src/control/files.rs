@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::wire::control::{Marker, PathFacts};
@@ -11,6 +10,7 @@ use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
+use super::inspect::identity;
 use super::marker::{self, sync_dir};
 use crate::place::{Place, io_error};
 
@@ -47,14 +47,13 @@ pub(super) fn rename(from: &str, to: &str) -> Result<()> {
 }
 
 fn link_then_unlink(from: &Path, to: &Path) -> Result<()> {
-    fs::hard_link(from, to)
-        .and_then(|()| fs::remove_file(from))
-        .map_err(|error| io_error("renaming", from, &error))
+    fs::hard_link(from, to).and_then(|()| fs::remove_file(from)).map_err(|error| io_error("renaming", from, &error))
 }
 
-/// Removes files that the marker of this operation names, and no others.
+/// Removes files that the marker of this operation names, and no others. Where there is no marker any more, somebody has
+/// finished or undone the operation meanwhile, and nothing here is its own.
 pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result<()> {
-    let marker = marker::get(place, operation)?;
+    let Some(marker) = marker::find(place, operation)? else { return Ok(()) };
     let mut dirs: Vec<PathBuf> = Vec::new();
     for path in paths {
         if !is_ours(&marker, path)? {
@@ -73,7 +72,7 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result
 }
 
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
-/// is why ours was refused: only the inode tells.
+/// is why ours was refused: only its identity tells.
 fn is_ours(marker: &Marker, path: &String) -> Result<bool> {
     if [&marker.staging, &marker.manifests, &marker.replaced].iter().any(|list| list.contains(path)) {
         return Ok(true);
@@ -81,8 +80,8 @@ fn is_ours(marker: &Marker, path: &String) -> Result<bool> {
     let Some(file) = marker.finals.iter().find(|file| file.path == *path) else {
         return Err(Error::internal(format!("{path} is not in the marker of operation {}", marker.operation)));
     };
-    let found = fs::symlink_metadata(path).ok().map(|facts| (facts.dev(), facts.ino()));
-    Ok(found.is_some() && found == file.inode)
+    let found = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map(|facts| identity(&facts));
+    Ok(found.zip(file.identity).is_some_and(|(found, ours)| found.is_same_file(&ours)))
 }
 
 /// Makes libvirt's definitions durable: libvirt syncs the file it writes, but not the directory that names it.

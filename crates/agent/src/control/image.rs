@@ -10,6 +10,7 @@ use std::time::Duration;
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
 use kvm_clone_core::{Error, Result};
 
+use super::inspect::identity;
 use super::marker::{self, sync_dir};
 use super::session::Session;
 use crate::device::{AtomicChunks, ChunkAllocator, ImageFormat, RawWriter, WriteDevice, new_qcow2};
@@ -72,7 +73,7 @@ pub(super) fn finish(session: &Session, new: &NewImage) -> Result<FinishedImage>
     let facts = hand_over(path, new).map_err(|error| io_error("handing over", path, &error))?;
     let manifests = session.place.manifests();
     sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
-    Ok(FinishedImage { inode: (facts.dev(), facts.ino()), allocated: facts.blocks() * 512, root: root.0, data_blocks })
+    Ok(FinishedImage { identity: identity(&facts), allocated: facts.blocks() * 512, root: root.0, data_blocks })
 }
 
 /// Gives the image its owner and mode, and makes it durable with its name.
@@ -90,7 +91,8 @@ fn hand_over(path: &Path, new: &NewImage) -> std::io::Result<Metadata> {
 /// qemu's own word on the image, by the program that will open it.
 fn check(session: &Session, path: &str) -> Result<()> {
     let users = session.users_for_program()?;
-    let outcome = program::run("qemu-img", &["check", "-q", "-f", "qcow2", "--", path], users, CHECK_DEADLINE)?;
+    let arguments = ["check", "-q", "-f", "qcow2", "--", path];
+    let outcome = program::run("qemu-img", &arguments, users, CHECK_DEADLINE, &|| session.is_stopping())?;
     if outcome.status.success() {
         return Ok(());
     }

@@ -72,7 +72,8 @@ fn image_facts(path: &Path, format: &Format, info: Option<&ImageInfo>, facts: &M
             unsupported.push("it is marked as corrupt (qemu-img check -r all repairs it)".to_owned());
         }
         if info.dirty {
-            unsupported.push("it was not closed cleanly (start and stop the machine, or qemu-img check -r all)".to_owned());
+            unsupported
+                .push("it was not closed cleanly (start and stop the machine, or qemu-img check -r all)".to_owned());
         }
     }
     ImageFacts {
@@ -88,7 +89,7 @@ fn image_facts(path: &Path, format: &Format, info: Option<&ImageInfo>, facts: &M
     }
 }
 
-fn identity(facts: &Metadata) -> Identity {
+pub(super) fn identity(facts: &Metadata) -> Identity {
     let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     Identity {
         size: facts.len(),

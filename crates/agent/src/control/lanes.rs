@@ -14,14 +14,16 @@ use kvm_clone_core::wire::frame::{Kind, decode};
 use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
 use kvm_clone_core::{Error, Result};
 
-use super::session::Session;
+use super::session::{Lane, Session};
 use crate::place::io_error;
 use crate::stream::{FrameReader, FrameWriter};
 
 /// Commands that may wait for a lane agent.
 const COMMANDS_WAITING: usize = 64;
-/// How long lane agents may take to end after their last command.
-const END_DEADLINE: Duration = Duration::from_secs(30);
+/// How long lane agents may take to end by themselves.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long everything may take to end. Long, because completing a large image cannot be broken off.
+const END_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Takes lane agents in from now on.
 pub(super) fn listen(session: &Arc<Session>) -> Result<()> {
@@ -47,7 +49,10 @@ fn serve(session: &Session, socket: UnixStream) -> Result<()> {
     let lane: LaneId = decode(body)?;
     let (commands, waiting) = mpsc::sync_channel::<LaneCommand>(COMMANDS_WAITING);
     let _ = commands.try_send(LaneCommand::Hold(session.lock_keys()));
-    session.add_lane(lane, commands.clone());
+    let life_line = socket.try_clone().map_err(|error| lost(&error))?;
+    if !session.add_lane(lane, Lane { commands: commands.clone(), socket: life_line }) {
+        return Ok(());
+    }
     session.lanes_joined.fetch_add(1, Ordering::Relaxed);
     std::thread::spawn(move || send_commands(socket, &waiting));
     let outcome = pass_events(session, lane, &commands, &mut input);
@@ -90,13 +95,27 @@ fn pass_events(
     if finished { Ok(()) } else { Err(Error::transfer(format!("lane agent {lane} died")).transient()) }
 }
 
-/// Ends the lane agents and waits until they are gone, so that nothing writes any more.
+/// Ends the lane agents, and waits until they are gone and until whatever was ordered before is over: then nothing
+/// changes on this host any more but by later orders. A controller that gave an order up does not know how far it came.
 pub(super) fn end(session: &Session) -> Result<()> {
     session.close_lanes();
-    let deadline = Instant::now() + END_DEADLINE;
-    while session.lanes_left() > 0 {
-        if Instant::now() > deadline {
-            return Err(Error::timeout("lane agents did not end"));
+    session.set_stopping(true);
+    let ended = wait_for_end(session);
+    session.set_stopping(false);
+    ended
+}
+
+fn wait_for_end(session: &Session) -> Result<()> {
+    let started = Instant::now();
+    let mut killed = false;
+    while !session.nothing_works() {
+        if started.elapsed() > PATIENCE && !killed {
+            session.kill_lanes();
+            killed = true;
+        }
+        if started.elapsed() > END_DEADLINE {
+            return Err(Error::timeout("lane agents or helper programs did not end")
+                .help("A disk of the host may hang: look at its kernel log"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -22,12 +22,12 @@ pub(super) fn put(place: &Place, marker: &Marker) -> Result<()> {
     let new = path.with_extension("new");
     let text = serde_json::to_vec_pretty(marker).map_err(|error| Error::internal(error.to_string()))?;
     let write = || -> std::io::Result<()> {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
-        sync_dir(&place.markers())
+        // The directory itself may be new: its name must be as durable as what stands in it.
+        [place.markers().as_path(), &place.state].into_iter().chain(place.state.parent()).try_for_each(sync_dir)
     };
     write().map_err(|error| io_error("writing the marker", &path, &error))
 }
@@ -54,6 +54,14 @@ pub(super) fn all(place: &Place) -> Result<Vec<Marker>> {
 /// The marker of one operation.
 pub(super) fn get(place: &Place, operation: Uuid) -> Result<Marker> {
     read(&path(place, operation))
+}
+
+/// The marker of one operation, if there is one.
+pub(super) fn find(place: &Place, operation: Uuid) -> Result<Option<Marker>> {
+    match read(&path(place, operation)) {
+        Err(_) if !path(place, operation).exists() => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn read(path: &Path) -> Result<Marker> {

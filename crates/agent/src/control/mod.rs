@@ -61,7 +61,8 @@ fn watch(session: &Session, ended: &Receiver<Result<()>>) -> Result<()> {
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        session.heartbeat_if_due(HEARTBEAT);
+        // Where little silence is allowed, each side must be heard more often than that.
+        session.heartbeat_if_due(HEARTBEAT.min(session.silence() / 3));
         if session.silent_for() > session.silence() {
             return Err(Error::timeout(format!(
                 "the controller was silent for {} s; everything of its operation on this host ends",

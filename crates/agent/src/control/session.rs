@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,7 +45,13 @@ pub(crate) struct Session {
     silence_seconds: AtomicU32,
     controller: Mutex<String>,
     locks: Mutex<Option<Locks>>,
-    lanes: Mutex<HashMap<LaneId, SyncSender<LaneCommand>>>,
+    lanes: Mutex<HashMap<LaneId, Lane>>,
+    /// Set when lane agents are ended: one that was still on its way is then refused.
+    lanes_closed: AtomicBool,
+    /// Orders that change something here and are being carried out.
+    changing: AtomicUsize,
+    /// Set while programs that were started before are to stop.
+    stopping: AtomicBool,
     pub(super) lanes_joined: AtomicUsize,
     relays: Mutex<HashMap<StreamId, SyncSender<Vec<u8>>>>,
     pub(super) growing: Growing,
@@ -57,9 +64,7 @@ impl Session {
         sweep(&place);
         let id = Uuid::new_v4();
         let dir = place.sessions().join(id.to_string());
-        private_dir(&dir)?;
-        let alive = fs::File::open(&dir).map_err(|error| io_error("opening", &dir, &error))?;
-        flock(&alive, FlockOperation::LockExclusive).map_err(|error| io_error("locking", &dir, &error.into()))?;
+        let alive = make_dir(&dir)?;
         let (out, outgoing) = mpsc::sync_channel(OUTGOING_LIMIT);
         let (end, ended) = mpsc::sync_channel(4);
         let session = Self {
@@ -76,6 +81,9 @@ impl Session {
             controller: Mutex::default(),
             locks: Mutex::default(),
             lanes: Mutex::default(),
+            lanes_closed: AtomicBool::new(false),
+            changing: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
             lanes_joined: AtomicUsize::new(0),
             relays: Mutex::default(),
             growing: Growing::default(),
@@ -166,26 +174,57 @@ impl Session {
         if self.lock(&self.locks).is_some() { Ok(()) } else { Err(Error::internal("the operation holds no locks")) }
     }
 
-    pub(super) fn add_lane(&self, lane: LaneId, commands: SyncSender<LaneCommand>) {
-        self.lock(&self.lanes).insert(lane, commands);
+    /// Takes a lane agent in, unless they are being ended.
+    pub(super) fn add_lane(&self, id: LaneId, lane: Lane) -> bool {
+        let mut lanes = self.lock(&self.lanes);
+        // Looked at under the mutex, so that none slips in behind the back of `close_lanes`.
+        let open = !self.lanes_closed.load(Ordering::Acquire);
+        if open {
+            lanes.insert(id, lane);
+        }
+        open
     }
 
     pub(super) fn remove_lane(&self, lane: LaneId) {
         self.lock(&self.lanes).remove(&lane);
     }
 
-    pub(super) fn lanes_left(&self) -> usize {
-        self.lock(&self.lanes).len()
+    /// Whether every lane agent that was taken in has ended, and every program that worked for the operation.
+    pub(super) fn nothing_works(&self) -> bool {
+        let idle = self.lock(&self.lanes).is_empty() && self.changing.load(Ordering::Acquire) == 0;
+        idle && self.lock(&self.locks).as_ref().is_none_or(Locks::without_users)
     }
 
-    /// Closes every lane agent's socket, which ends it.
+    /// Tells every lane agent to end, and takes no more in.
     pub(super) fn close_lanes(&self) {
-        self.lock(&self.lanes).clear();
+        let lanes = self.lock(&self.lanes);
+        self.lanes_closed.store(true, Ordering::Release);
+        lanes.values().for_each(Lane::close);
+    }
+
+    /// Ends lane agents that did not end when told.
+    pub(super) fn kill_lanes(&self) {
+        self.lock(&self.lanes).values().for_each(Lane::kill);
+    }
+
+    /// Notes that an order begins that changes something here; it lasts as long as the returned value.
+    pub(super) fn begin_change(self: &Arc<Self>) -> Change {
+        self.changing.fetch_add(1, Ordering::AcqRel);
+        Change(Arc::clone(self))
+    }
+
+    /// Whether programs that are running are to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_stopping(&self, stopping: bool) {
+        self.stopping.store(stopping, Ordering::Release);
     }
 
     pub(super) fn lane_in(&self, lane: LaneId, command: LaneCommand) {
         let refused = match self.lock(&self.lanes).get(&lane) {
-            Some(commands) => commands.try_send(command).is_err(),
+            Some(lane) => lane.commands.try_send(command).is_err(),
             None => true,
         };
         if refused {
@@ -221,10 +260,53 @@ impl Session {
     }
 }
 
+/// A lane agent that joined.
+pub(super) struct Lane {
+    pub(super) commands: SyncSender<LaneCommand>,
+    /// Its life line.
+    pub(super) socket: UnixStream,
+}
+
+impl Lane {
+    fn close(&self) {
+        // A socket that is closed already has no lane agent behind it.
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+    }
+
+    fn kill(&self) {
+        // The lane's entry is there as long as its process holds the socket, so the pid is still that process's.
+        if let Ok(peer) = rustix::net::sockopt::socket_peercred(&self.socket) {
+            let _ = rustix::process::kill_process(peer.pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// An order that changes something, while it is carried out.
+pub(super) struct Change(Arc<Session>);
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.changing.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// Where the lane agents of a session find their control agent.
 pub(crate) fn lane_socket(place: &Place, session: Uuid) -> PathBuf {
     place.sessions().join(session.to_string()).join("lanes.sock")
+}
+
+/// What stands before the name of a session's directory until it is locked.
+const YOUNG: &str = "new-";
+
+/// Makes a session's directory. It gets its name only once it is locked, so that one that can be locked is a dead one's.
+fn make_dir(dir: &Path) -> Result<fs::File> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let young = dir.with_file_name(format!("{YOUNG}{name}"));
+    private_dir(&young)?;
+    let alive = fs::File::open(&young).map_err(|error| io_error("opening", &young, &error))?;
+    flock(&alive, FlockOperation::LockExclusive).map_err(|error| io_error("locking", &young, &error.into()))?;
+    fs::rename(&young, dir).map_err(|error| io_error("renaming", &young, &error))?;
+    Ok(alive)
 }
 
 /// Removes the directories of sessions whose processes are gone.
@@ -232,10 +314,10 @@ fn sweep(place: &Place) {
     let Ok(entries) = fs::read_dir(place.sessions()) else { return };
     for entry in entries.flatten() {
         let Ok(dir) = fs::File::open(entry.path()) else { continue };
-        // A session locks its directory right after making it; one in between is young, and left alone.
-        let young = entry.metadata().and_then(|facts| facts.modified()).ok().and_then(|time| time.elapsed().ok());
-        let old = young.is_none_or(|age| age > Duration::from_secs(60));
-        if old && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let young = entry.file_name().to_string_lossy().starts_with(YOUNG);
+        let age = entry.metadata().and_then(|facts| facts.modified()).ok().and_then(|time| time.elapsed().ok());
+        let settled = !young || age.is_none_or(|age| age > Duration::from_secs(60));
+        if settled && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

@@ -185,9 +185,9 @@ pub struct Marker {
 pub struct FinalFile {
     /// The final name.
     pub path: String,
-    /// Device and inode, known once the file is complete. Without them, and where they differ, what has that name is not
-    /// ours.
-    pub inode: Option<(u64, u64)>,
+    /// What tells the complete file from others. Until it is known, and where another file has the name, what is there is
+    /// not ours.
+    pub identity: Option<Identity>,
 }
 
 /// What an agent answers.
@@ -229,6 +229,15 @@ pub struct Identity {
     pub changed: i128,
 }
 
+impl Identity {
+    /// Whether both are one file, written to by nobody between the two looks. Renaming it, giving it away or booting the
+    /// host (which may number its devices anew) changes nothing of that.
+    #[must_use]
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.inode.1, self.size, self.modified) == (other.inode.1, other.size, other.modified)
+    }
+}
+
 /// A path on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathFacts {
@@ -243,8 +252,8 @@ pub struct PathFacts {
 /// A finished image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinishedImage {
-    /// Its device and inode.
-    pub inode: (u64, u64),
+    /// What identifies it from now on.
+    pub identity: Identity,
     /// Bytes it takes on the host.
     pub allocated: u64,
     /// The root over its digests.

@@ -63,6 +63,11 @@ impl Libvirt {
         blocking(self.deadline, &self.host, move || work(&connection)).await
     }
 
+    /// Whether the connection still works: asks something that the daemon itself must answer.
+    pub(crate) async fn answers(&self) -> bool {
+        self.call(|connection| connection.lib_version()).await.is_ok()
+    }
+
     /// Every machine with its state and its definition as it is now.
     pub(crate) async fn machines(&self) -> Result<Vec<Machine>> {
         let host = self.host.clone();
@@ -169,7 +174,8 @@ impl Libvirt {
 
     /// What the host can run, as whom, and by which version.
     pub(crate) async fn capabilities(&self) -> Result<Capabilities> {
-        let (xml, version) = self.call(|connection| Ok((connection.capabilities()?, connection.lib_version()?))).await?;
+        let (xml, version) =
+            self.call(|connection| Ok((connection.capabilities()?, connection.lib_version()?))).await?;
         Ok(Capabilities {
             domains: DomainCapabilities::all_from_xml(&xml)?,
             qemu_owner: qemu_owner(&xml)?,
@@ -188,6 +194,22 @@ impl Libvirt {
     /// Defines a machine: one call, after which the new definition is there whole.
     pub(crate) async fn define(&self, xml: String) -> Result<()> {
         self.call(move |connection| connection.define_domain_xml(&xml).map(drop)).await
+    }
+
+    /// The UUID of the machine of that name, if there is one.
+    pub(crate) async fn uuid_of(&self, name: String) -> Result<Option<Uuid>> {
+        self.call(move |connection| lookup(connection, &name)?.map(|domain| domain.uuid()).transpose()).await
+    }
+
+    /// Whether a machine starts with its host; one that is not there does not.
+    pub(crate) async fn autostart(&self, uuid: Uuid) -> Result<bool> {
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(false), |domain| domain.autostart())).await
+    }
+
+    /// Has a machine start with its host, or not.
+    pub(crate) async fn set_autostart(&self, uuid: Uuid, on: bool) -> Result<()> {
+        let set = move |domain: Domain| if domain.autostart()? == on { Ok(()) } else { domain.set_autostart(on) };
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), set)).await
     }
 
     /// Removes a definition; one that is not there is fine.
@@ -282,10 +304,8 @@ fn for_each_domain<T: Send>(
     let share = domains.len().div_ceil(ASKING).max(1);
     let ask = &ask;
     let answers = std::thread::scope(|scope| {
-        let threads: Vec<_> = domains
-            .chunks(share)
-            .map(|part| scope.spawn(move || part.iter().map(ask).collect::<Vec<_>>()))
-            .collect();
+        let threads: Vec<_> =
+            domains.chunks(share).map(|part| scope.spawn(move || part.iter().map(ask).collect::<Vec<_>>())).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
     });
     answers.into_iter().filter(|answer| !answer.as_ref().is_err_and(not_found)).collect()

@@ -1,0 +1,110 @@
+//! The commit: one definition, before which nothing has changed for anybody and after which everything is there.
+
+use kvm_clone_core::inventory::MachineState;
+use kvm_clone_core::plan::{Replaced, plan_clone};
+use kvm_clone_core::wire::control::Request;
+use kvm_clone_core::{Code, Error, Result};
+use uuid::Uuid;
+
+use super::Work;
+use crate::{inventory, reconnect};
+
+/// A machine that is to be replaced, as undoing brings it back.
+pub(super) struct OldMachine {
+    definition: String,
+    autostart: bool,
+}
+
+impl Work {
+    /// The commit: everything before it is invisible, everything after it is tidying up.
+    pub(super) async fn define(&mut self) -> Result<()> {
+        self.source_unchanged().await?;
+        self.target = reconnect::revive(&self.target).await?;
+        match self.plan.replaces.clone() {
+            None => self.place_is_free().await?,
+            Some(replaced) => self.old = Some(self.still_replaceable(&replaced).await?),
+        }
+        let definition = self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
+        let uuid = self.plan.new_uuid;
+        self.define_asked = true;
+        self.target.libvirt.define(definition).await?;
+        if self.old.as_ref().is_some_and(|old| old.autostart) {
+            // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.
+            self.target.libvirt.set_autostart(uuid, false).await?;
+            self.warn(format!(
+                "machine {} starts with its host no more; virsh autostart turns it on",
+                self.plan.new_vm_name
+            ));
+        }
+        self.target.host.control.order(Request::SyncDefinitions).await
+    }
+
+    /// Whether neither name nor UUID was taken while the disks were copied: a define would overwrite that machine.
+    async fn place_is_free(&self) -> Result<()> {
+        let (libvirt, name) = (&self.target.libvirt, &self.plan.new_vm_name);
+        let taken =
+            libvirt.uuid_of(name.to_string()).await?.is_some() || libvirt.state(self.plan.new_uuid).await?.is_some();
+        if !taken {
+            return Ok(());
+        }
+        let message = format!("a machine named {name}, or of its UUID, appeared at the target while it was copied");
+        Err(Error::new(Code::VmExists, message)
+            .with("vm", name)
+            .with("host", &self.target.host.name)
+            .help("Choose another name with --new-name, or replace it with --force"))
+    }
+
+    /// Whether the machine that is to be replaced is the one that the user saw: planned anew, because somebody may have
+    /// started it, given its disks to another machine or made a snapshot since.
+    async fn still_replaceable(&self, replaced: &Replaced) -> Result<OldMachine> {
+        let (host, _) = inventory::target(&self.target, &self.request, &self.seen.machine, &self.fresh).await?;
+        let plan = plan_clone(&self.request, &self.seen.machine, &host, &self.fresh)?;
+        let old = self.target.libvirt.definition(replaced.uuid).await?;
+        let running = self.target.libvirt.state(replaced.uuid).await? != Some(MachineState::Stopped);
+        match old {
+            Some(definition) if !running && plan.replaces.as_ref() == Some(replaced) => {
+                Ok(OldMachine { definition, autostart: self.target.libvirt.autostart(replaced.uuid).await? })
+            }
+            _ => {
+                let name = &replaced.name;
+                let why = plan.checks.iter().filter(|check| check.name == "replace").find_map(|check| check.error());
+                let why = why.map_or_else(|| "it is not what it was".to_owned(), |error| error.message.clone());
+                Err(Error::conflict(format!("machine {name} changed while it was to be replaced: {why}"))
+                    .with("vm", name)
+                    .with("host", &self.target.host.name)
+                    .help("Look at it, and run the command again"))
+            }
+        }
+    }
+
+    /// Takes the definition back, if libvirt has it: the answer to the call may have been lost.
+    pub(super) async fn undefine(&mut self) -> Result<()> {
+        if !self.define_asked {
+            return Ok(());
+        }
+        self.target = reconnect::revive(&self.target).await?;
+        if !self.stands().await? {
+            return Ok(());
+        }
+        let (libvirt, uuid) = (&self.target.libvirt, self.plan.new_uuid);
+        match &self.old {
+            Some(old) => {
+                libvirt.define(old.definition.clone()).await?;
+                libvirt.set_autostart(uuid, old.autostart).await?;
+            }
+            None => libvirt.undefine(uuid).await?,
+        }
+        self.target.host.control.order(Request::SyncDefinitions).await
+    }
+
+    async fn stands(&self) -> Result<bool> {
+        let definition = self.target.libvirt.definition(self.plan.new_uuid).await?;
+        Ok(definition.is_some_and(|xml| made_by(&xml, self.operation)))
+    }
+}
+
+/// Whether a definition was made by this operation.
+pub(crate) fn made_by(xml: &str, operation: Uuid) -> bool {
+    let domain = kvm_clone_core::domain::Domain::parse(xml).ok();
+    domain.and_then(|domain| domain.lineage()).is_some_and(|lineage| lineage.operation == operation)
+}

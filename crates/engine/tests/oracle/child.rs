@@ -1,0 +1,190 @@
+//! A controller in a process of its own, which can be killed or stopped: the test program started once more, with its task
+//! in the environment.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use kvm_clone_core::event::Event;
+use kvm_clone_core::plan::{CloneRequest, Existing};
+use kvm_clone_engine::{Client, ClientOptions, CloneSettings, Events, SshOptions};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::{Gate, PATIENCE, SILENCE, Scene};
+use crate::common::{MIB, agent, spec};
+
+const TASK: &str = "KVM_CLONE_TEST_TASK";
+/// The test that every user of this module has: it does nothing unless it is started with a task.
+pub const CONTROLLER: &str = "a_controller_of_its_own";
+
+/// What the other process is to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Task {
+    journal: PathBuf,
+    ssh_config: PathBuf,
+    force: bool,
+    /// The phase at whose beginning it stands still.
+    hold_at: Option<String>,
+    /// Whether the copy stands still midway.
+    gate: bool,
+    /// Whether it is cancelled when it stands there.
+    cancel: bool,
+}
+
+impl Task {
+    pub fn new(scene: &Scene) -> Self {
+        Self {
+            journal: scene.lab.dir().join("child.db"),
+            ssh_config: scene.lab.ssh_config(),
+            force: scene.request.existing == Existing::Replace,
+            hold_at: None,
+            gate: false,
+            cancel: false,
+        }
+    }
+
+    /// Stands still at the beginning of a phase.
+    pub fn hold_at(mut self, phase: &str) -> Self {
+        self.hold_at = Some(phase.to_owned());
+        self
+    }
+
+    /// Stands still in the middle of the copy.
+    pub fn gate(mut self) -> Self {
+        self.gate = true;
+        self
+    }
+
+    /// Is cancelled in the middle of the copy.
+    pub fn cancel(mut self) -> Self {
+        (self.gate, self.cancel) = (true, true);
+        self
+    }
+
+    pub fn start(&self) -> Controller {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", CONTROLLER, "--nocapture"])
+            .env(TASK, serde_json::to_string(self).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        Controller { child, lines }
+    }
+}
+
+/// The other process, as the test sees it. Dropping it kills it.
+pub struct Controller {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Controller {
+    /// Waits for a line.
+    pub fn says(&self, wanted: &str) -> String {
+        let mut heard = Vec::new();
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {wanted:?} but {heard:?}"));
+            if line.starts_with(wanted) {
+                return line;
+            }
+            heard.push(line);
+        }
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Whether it ended by itself within this time.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        let end = std::time::Instant::now() + limit;
+        while std::time::Instant::now() < end {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The other process's side: carries its task out, if it has one.
+pub async fn carry_out_task() {
+    let Some(text) = std::env::var_os(TASK) else { return };
+    let task: Task = serde_json::from_str(text.to_str().unwrap()).unwrap();
+    end_with_the_test();
+    match clone(&task).await {
+        Ok(()) => say("done"),
+        Err(error) => say(&format!("error {} {error}", error.code.number())),
+    }
+}
+
+async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
+    let mut options = ClientOptions::new(agent(), task.journal.clone());
+    options.ssh = SshOptions { configs: vec![task.ssh_config.clone()], ..SshOptions::default() };
+    options.silence = SILENCE;
+    let client = Client::new(options).await?;
+    let existing = if task.force { Existing::Replace } else { Existing::Refuse };
+    let request = CloneRequest { existing, ..CloneRequest::default() };
+    let hold_at = task.hold_at.clone();
+    let events: Events = Arc::new(move |event| {
+        let Event::Phase { phase } = event else { return };
+        say(&format!("phase {}", phase.word()));
+        if hold_at.as_deref() == Some(phase.word()) {
+            say("held");
+            loop {
+                std::thread::park();
+            }
+        }
+    });
+    let prepared =
+        client.prepare(&spec("alpha"), &spec("beta"), &"web1".parse()?, request, Arc::clone(&events)).await?;
+    let cancel = CancellationToken::new();
+    let mut settings = CloneSettings::default();
+    if task.gate {
+        let (gate, cancel, task) = (Gate::after(4 * MIB), cancel.clone(), task.clone());
+        settings = gate.settings();
+        tokio::spawn(async move {
+            gate.reached().await;
+            say("midway");
+            if task.cancel {
+                cancel.cancel();
+            }
+        });
+    }
+    prepared.execute(&settings, events, cancel).await.map(drop)
+}
+
+/// Past the test harness, which would keep it back.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The test holds our standard input open as long as it lives.
+fn end_with_the_test() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::abort();
+    });
+}
