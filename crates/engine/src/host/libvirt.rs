@@ -27,10 +27,28 @@ const ASKING: usize = 8;
 /// An open connection to the libvirt of one host.
 #[derive(Clone)]
 pub(crate) struct Libvirt {
-    connection: Arc<Connect>,
+    connection: Arc<Connection>,
     deadline: Duration,
     host: String,
     _relay: Arc<Relay>,
+}
+
+/// A connection that is closed on a thread of its own: closing is a call like any other, which blocks until it was
+/// answered, and the answer comes through tasks that the dropping thread may be the one to run.
+struct Connection(Option<Connect>);
+
+impl Connection {
+    #[allow(clippy::expect_used, reason = "it is taken only by the drop")]
+    fn open(&self) -> &Connect {
+        self.0.as_ref().expect("a connection is there until it is dropped")
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let connection = self.0.take();
+        std::thread::spawn(move || drop(connection));
+    }
 }
 
 /// What libvirt says of a host as a whole.
@@ -52,7 +70,7 @@ impl Libvirt {
         let kind = if privilege == Privilege::Root { "system" } else { "session" };
         let uri = format!("qemu+unix:///{kind}?socket={}", relay.socket().display());
         let connection = blocking(deadline, host, move || Connect::open(Some(&uri))).await?;
-        Ok(Self { connection: Arc::new(connection), deadline, host: host.to_owned(), _relay: Arc::new(relay) })
+        Ok(Self { connection: Arc::new(Connection(Some(connection))), deadline, host: host.to_owned(), _relay: Arc::new(relay) })
     }
 
     async fn call<T: Send + 'static>(
@@ -60,7 +78,7 @@ impl Libvirt {
         work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T> {
         let connection = Arc::clone(&self.connection);
-        blocking(self.deadline, &self.host, move || work(&connection)).await
+        blocking(self.deadline, &self.host, move || work(connection.open())).await
     }
 
     /// Whether the connection still works: asks something that the daemon itself must answer.
