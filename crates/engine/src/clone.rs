@@ -212,10 +212,10 @@ impl Prepared {
     /// Undoes what may have been done, journals that, and gives the error that the user sees.
     async fn fail(&self, mut work: Work, intended: Vec<Step>, error: Error) -> Error {
         let id = self.fresh.operation;
-        let mut undone = work.prepare_undo(self.silence).await;
+        let mut undone = work.reach_target().await;
         let mut left = intended;
         while let (Ok(()), Some(step)) = (&undone, left.last().copied()) {
-            undone = work.undo(step, self.silence).await;
+            undone = work.undo(step).await;
             if undone.is_ok() {
                 left.pop();
                 // The journal's failure must not stop the undoing.

@@ -10,6 +10,7 @@ mod undo;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
@@ -52,6 +53,7 @@ pub(crate) struct Work {
     finished: Vec<FinishedImage>,
     /// The machine that is replaced, once it is known to be still replaceable.
     old: Option<OldMachine>,
+    silence: Duration,
     /// Set right before libvirt is asked to define: from then on it may have.
     define_asked: bool,
     pub(crate) moved: Moved,
@@ -100,6 +102,7 @@ impl Work {
             disks,
             finished: Vec::new(),
             old: None,
+            silence: prepared.silence,
             define_asked: false,
             moved: Moved::default(),
             warnings: Vec::new(),
@@ -115,7 +118,7 @@ impl Work {
             Step::Finish => self.finish().await,
             Step::Place => self.place().await,
             Step::Define => self.define().await,
-            Step::Clean => self.clean().await,
+            Step::Clean => self.clean_up().await,
         }
     }
 
@@ -181,6 +184,17 @@ impl Work {
             if let Err(error) = self.target.libvirt.refresh(pool.clone()).await {
                 self.warn(format!("pool {pool} could not be refreshed: {error}"));
             }
+        }
+    }
+
+    /// Cleans up, also where the target was lost right after the commit.
+    async fn clean_up(&mut self) -> Result<()> {
+        match self.clean().await {
+            Err(error) if error.transient => {
+                self.reach_target().await?;
+                self.clean().await
+            }
+            outcome => outcome,
         }
     }
 

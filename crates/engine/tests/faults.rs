@@ -5,13 +5,12 @@ mod common;
 mod oracle;
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
-use common::{MIB, number, spec};
-use kvm_clone_core::event::{Event, Phase};
-use kvm_clone_engine::{CloneSettings, Events};
+use common::{MIB, number};
+use kvm_clone_core::event::Phase;
+use kvm_clone_engine::CloneResult;
 use kvm_clone_lab::{DiskSpec, Host, MachineSpec, define_machine, fault};
-use oracle::{IMAGES, Now, PATIENCE, SILENCE, Scene, State};
+use oracle::{IMAGES, Now, PATIENCE, SILENCE, Scene, State, at, clone_with_events};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,27 +40,33 @@ async fn a_cancel_at_any_moment_leaves_all_or_nothing() {
     }
 }
 
-async fn cancel_after(
-    scene: &Scene,
-    phase: Phase,
-    micros: u64,
-) -> kvm_clone_core::Result<kvm_clone_engine::CloneResult> {
-    let client = scene.client().await;
-    let cancel = CancellationToken::new();
+async fn cancel_after(scene: &Scene, phase: Phase, micros: u64) -> kvm_clone_core::Result<CloneResult> {
+    let (client, cancel) = (scene.client().await, CancellationToken::new());
     let stop = cancel.clone();
-    let events: Events = Arc::new(move |event| {
-        if event == (Event::Phase { phase }) {
-            let stop = stop.clone();
-            std::thread::spawn(move || {
-                std::thread::sleep(std::time::Duration::from_micros(micros));
-                stop.cancel();
-            });
+    clone_with_events(&client, scene.request.clone(), at(phase, micros, move || stop.cancel()), cancel).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_agent_killed_at_any_moment_leaves_all_or_nothing() {
+    let Some(scene) = Scene::new("a_target_agent_killed_at_any_moment_leaves_all_or_nothing") else { return };
+    for phase in [Phase::Prepare, Phase::Finish, Phase::Commit, Phase::Clean] {
+        for micros in [1000, 10_000] {
+            let (client, beta) = (scene.client().await, scene.beta.clone());
+            let events = at(phase, micros, move || drop(fault::kill(&beta, "kvm-clone-agent control")));
+            let result = clone_with_events(&client, scene.request.clone(), events, CancellationToken::new()).await;
+            drop(client);
+            scene.sweep().await;
+            match result {
+                Ok(_) => {
+                    assert_eq!(scene.assert_promise(), Now::New);
+                    scene.assert_nothing_of_ours(2);
+                    scene.remove_clone();
+                }
+                Err(error) => assert_ne!(number(&error), 1015, "{phase:?} {micros}: {error:?}"),
+            }
+            scene.assert_clean();
         }
-    });
-    let name = "web1".parse()?;
-    let prepared =
-        client.prepare(&spec("alpha"), &spec("beta"), &name, scene.request.clone(), Arc::clone(&events)).await?;
-    prepared.execute(&CloneSettings::default(), events, cancel).await
+    }
 }
 
 /// Strikes while the copy is held midway, then expects an undone failure of one of these codes.

@@ -1,7 +1,5 @@
 //! Undoing: steps in reverse, over a new connection where the old one was lost, and what is said where it cannot be.
 
-use std::time::Duration;
-
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::wire::control::Request;
 use kvm_clone_core::{Code, Error, Result};
@@ -12,19 +10,19 @@ use crate::reconnect;
 impl Work {
     /// Makes sure of a target that can be talked to and on which nothing goes on: the failure to be undone may be that
     /// it was lost, and an order that was given up may still be under way.
-    pub(crate) async fn prepare_undo(&mut self, silence: Duration) -> Result<()> {
+    pub(crate) async fn reach_target(&mut self) -> Result<()> {
         if self.target.host.control.order(Request::EndLanes).await.is_ok() {
             return Ok(());
         }
-        self.target = reconnect::reconnect(&self.target, self.operation, &self.marker.keys, silence).await?;
+        self.target = reconnect::reconnect(&self.target, self.operation, &self.marker.keys, self.silence).await?;
         Ok(())
     }
 
     /// Undoes a step that may have been done, wholly or in part; once more where the target was lost meanwhile.
-    pub(crate) async fn undo(&mut self, step: Step, silence: Duration) -> Result<()> {
+    pub(crate) async fn undo(&mut self, step: Step) -> Result<()> {
         match self.undo_once(step).await {
             Err(error) if error.transient => {
-                self.prepare_undo(silence).await?;
+                self.reach_target().await?;
                 self.undo_once(step).await
             }
             outcome => outcome,

@@ -65,6 +65,11 @@ impl Task {
         self
     }
 
+    /// The file that lets it go on from where it stands still.
+    fn go(&self) -> PathBuf {
+        self.journal.with_extension("go")
+    }
+
     pub fn start(&self) -> Controller {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", CONTROLLER, "--nocapture"])
@@ -77,7 +82,7 @@ impl Task {
         let (tell, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
-        Controller { child, lines }
+        Controller { child, lines, go: self.go() }
     }
 }
 
@@ -85,6 +90,7 @@ impl Task {
 pub struct Controller {
     child: Child,
     lines: Receiver<String>,
+    go: PathBuf,
 }
 
 impl Controller {
@@ -103,6 +109,11 @@ impl Controller {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Lets it go on from where it stands still.
+    pub fn go(&self) {
+        std::fs::write(&self.go, "").unwrap();
     }
 
     pub fn signal(&self, signal: &str) {
@@ -147,14 +158,14 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
     let client = Client::new(options).await?;
     let existing = if task.force { Existing::Replace } else { Existing::Refuse };
     let request = CloneRequest { existing, ..CloneRequest::default() };
-    let hold_at = task.hold_at.clone();
+    let (hold_at, go) = (task.hold_at.clone(), task.go());
     let events: Events = Arc::new(move |event| {
         let Event::Phase { phase } = event else { return };
         say(&format!("phase {}", phase.word()));
         if hold_at.as_deref() == Some(phase.word()) {
             say("held");
-            loop {
-                std::thread::park();
+            while !go.exists() {
+                std::thread::park_timeout(Duration::from_millis(5));
             }
         }
     });

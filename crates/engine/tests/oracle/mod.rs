@@ -18,7 +18,8 @@ use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, d
 
 use crate::common::{self, MIB, assert_same_contents, machines, spec};
 pub use gate::Gate;
-pub use run::Run;
+#[allow(unused_imports, reason = "each test file uses its own part")]
+pub use run::{Run, at, clone_with_events};
 
 pub const IMAGES: &str = "/var/lib/libvirt/images";
 /// Silence after which both sides take each other for gone: short, so that tests are.

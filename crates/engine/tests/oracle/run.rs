@@ -1,7 +1,7 @@
 //! A clone in the background: watched by its events, stopped, awaited.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_clone_core::Result;
 use kvm_clone_core::event::{Event, Phase};
@@ -44,8 +44,12 @@ impl Run {
         let started = Instant::now();
         while !self.seen.lock().unwrap().iter().any(|event| *event == Event::Phase { phase: wanted }) {
             assert!(started.elapsed() < super::PATIENCE && !self.task.is_finished(), "no phase {}", wanted.word());
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     pub async fn end(self) -> Result<CloneResult> {
@@ -57,4 +61,30 @@ impl Run {
         assert!(error.context.contains_key("operation_id"), "{error:?}");
         error
     }
+}
+
+/// Events of which one phase, and so many microseconds after its beginning, sets something off.
+pub fn at(phase: Phase, micros: u64, act: impl Fn() + Send + Sync + 'static) -> Events {
+    let act = Arc::new(act);
+    Arc::new(move |event| {
+        if event == (Event::Phase { phase }) {
+            let act = Arc::clone(&act);
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_micros(micros));
+                act();
+            });
+        }
+    })
+}
+
+/// Clones `web1` from alpha to beta with these events.
+pub async fn clone_with_events(
+    client: &Client,
+    request: CloneRequest,
+    events: Events,
+    cancel: CancellationToken,
+) -> Result<CloneResult> {
+    let (from, to, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
+    let prepared = client.prepare(&from, &to, &name, request, Arc::clone(&events)).await?;
+    prepared.execute(&CloneSettings::default(), events, cancel).await
 }

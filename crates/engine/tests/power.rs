@@ -1,0 +1,83 @@
+//! Power cuts of the target: what was said to be done stays done, what was not leaves the old state.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+mod oracle;
+
+use common::MIB;
+use kvm_clone_lab::{FsKind, HostSpec};
+use oracle::child::{Task, carry_out_task};
+use oracle::{IMAGES, Now, Scene, assert_boots};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_of_its_own() {
+    carry_out_task().await;
+}
+
+/// A target whose images, definitions and markers lie on file systems of which only what was synced survives.
+fn scene(test: &str) -> Option<Scene> {
+    let mut scene = Scene::on(test, HostSpec::named("beta"))?;
+    let definitions = "/etc/libvirt/qemu";
+    scene.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
+    for (place, size) in [(IMAGES, 128), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
+        scene.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
+    }
+    // The agent wants this one for itself.
+    scene
+        .beta
+        .shell(&format!(
+            "cp -a /srv/definitions/. {definitions}; rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync"
+        ))
+        .unwrap();
+    scene.remember();
+    Some(scene)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_right_after_the_success_loses_nothing() {
+    let Some(scene) = scene("a_power_cut_right_after_the_success_loses_nothing") else { return };
+    scene.clone().await.unwrap();
+    scene.beta.crash().unwrap();
+    assert_eq!(scene.assert_promise(), Now::New);
+    assert!(scene.recover("other.db").await.is_empty());
+    scene.assert_nothing_of_ours(2);
+    assert_boots(&scene.beta.machine("web1_clone").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_right_after_a_replacement_loses_nothing() {
+    let Some(scene) = scene("a_power_cut_right_after_a_replacement_loses_nothing").map(Scene::replacing) else {
+        return;
+    };
+    scene.beta.exec(&["sync"]).unwrap();
+    scene.clone().await.unwrap();
+    scene.beta.crash().unwrap();
+    assert_eq!(scene.assert_promise(), Now::New);
+    scene.assert_nothing_of_ours(2);
+}
+
+/// At each phase the host loses its power with the controller; whatever stands then is whole, and recover ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_on_the_way_leaves_old_or_new() {
+    let Some(scene) = scene("a_power_cut_on_the_way_leaves_old_or_new") else { return };
+    for (task, held) in [
+        (Task::new(&scene).gate(), "midway"),
+        (Task::new(&scene).hold_at("finish"), "held"),
+        (Task::new(&scene).hold_at("commit"), "held"),
+        (Task::new(&scene).hold_at("clean"), "held"),
+    ] {
+        let mut controller = task.start();
+        controller.says(held);
+        scene.beta.crash().unwrap();
+        controller.kill();
+        let before = scene.assert_promise_while_placing();
+        scene.recover("other.db").await;
+        assert_eq!(scene.assert_promise(), before);
+        if before == Now::New {
+            scene.assert_nothing_of_ours(2);
+            scene.remove_clone();
+        }
+        scene.assert_clean();
+    }
+    scene.assert_clean_and_clone_again().await;
+}
