@@ -187,3 +187,13 @@ async fn a_server_that_drops_every_connection_is_given_up() {
     assert!(error.transient, "{error:?}");
     assert_eq!(taken.load(Ordering::Relaxed), 5, "tries");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_its_last_use() {
+    if !available("a_connection_ends_with_its_last_use") {
+        return;
+    }
+    let (lab, alpha) = lab();
+    client(&lab).await.list(&spec("alpha")).await.unwrap();
+    fault::wait_gone(&alpha, "sshd: root@notty", Duration::from_secs(5)).unwrap();
+}

@@ -108,12 +108,12 @@ fn named(mut error: Error, addr: &HostAddr) -> Error {
     error.with("host", addr)
 }
 
-async fn open(addr: &HostAddr, access: &Access, dir: &TempDir) -> Result<Transport> {
+async fn open(addr: &HostAddr, access: &Access, dir: &Arc<TempDir>) -> Result<Transport> {
     match addr {
         HostAddr::Local => Ok(Transport::Local),
         HostAddr::Ssh(addr) => {
-            let session = ssh::connect(addr, &access.ssh, dir.path(), has_aes()).await?;
-            Ok(Transport::Ssh(session))
+            let connection = ssh::connect(addr, &access.ssh, dir, has_aes()).await?;
+            Ok(Transport::Ssh(connection))
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use kvm_clone_core::host::SshAddr;
 use kvm_clone_core::{Error, Result};
 use openssh::{ControlPersist, KnownHosts, Session, SessionBuilder};
+use tempfile::TempDir;
 
 /// How to reach hosts by SSH.
 #[derive(Debug, Clone)]
@@ -44,13 +46,50 @@ impl Default for SshOptions {
     }
 }
 
-/// How long the master connection outlives its last use; after a kill of ours it ends by itself.
+/// How long a master connection outlives its last session when nobody ends it: after a kill of ours it ends by itself.
 const IDLE_SECONDS: NonZeroUsize = NonZeroUsize::new(60).unwrap();
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Tries for a connection that the server drops before the key exchange, as `MaxStartups` makes it do in a burst.
 const TRIES: u32 = 5;
 /// Pauses between these tries grow by this, and by up to as much again, so that those of one burst part ways.
 const PAUSE: Duration = Duration::from_millis(150);
+
+/// A connection. It ends when nobody uses it any more, at once.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    session: Arc<Session>,
+    /// Where its socket is, without which it could not be ended.
+    _dir: Arc<TempDir>,
+}
+
+impl Connection {
+    pub(crate) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The crate only has the master take no more sessions: it would stay until it has been idle for long enough. One
+        // that is gone already is fine.
+        let _ = terminate(self.session.control_socket());
+    }
+}
+
+/// Has a master end, with all that runs over it, in the words of OpenSSH's multiplexing protocol (`PROTOCOL.mux`).
+fn terminate(socket: &Path) -> std::io::Result<()> {
+    const HELLO: [u32; 2] = [0x0000_0001, 4];
+    const TERMINATE: [u32; 2] = [0x1000_0005, 0];
+    const LENGTH: u32 = 8;
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    for [kind, value] in [HELLO, TERMINATE] {
+        let packet: Vec<u8> = [LENGTH, kind, value].into_iter().flat_map(u32::to_be_bytes).collect();
+        stream.write_all(&packet)?;
+    }
+    // Its answers do not matter; the end of the stream is its end.
+    std::io::copy(&mut stream, &mut std::io::sink()).map(drop)
+}
 
 /// Why there is no connection.
 struct Refusal {
@@ -63,15 +102,16 @@ struct Refusal {
 pub(crate) async fn connect(
     host: &SshAddr,
     options: &SshOptions,
-    dir: &Path,
+    dir: &Arc<TempDir>,
     prefer_aes: bool,
-) -> Result<Arc<Session>> {
-    let builder = builder(host, options, write_config(options, dir, prefer_aes)?, dir);
+) -> Result<Arc<Connection>> {
+    let config = write_config(options, dir.path(), prefer_aes)?;
+    let builder = builder(host, options, config, dir.path());
     // ConnectTimeout covers everything up to the key exchange; a server that stops answering later is caught here.
     let patience = options.connect_timeout * 2 + Duration::from_secs(5);
     for number in 1.. {
         match attempt(&builder, &host.name, patience).await {
-            Ok(session) => return Ok(Arc::new(session)),
+            Ok(session) => return Ok(Arc::new(Connection { session: Arc::new(session), _dir: Arc::clone(dir) })),
             Err(Refusal { dropped: true, .. }) if number < TRIES => tokio::time::sleep(pause(number)).await,
             Err(Refusal { error, .. }) => return Err(error),
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kvm_clone_core::{Error, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::ssh;
+use super::ssh::{self, Connection};
 
 /// A way to start commands on one host.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub(crate) enum Transport {
     /// This machine.
     Local,
     /// One SSH connection.
-    Ssh(Arc<openssh::Session>),
+    Ssh(Arc<Connection>),
 }
 
 /// A stream that we read.
@@ -37,7 +37,8 @@ pub(crate) struct Started {
 /// A started command's end.
 pub(crate) enum Child {
     Local(tokio::process::Child),
-    Ssh(Box<openssh::Child<Arc<openssh::Session>>>),
+    /// With the connection that it needs as long as it runs.
+    Ssh(Box<openssh::Child<Arc<openssh::Session>>>, Arc<Connection>),
 }
 
 impl Child {
@@ -45,7 +46,7 @@ impl Child {
     pub(crate) async fn wait(self) -> Option<i32> {
         match self {
             Self::Local(mut child) => child.wait().await.ok().and_then(|status: ExitStatus| status.code()),
-            Self::Ssh(child) => match child.wait().await {
+            Self::Ssh(child, _connection) => match child.wait().await {
                 Ok(status) => status.code(),
                 // The crate reports status 127 as an error of its own.
                 Err(openssh::Error::Remote(_)) => Some(127),
@@ -78,8 +79,8 @@ impl Transport {
                     child: Child::Local(child),
                 })
             }
-            Self::Ssh(session) => {
-                let mut command = Arc::clone(session).arc_raw_command(script.for_shell());
+            Self::Ssh(connection) => {
+                let mut command = connection.session().arc_raw_command(script.for_shell());
                 let piped = openssh::Stdio::piped;
                 let command = command.stdin(piped()).stdout(piped()).stderr(piped());
                 let mut child = command.spawn().await.map_err(|error| ssh::lost(&error))?;
@@ -92,7 +93,7 @@ impl Transport {
                     stdin: Box::new(stdin),
                     stdout: Box::new(stdout),
                     stderr: Box::new(stderr),
-                    child: Child::Ssh(Box::new(child)),
+                    child: Child::Ssh(Box::new(child), Arc::clone(connection)),
                 })
             }
         }
@@ -110,11 +111,11 @@ impl Transport {
                     .map_err(|error| Error::connection(format!("starting sh: {error}")))?;
                 Ok(Child::Local(child))
             }
-            Self::Ssh(session) => {
-                let mut command = Arc::clone(session).arc_raw_command(script.for_shell());
+            Self::Ssh(connection) => {
+                let mut command = connection.session().arc_raw_command(script.for_shell());
                 let command = command.stdin(stdin).stdout(stdout).stderr(openssh::Stdio::null());
                 let child = command.spawn().await.map_err(|error| ssh::lost(&error))?;
-                Ok(Child::Ssh(Box::new(child)))
+                Ok(Child::Ssh(Box::new(child), Arc::clone(connection)))
             }
         }
     }
