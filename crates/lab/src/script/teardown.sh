@@ -21,7 +21,8 @@ for path in /run/netns/"$prefix"-*; do
     done
     ip netns del "$netns"
 done
-for path in /sys/class/net/"$prefix"*; do
+# By their whole names: those of lab 23 are no part of lab 2.
+for path in /sys/class/net/"$prefix"br /sys/class/net/"$prefix"h*; do
     [ ! -e "$path" ] || ip link del "${path##*/}" 2>/dev/null
 done
 losetup --list --noheadings --output NAME,BACK-FILE | while read -r loop file; do
