@@ -3,7 +3,7 @@
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{BLOCK, Digest, DigestKey, Extent, extents};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Extent, extents};
 use kvm_clone_core::wire::lane::FRAME_BLOCKS;
 use kvm_clone_core::{Error, Result};
 
@@ -77,13 +77,8 @@ fn take(waiting: &Mutex<Receiver<Job>>) -> Option<Job> {
 fn read(job: &Job, key: &DigestKey, mut data: Vec<u8>) -> Result<Piece> {
     data.resize(job.len, 0);
     job.device.read_at(&mut data, job.offset)?;
-    let digests = data.chunks(block_len()).map(|block| key.block(block)).collect();
+    let digests = data.chunks(BLOCK_LEN).map(|block| key.block(block)).collect();
     Ok(Piece { offset: job.offset, data, digests })
-}
-
-/// The block size as a length in memory.
-pub(super) const fn block_len() -> usize {
-    BLOCK as usize
 }
 
 /// The pieces of a segment that may hold data: whole blocks (the disk's end aside), none larger than [`UNIT`].

@@ -4,14 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
-use kvm_clone_core::blocks::DigestKey;
+use kvm_clone_core::blocks::{BLOCK_LEN, DigestKey};
 use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment};
 use kvm_clone_core::{Error, Result};
 
 use super::images::open_reader;
 use super::join::Events;
-use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers, block_len};
+use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers};
 use crate::device::ReadDevice;
 use crate::stream::FrameWriter;
 
@@ -107,8 +107,8 @@ fn send_piece(output: &mut FrameWriter<io::StdoutLock<'_>>, piece: &Piece) -> Re
         let zero = piece.digests[index].is_zero();
         let run = piece.digests[index..].iter().take_while(|digest| digest.is_zero() == zero).count();
         if !zero {
-            let start = index * block_len();
-            let end = piece.data.len().min(start + run * block_len());
+            let start = index * BLOCK_LEN;
+            let end = piece.data.len().min(start + run * BLOCK_LEN);
             let digests = piece.digests[index..index + run].to_vec();
             let payload = &piece.data[start..end];
             let crc = crc32fast::hash(payload);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{BLOCK, Digest, DigestKey};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey};
 use kvm_clone_core::wire::control::DiskIndex;
 use kvm_clone_core::wire::frame::{Kind, MAX_PAYLOAD, decode};
 use kvm_clone_core::wire::lane::{FRAME_BLOCKS, ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
@@ -17,7 +17,7 @@ use kvm_clone_core::{Error, Result};
 use super::images::open_writer;
 use super::join::Events;
 use super::manifest::ManifestFile;
-use super::readers::{IN_FLIGHT, Readers, block_len};
+use super::readers::{IN_FLIGHT, Readers};
 use super::verify;
 use crate::device::{ChunkAllocator, DeviceError, Problem, WriteDevice};
 use crate::stream::FrameReader;
@@ -152,7 +152,7 @@ impl Incoming {
 }
 
 fn compare(key: &DigestKey, offset: u64, data: &[u8], digests: &[Digest]) -> Result<()> {
-    let differs = data.chunks(block_len()).zip(digests).position(|(block, digest)| key.block(block) != *digest);
+    let differs = data.chunks(BLOCK_LEN).zip(digests).position(|(block, digest)| key.block(block) != *digest);
     differs.map_or(Ok(()), |block| {
         let offset = offset + block as u64 * BLOCK;
         Err(Error::verification(format!("the block at offset {offset} is not what was sent")).with("offset", offset))

@@ -13,7 +13,10 @@ pub use extents::{Extent, ExtentKind, Segment, segments};
 pub use manifest::{Geometry, Header, ManifestError, Root, RootHasher};
 
 /// The default block size: the unit of comparison, and also a qcow2 cluster, so that a block is never half allocated.
-pub const BLOCK: u64 = 65536;
+pub const BLOCK: u64 = BLOCK_LEN as u64;
+
+/// The same as a length in memory.
+pub const BLOCK_LEN: usize = 65536;
 
 /// The number of a block of a disk; not an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
