@@ -59,7 +59,7 @@ fn several_machines_fail_one_by_one() {
     let ended = environment.run(&["clone", &host, &host, "web1", "web2", "-o", "json", "-q"]);
     assert_eq!(ended.status, 69);
     let names: Vec<_> =
-        json(&ended.stdout).as_array().unwrap().iter().map(|one| one["error"]["context"]["vm_name"].clone()).collect();
+        json(&ended.stdout).as_array().unwrap().iter().map(|one| one["error"]["context"]["vm"].clone()).collect();
     assert_eq!(names, ["web1", "web2"]);
 }
 

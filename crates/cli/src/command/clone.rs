@@ -41,7 +41,7 @@ pub(crate) async fn run(args: &CloneArgs, session: &Session) -> Result<ExitCode>
         let (outcome, status) = match job.one(machine).await {
             Ok(ended) => ended,
             Err(error) => {
-                let error = error.with("vm_name", machine);
+                let error = error.with("vm", machine);
                 if session.output.format == Format::Text {
                     session.output.side_error(&error);
                 }

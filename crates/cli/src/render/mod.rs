@@ -3,6 +3,7 @@
 mod bars;
 mod document;
 mod error;
+mod events;
 mod output;
 mod paint;
 mod progress;

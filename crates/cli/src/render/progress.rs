@@ -11,6 +11,7 @@ use kvm_clone_core::event::Event;
 use kvm_clone_engine::Events;
 
 use super::bars::Bars;
+use super::events::EventLines;
 use super::state::State;
 use super::{Format, Screen};
 use crate::surroundings::Surroundings;
@@ -41,6 +42,7 @@ impl Style {
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
+const BETWEEN_EVENTS: Duration = Duration::from_millis(500);
 const BETWEEN_FRAMES: Duration = Duration::from_millis(100);
 
 enum Message {
@@ -110,7 +112,7 @@ fn show(receiver: &Receiver<Message>, mut view: View) -> Vec<String> {
 /// Where it is shown, and when next.
 enum View {
     Silent,
-    Json(Screen),
+    Json { lines: EventLines, next: Instant },
     Lines { screen: Screen, next: Instant },
     Bars { bars: Box<Bars>, next: Instant },
 }
@@ -120,20 +122,24 @@ impl View {
         let now = Instant::now();
         match style {
             Style::Silent => Self::Silent,
-            Style::Json => Self::Json(screen),
+            Style::Json => Self::Json { lines: EventLines::new(screen), next: now },
             Style::Lines => Self::Lines { screen, next: now + BETWEEN_LINES },
             Style::Bars => Self::Bars { bars: Box::new(Bars::new(screen, now)), next: now },
         }
     }
 
-    fn event(&self, event: &Event) {
-        if let Self::Json(screen) = self {
-            screen.event(event);
+    fn event(&mut self, event: &Event) {
+        if let Self::Json { lines, .. } = self {
+            lines.take(event);
         }
     }
 
     fn draw(&mut self, state: &State, now: Instant) {
         match self {
+            Self::Json { lines, next } if now >= *next => {
+                *next = now + BETWEEN_EVENTS;
+                lines.flush();
+            }
             Self::Lines { screen, next } if now >= *next => {
                 *next = now + BETWEEN_LINES;
                 screen.line(&state.words(now));
@@ -146,9 +152,12 @@ impl View {
         }
     }
 
+    /// Leaves nothing unsaid, and no bar.
     fn erase(&mut self) {
-        if let Self::Bars { bars, .. } = self {
-            bars.erase();
+        match self {
+            Self::Json { lines, .. } => lines.flush(),
+            Self::Bars { bars, .. } => bars.erase(),
+            Self::Silent | Self::Lines { .. } => {}
         }
     }
 }
