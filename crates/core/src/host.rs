@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn bad_hosts_are_refused_before_any_connection() {
-        for text in ["", "-oProxyCommand=x", "a b", "a:0", "a:65536", "a:", "@a", "-x@a", "[::1", "a;b", "$(x)", "a:+5"] {
+        for text in ["", "-oProxyCommand=x", "a b", "a:0", "a:65536", "a:", "@a", "-x@a", "[::1", "a;b", "$(x)", "a:+5"]
+        {
             assert_eq!(text.parse::<HostAddr>().unwrap_err().code.number(), 1007, "{text:?}");
         }
     }

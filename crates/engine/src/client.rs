@@ -15,7 +15,7 @@ use crate::clone::{self, Events, Phases, Prepared};
 use crate::doctor::{self, Finding};
 use crate::host::install::{AgentProgram, Privilege};
 use crate::host::ssh::SshOptions;
-use crate::host::{Access, Host};
+use crate::host::{Access, Host, private};
 use crate::inventory::Site;
 use crate::list;
 use crate::recover::{self, Recovered, Recovery};
@@ -60,6 +60,14 @@ pub struct HostSpec {
     pub privilege: Privilege,
 }
 
+impl std::str::FromStr for HostSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse::<HostAddr>().map(Self::from)
+    }
+}
+
 impl From<HostAddr> for HostSpec {
     fn from(addr: HostAddr) -> Self {
         Self { addr, privilege: Privilege::default() }
@@ -98,6 +106,7 @@ impl Client {
     /// The agent program cannot be read.
     pub async fn new(options: ClientOptions) -> Result<Self> {
         let agent = AgentProgram::load(&options.agent).await?;
+        let _ = tokio::task::spawn_blocking(private::sweep).await;
         let me = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let access = Access {
             ssh: options.ssh,

@@ -43,7 +43,13 @@ pub struct CloneSettings {
 
 impl Default for CloneSettings {
     fn default() -> Self {
-        Self { parallel: 4, verify: Verify::On, stall_timeout: Duration::from_secs(120), timeout: None, joint: Arc::new(Pipes) }
+        Self {
+            parallel: 4,
+            verify: Verify::On,
+            stall_timeout: Duration::from_secs(120),
+            timeout: None,
+            joint: Arc::new(Pipes),
+        }
     }
 }
 
@@ -131,7 +137,10 @@ impl Prepared {
                 Ok(()) => {}
                 // The machine is there: what is left to be tidied up is no failure of the clone.
                 Err(error) if step == Step::Clean => {
-                    work.warn(format!("cleaning up failed: {error}; kvm-clone recover {} does it", self.target.host.name));
+                    work.warn(format!(
+                        "cleaning up failed: {error}; kvm-clone recover {} does it",
+                        self.target.host.name
+                    ));
                 }
                 Err(error) => {
                     self.phases.enter(Phase::Undo, &events);
@@ -139,9 +148,12 @@ impl Prepared {
                 }
             }
         }
-        let result = self.report(&work, settings);
+        let mut result = self.report(&work, settings);
         let outcome = serde_json::to_string(&result).unwrap_or_default();
-        self.store.end(id, Status::Completed, &outcome).await?;
+        // The machine stands, whatever becomes of the record of it.
+        if let Err(error) = self.store.end(id, Status::Completed, &outcome).await {
+            result.warnings.push(format!("the journal could not be written: {error}"));
+        }
         self.store.close().await;
         Ok(result)
     }
@@ -178,7 +190,11 @@ impl Prepared {
         }
         let same = plan.definition == self.plan.definition
             && plan.replaces == self.plan.replaces
-            && plan.disks.iter().map(|disk| (&disk.path, disk.size)).eq(self.plan.disks.iter().map(|d| (&d.path, d.size)));
+            && plan.disks.iter().map(|disk| (&disk.path, disk.size)).eq(self
+                .plan
+                .disks
+                .iter()
+                .map(|d| (&d.path, d.size)));
         if !same {
             return Err(Error::conflict("source or target changed since the plan was made")
                 .help("Run the command again to see and accept the new plan")

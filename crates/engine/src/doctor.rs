@@ -98,7 +98,14 @@ fn facts(facts: &HostFacts, privilege: Privilege) -> Vec<Finding> {
     } else {
         warn("cipher", "the processors have no AES instructions: SSH is slower", "Nothing to mend; expect less speed")
     };
-    vec![rights, kvm, cipher, program(&facts.programs, "qemu-img"), program(&facts.programs, "virsh"), clock(facts.clock)]
+    vec![
+        rights,
+        kvm,
+        cipher,
+        program(&facts.programs, "qemu-img"),
+        program(&facts.programs, "virsh"),
+        clock(facts.clock),
+    ]
 }
 
 /// `qemu-img` checks each image that we make; `virsh` is needed only to end live jobs when the controller dies.
@@ -109,7 +116,9 @@ fn program(programs: &BTreeMap<String, String>, name: &'static str) -> Finding {
             name,
             &Error::insufficient("qemu-img is not installed").help("Install qemu-utils (Debian) or qemu-img (Fedora)"),
         ),
-        (None, _) => warn(name, format!("{name} is not installed"), "Install libvirt-clients: running machines need it"),
+        (None, _) => {
+            warn(name, format!("{name} is not installed"), "Install libvirt-clients: running machines need it")
+        }
     }
 }
 
@@ -125,10 +134,12 @@ async fn libvirt_findings(libvirt: &Libvirt) -> Vec<Finding> {
     let mut findings = Vec::new();
     match libvirt.capabilities().await {
         Ok(found) => {
-            let version = format!("{}.{}.{}", found.version / 1_000_000, found.version / 1000 % 1000, found.version % 1000);
+            let version =
+                format!("{}.{}.{}", found.version / 1_000_000, found.version / 1000 % 1000, found.version % 1000);
             findings.push(ok("libvirt", format!("version {version}")));
             if found.domains.is_empty() {
-                let error = Error::insufficient("libvirt knows no emulator").help("Install qemu-system-x86 or qemu-kvm");
+                let error =
+                    Error::insufficient("libvirt knows no emulator").help("Install qemu-system-x86 or qemu-kvm");
                 findings.push(fail("emulator", &error));
             }
         }
@@ -159,7 +170,11 @@ fn pools(pools: Result<Vec<Pool>>) -> Finding {
     let words: Vec<String> =
         usable.iter().map(|pool| format!("{} ({} free)", pool.name, ByteSize(pool.available))).collect();
     let tight = usable.iter().all(|pool| pool.available < pool.capacity / 100 * TIGHT_PERCENT);
-    if tight { warn("pools", words.join(", "), "Make room: every pool is nearly full") } else { ok("pools", words.join(", ")) }
+    if tight {
+        warn("pools", words.join(", "), "Make room: every pool is nearly full")
+    } else {
+        ok("pools", words.join(", "))
+    }
 }
 
 async fn markers(host: &Host) -> Result<Finding> {

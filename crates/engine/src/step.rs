@@ -143,10 +143,12 @@ impl Work {
             joint: &*self.settings.joint,
             events: &*events,
         });
-        self.moved = tokio::select! {
-            moved = copy => moved?,
+        let (moved, notes) = tokio::select! {
+            copied = copy => copied?,
             error = self.source_starts() => return Err(error),
         };
+        self.moved = moved;
+        notes.into_iter().for_each(|note| self.warn(note));
         Ok(())
     }
 

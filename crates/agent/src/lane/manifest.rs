@@ -27,8 +27,7 @@ impl ManifestFile {
     pub(crate) fn create(path: &Path, key: &DigestKey, operation: Uuid, disk_size: u64) -> Result<()> {
         let _ = std::fs::remove_file(path);
         let failed = |error| io_error("making the manifest", path, &error);
-        let file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         let header = header(key, operation, disk_size, None)?;
         file.set_len(header.geometry.file_len()).map_err(failed)?;
         file.write_all_at(&header.encode(), 0).map_err(failed)

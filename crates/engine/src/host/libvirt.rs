@@ -70,7 +70,12 @@ impl Libvirt {
         let kind = if privilege == Privilege::Root { "system" } else { "session" };
         let uri = format!("qemu+unix:///{kind}?socket={}", relay.socket().display());
         let connection = blocking(deadline, host, move || Connect::open(Some(&uri))).await?;
-        Ok(Self { connection: Arc::new(Connection(Some(connection))), deadline, host: host.to_owned(), _relay: Arc::new(relay) })
+        Ok(Self {
+            connection: Arc::new(Connection(Some(connection))),
+            deadline,
+            host: host.to_owned(),
+            _relay: Arc::new(relay),
+        })
     }
 
     async fn call<T: Send + 'static>(

@@ -5,6 +5,7 @@ mod ffi;
 mod frames;
 pub(crate) mod install;
 pub(crate) mod libvirt;
+pub(crate) mod private;
 mod relay;
 pub(crate) mod ssh;
 pub(crate) mod transport;
@@ -58,7 +59,7 @@ impl Host {
     }
 
     async fn try_connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>, name: &str) -> Result<Self> {
-        let dir = Arc::new(relay::private_dir()?);
+        let dir = Arc::new(private::private_dir()?);
         let transport = open(addr, access, &dir).await?;
         let control = agent(&transport, privilege, access, name).await?;
         let facts = match control.ask(Request::Facts).await? {

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::control::Control;
+use super::private::private_dir;
 
 /// Bytes that go in one frame.
 const PIECE: usize = 64 * 1024;
@@ -42,14 +43,6 @@ impl Relay {
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("libvirt.sock")
     }
-}
-
-/// A directory that only this user can enter: `tempfile` makes it with mode 0700.
-pub(crate) fn private_dir() -> Result<TempDir> {
-    tempfile::Builder::new()
-        .prefix("kvm-clone.")
-        .tempdir()
-        .map_err(|error| Error::internal(format!("making a private directory: {error}")))
 }
 
 async fn pass(control: &Control, stream: u16, socket: UnixStream, arriving: &mut tokio::sync::mpsc::Receiver<Vec<u8>>) {

@@ -55,6 +55,8 @@ const AT_ONCE: usize = 4;
 pub(super) struct Lane {
     pub(super) source: LaneId,
     pub(super) target: LaneId,
+    /// What the user should know of how it was opened.
+    pub(super) notes: Vec<String>,
     _children: [Child; 2],
 }
 
@@ -79,26 +81,29 @@ pub(super) async fn open(source: &Host, target: &Host, wanted: u16, joint: &dyn 
 }
 
 async fn open_one(source: &Host, target: &Host, number: u16, joint: &dyn Joint) -> Result<Lane> {
-    let (from, to) = tokio::join!(transport(source, number), transport(target, number));
+    let ((from, from_note), (to, to_note)) = tokio::join!(transport(source, number), transport(target, number));
     let (source_id, target_id) = (number * 2, number * 2 + 1);
     let ends = joint.join().map_err(|error| Error::internal(format!("joining a lane: {error}")))?;
     let (sending, receiving) = tokio::try_join!(
         start(source, &from, source_id, ends.source_in, ends.source_out),
         start(target, &to, target_id, ends.target_in, ends.target_out),
     )?;
-    Ok(Lane { source: source_id, target: target_id, _children: [sending, receiving] })
+    let notes = [from_note, to_note].into_iter().flatten().collect();
+    Ok(Lane { source: source_id, target: target_id, notes, _children: [sending, receiving] })
 }
 
-/// A connection of the lane's own; one that cannot be made falls back to a session on the master connection.
-async fn transport(host: &Host, number: u16) -> Transport {
+/// A connection of the lane's own; one that cannot be made falls back to a session on the master connection, and says
+/// so.
+async fn transport(host: &Host, number: u16) -> (Transport, Option<String>) {
     if number == 0 {
-        return host.transport.clone();
+        return (host.transport.clone(), None);
     }
     match host.another_transport().await {
-        Ok(transport) => transport,
+        Ok(transport) => (transport, None),
         Err(error) => {
-            tracing::warn!(host = host.name, %error, "a lane has no connection of its own and shares the first one");
-            host.transport.clone()
+            let note =
+                format!("a lane to {} has no connection of its own and shares the first one: {error}", host.name);
+            (host.transport.clone(), Some(note))
         }
     }
 }

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::host::control::unexpected;
-pub use joint::{Ends, Joint, Pipes};
 use joint::Lane;
+pub use joint::{Ends, Joint, Pipes};
 use schedule::{Schedule, Work};
 
 /// Length of a segment: small enough to spread a small disk over lanes and to show progress, large enough that opening
@@ -61,8 +61,9 @@ pub(crate) struct Moved {
     pub(crate) data_blocks: u64,
 }
 
-/// Copies all disks. On return, with success or not, no lane agent is left that could write.
-pub(crate) async fn copy(copy: Copy<'_>) -> Result<Moved> {
+/// Copies all disks; also returns what the user should know of how. On return, with success or not, no lane agent is
+/// left that could write.
+pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     let work = find_work(&copy).await?;
     for (disk, total) in copy.disks.iter().zip(work.totals(copy.disks.len())) {
         (copy.events)(Event::Disk { disk: disk.target.clone(), bytes_total: total });
@@ -76,7 +77,8 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<Moved> {
         Err(error) => Err(error.clone()),
     };
     end(&copy).await;
-    outcome
+    let notes = lanes.into_iter().flatten().flat_map(|lane| lane.notes).collect();
+    outcome.map(|moved| (moved, notes))
 }
 
 /// As many lanes as were asked for, as the data is worth, and as there are processors: a lane keeps one busy at each end.
@@ -179,7 +181,8 @@ async fn await_ready(lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEven
 async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
     let key = copy.key.clone();
     let disks = copy.disks.iter();
-    let source = LaneCommand::Source { disks: disks.clone().map(|disk| disk.source.clone()).collect(), key: key.clone() };
+    let source =
+        LaneCommand::Source { disks: disks.clone().map(|disk| disk.source.clone()).collect(), key: key.clone() };
     let target = LaneCommand::Target {
         disks: disks.clone().map(|disk| disk.staging.clone()).collect(),
         manifests: disks.map(|disk| disk.manifest.clone()).collect(),

@@ -93,8 +93,8 @@ impl Schedule {
             let position = state.carrying.iter().position(|(carrying, _)| *carrying == segment)?;
             Some(state.carrying.remove(position))
         });
-        let (_, bytes) =
-            carried.ok_or_else(|| Error::transfer(format!("lane {lane} is done with a segment that it was not given")))?;
+        let (_, bytes) = carried
+            .ok_or_else(|| Error::transfer(format!("lane {lane} is done with a segment that it was not given")))?;
         let progress = self.disks.entry(segment.disk).or_default();
         progress.done += bytes;
         Ok(*progress)

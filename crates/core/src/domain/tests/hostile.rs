@@ -1,5 +1,9 @@
 //! Definitions that nobody should have made: a clear error, at once, never a panic.
-#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "that it ends soon can only be seen with a clock")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "that it ends soon can only be seen with a clock"
+)]
 
 use std::time::{Duration, Instant};
 
