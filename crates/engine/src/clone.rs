@@ -268,7 +268,10 @@ impl Prepared {
             blocks_total: self.plan.disks.iter().map(|disk| disk.size.div_ceil(BLOCK)).sum(),
             blocks_synchronized: moved.data_blocks,
             way: Way::Full,
-            why: "the machine is new at the target".to_owned(),
+            why: match &self.plan.replaces {
+                Some(replaced) => format!("machine {} was replaced by new images", replaced.name),
+                None => "the machine is new at the target".to_owned(),
+            },
             consistency: Consistency::Stopped,
             verified: settings.verify != Verify::Off,
             checksums: work.checksums(),

@@ -4,8 +4,7 @@
 mod common;
 mod reach;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use kvm_clone_core::Code;
@@ -226,33 +225,4 @@ fn aliases(lab: &Lab, host: &Host, alias: &str) -> std::path::PathBuf {
     let names = format!("Host {alias} {}", host.address());
     std::fs::write(&path, own.replace(&format!("Host {}", host.name()), &names)).unwrap();
     path
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures; cargo test --test host_kinds -- --ignored --nocapture"]
-async fn how_long_reaching_a_host_takes() {
-    let lab = Lab::new().unwrap();
-    let alpha = lab.host(named("alpha")).unwrap();
-    let (client, host) = (client(&lab).await, spec("alpha"));
-    let fresh = Instant::now();
-    client.list(&host).await.unwrap();
-    println!("first list of a fresh host, installing the agent: {:?}", fresh.elapsed());
-    for machines in [0, 20] {
-        for number in 0..machines {
-            let disk = DiskSpec::qcow2("vda", MIB);
-            define_machine(&alpha, MachineSpec::named(&format!("web{number}")).disk(disk)).unwrap();
-        }
-        for _ in 0..5 {
-            let (ssh, list) = (time_ssh(&lab.ssh_config()), Instant::now());
-            client.list(&host).await.unwrap();
-            println!("{machines} machines: ssh true {ssh:?}, list {:?}", list.elapsed());
-        }
-    }
-}
-
-fn time_ssh(config: &Path) -> Duration {
-    let started = Instant::now();
-    let status = std::process::Command::new("ssh").arg("-F").arg(config).args(["alpha", "true"]).status().unwrap();
-    assert!(status.success());
-    started.elapsed()
 }
