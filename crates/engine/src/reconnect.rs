@@ -35,11 +35,15 @@ pub(crate) async fn revive(site: &Site) -> Result<Site> {
     if site.libvirt.answers().await {
         return Ok(site.clone());
     }
-    again(LIBVIRT_PATIENCE, || async {
+    let opened = again(LIBVIRT_PATIENCE, || async {
         let libvirt = site.host.libvirt().await?;
         Ok(Site { host: site.host.clone(), libvirt })
-    })
-    .await
+    });
+    tokio::select! {
+        site = opened => site,
+        // Without the agent that holds the locks there is no way to libvirt, and must be none.
+        error = site.host.control.gone() => Err(error),
+    }
 }
 
 /// Tries until it works, cannot work, or took too long.

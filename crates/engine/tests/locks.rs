@@ -48,29 +48,25 @@ async fn race(scene: &Scene, runs: [([&'static str; 3], CloneRequest); 2]) -> Ve
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_that_want_one_source_one_wins() {
-    let Some(scene) = Scene::new("of_two_that_want_one_source_one_wins") else { return };
-    let words = ["alpha", "beta", "web1"];
-    let errors = race(&scene, [(words, named("one")), (words, named("two"))]).await;
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_locked(&errors[0]);
-    assert_eq!(common::machines(&scene.beta).len(), 1);
-    scene.assert_source_unharmed();
-    scene.assert_nothing_of_ours(2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_that_want_one_new_name_one_wins() {
-    let Some(mut scene) = Scene::new("of_two_that_want_one_new_name_one_wins") else { return };
+async fn of_two_that_want_one_source_or_one_new_name_one_wins() {
+    let Some(mut scene) = Scene::new("of_two_that_want_one_source_or_one_new_name_one_wins") else { return };
     let disk = || DiskSpec::qcow2("vda", 16 * MIB).fill(Fill::Random { seed: 3, bytes: 8 * MIB });
     define_machine(&scene.alpha, MachineSpec::named("web2").disk(disk())).unwrap();
     scene.remember();
-    let errors =
-        race(&scene, [(["alpha", "beta", "web1"], named("new")), (["alpha", "beta", "web2"], named("new"))]).await;
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_locked(&errors[0]);
-    assert_eq!(common::machines(&scene.beta), ["new"]);
-    scene.assert_source_unharmed();
+    let (one, two) = (["alpha", "beta", "web1"], ["alpha", "beta", "web2"]);
+    for (number, runs) in
+        [(1, [(one, named("one")), (one, named("two"))]), (2, [(one, named("new")), (two, named("new"))])]
+    {
+        let errors = race(&scene, runs).await;
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_locked(&errors[0]);
+        assert_eq!(common::machines(&scene.beta).len(), number);
+        scene.assert_source_unharmed();
+    }
+    for host in [&scene.alpha, &scene.beta] {
+        common::assert_nothing_left(host);
+        assert_eq!(oracle::held_locks(host), "");
+    }
 }
 
 /// Each would replace what the other copies.
@@ -143,16 +139,10 @@ async fn sleeper(scene: &Scene, task: &Task, asleep: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_slept_through_its_copy_can_do_nothing_more() {
-    let test = "a_controller_that_slept_through_its_copy_can_do_nothing_more";
-    let Some(scene) = Scene::new(test) else { return };
+async fn a_controller_that_slept_can_do_nothing_more() {
+    let Some(scene) = Scene::new("a_controller_that_slept_can_do_nothing_more") else { return };
     sleeper(&scene, &Task::new(&scene).gate(), "midway").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_slept_before_its_commit_cannot_define_any_more() {
-    let test = "a_controller_that_slept_before_its_commit_cannot_define_any_more";
-    let Some(scene) = Scene::new(test) else { return };
+    scene.remove_clone();
     sleeper(&scene, &Task::new(&scene).hold_at("commit"), "held").await;
 }
 

@@ -1,7 +1,7 @@
-//! A clone in the background: watched by its events, stopped, awaited.
+//! A clone in the background: stopped, awaited; and clones with something that happens at a moment of theirs.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::event::{Event, Phase};
@@ -14,7 +14,6 @@ use crate::common::spec;
 
 pub struct Run {
     pub cancel: CancellationToken,
-    seen: Arc<Mutex<Vec<Event>>>,
     task: JoinHandle<Result<CloneResult>>,
 }
 
@@ -25,9 +24,7 @@ impl Run {
     }
 
     pub fn between(client: Client, words: [&'static str; 3], request: CloneRequest, settings: CloneSettings) -> Self {
-        let seen: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let (cancel, told) = (CancellationToken::new(), Arc::clone(&seen));
-        let events: Events = Arc::new(move |event| told.lock().unwrap().push(event));
+        let (cancel, events) = (CancellationToken::new(), crate::common::silent());
         let stop = cancel.clone();
         let task = tokio::spawn(async move {
             let [from, to, name] = words;
@@ -36,16 +33,7 @@ impl Run {
             drop(client);
             prepared.execute(&settings, events, stop).await
         });
-        Self { cancel, seen, task }
-    }
-
-    /// Waits for a phase.
-    pub async fn phase(&self, wanted: Phase) {
-        let started = Instant::now();
-        while !self.seen.lock().unwrap().iter().any(|event| *event == Event::Phase { phase: wanted }) {
-            assert!(started.elapsed() < super::PATIENCE && !self.task.is_finished(), "no phase {}", wanted.word());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        Self { cancel, task }
     }
 
     pub fn has_ended(&self) -> bool {
