@@ -82,7 +82,7 @@ fn path_is_that_of_the_file_which_is_read() {
 fn a_wrong_file_is_refused_with_1001_and_its_line() {
     let environment = TestEnvironment::new();
     let mut shown = Vec::new();
-    for text in ["[ssh]\nprot = 22\n", "[shs]\n", "[transfer]\n\nparallel = 64\n", "[ssh\n", "[hosts.local]\n"] {
+    for text in ["[ssh]\nprot = 22\n", "[sssh]\n", "[transfer]\n\nparallel = 64\n", "[ssh\n", "[hosts.local]\n"] {
         environment.write_config(text);
         let ended = environment.run(&["list"]);
         assert_eq!(ended.status, 78, "{text}");

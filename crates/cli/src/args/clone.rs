@@ -47,7 +47,7 @@ pub(crate) struct CloneArgs {
     /// Lanes that copy at once, 1 to 16 [default: 4]
     #[arg(short, long, value_name = "N", help_heading = "Transfer")]
     pub(crate) parallel: Option<Lanes>,
-    /// Read back what was written [default]; "--verify media" reads from the medium, not from the page cache
+    /// Read back what was written (the default); "--verify media" reads from the medium, not from the page cache
     #[arg(
         long,
         value_name = "MODE",

@@ -1,6 +1,6 @@
 //! Messages between the controller and the control agent of a host.
 //!
-//! The controller asks ([`Request`]), the agent answers ([`Response`]); several questions may be open at once. Beside
+//! The controller asks ([`Request`]), the agent answers ([`FromAgent::Response`]); several questions may be open at once. Beside
 //! them go heartbeats in both directions, events of lanes, and the relayed bytes of libvirt's RPC in frames of their
 //! own. Nothing here is a decision: the agent does what it is told, within what it was told to lock.
 
