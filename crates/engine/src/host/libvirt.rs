@@ -13,7 +13,7 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState};
-use virt::error::ErrorNumber;
+use virt::error::{ErrorDomain, ErrorNumber};
 use virt::sys;
 
 use super::control::Control;
@@ -265,6 +265,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn failed(host: &str, error: &virt::error::Error) -> Error {
+    // The RPC itself failed, not what was asked for: the relay is gone, and with it the agent.
+    if error.domain().is(ErrorDomain::Rpc) {
+        return Error::connection(format!("the connection to libvirt on {host} was lost: {}", error.message()))
+            .with("host", host)
+            .help("Run the command again; if it happens twice, look at libvirtd's log on the host")
+            .transient();
+    }
     Error::libvirt(format!("libvirt on {host}: {}", error.message()))
         .with("host", host)
         .with("libvirt_code", error.code().to_raw())
