@@ -22,6 +22,8 @@ use super::verify;
 use crate::device::{ChunkAllocator, DeviceError, Problem, WriteDevice};
 use crate::stream::FrameReader;
 
+/// Progress is told after so many bytes, and at the end of a segment.
+const TELL_EVERY: u64 = 4 << 20;
 /// Segments that wait to be read back.
 const UNVERIFIED: usize = 2;
 
@@ -167,16 +169,21 @@ fn write(
     spare: &SyncSender<Vec<u8>>,
     events: &Events,
 ) -> Result<()> {
+    let mut untold = 0;
     for item in items {
         match item {
             Item::Blocks { disk, offset, data } => {
                 let device = &devices[usize::from(disk)];
                 device.write_at(&data, offset)?;
                 device.start_writeback(offset, data.len() as u64);
-                events.tell(&LaneEvent::Written(data.len() as u64));
+                untold += data.len() as u64;
+                if untold >= TELL_EVERY {
+                    events.tell(&LaneEvent::Written(std::mem::take(&mut untold)));
+                }
                 let _ = spare.try_send(data);
             }
             Item::End(segment, digests) => {
+                events.tell(&LaneEvent::Written(std::mem::take(&mut untold)));
                 if target.verify == Verify::Media {
                     devices[usize::from(segment.disk)].sync()?;
                 }
