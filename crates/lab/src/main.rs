@@ -2,9 +2,14 @@
 
 use std::error::Error;
 use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use kvm_clone_lab::{Host, HostSpec, Lab, Result};
+use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, Result, define_machine};
+
+const MIB: u64 = 1 << 20;
+/// How long an emulated guest may take to boot on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// Real libvirt hosts on one machine.
 #[derive(Debug, Parser)]
@@ -53,6 +58,22 @@ enum Verb {
         /// The host.
         host: String,
     },
+    /// Makes a machine with two disks, 96 MiB of data in them, that can boot on every host of the lab.
+    Guest {
+        /// The host.
+        host: String,
+        /// The machine's name.
+        name: String,
+    },
+    /// Waits until a machine's serial console holds a line with these words, and prints it.
+    Console {
+        /// The host.
+        host: String,
+        /// The machine's name.
+        name: String,
+        /// The words.
+        text: String,
+    },
     /// Resets a host.
     Reboot {
         /// The host.
@@ -86,6 +107,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Shape { host, rate } => with_host(attach()?, host, |lab, host| lab.shape(host, rate))?,
         Verb::Cut { host } => with_host(attach()?, host, Lab::cut)?,
         Verb::Heal { host } => with_host(attach()?, host, Lab::heal)?,
+        Verb::Guest { host, name } => guest(&attach()?, host, name)?,
+        Verb::Console { host, name, text } => console(&attach()?.find(host)?.machine(name)?, text)?,
         Verb::Reboot { host } => attach()?.find(host)?.reboot()?,
         Verb::Down { all: false } => attach()?.down()?,
         Verb::Down { all: true } => {
@@ -128,6 +151,21 @@ fn show(lab: &Lab) {
     for host in lab.all_hosts() {
         println!("  {} {}", host.name(), host.address());
     }
+}
+
+fn guest(lab: &Lab, host: &str, name: &str) -> Result<()> {
+    let fill = |seed, bytes| Fill::Random { seed, bytes };
+    let machine = MachineSpec::named(name)
+        .disk(DiskSpec::qcow2("vda", 256 * MIB).fill(fill(1, 64 * MIB)))
+        .disk(DiskSpec::raw("vdb", 128 * MIB).fill(fill(2, 32 * MIB)));
+    define_machine(&lab.find(host)?, machine)?;
+    lab.all_hosts().iter().try_for_each(Host::provide_guest)
+}
+
+#[allow(clippy::print_stdout, reason = "what the user asked for")]
+fn console(machine: &Machine, text: &str) -> Result<()> {
+    println!("{}", machine.wait_for_console(text, BOOT_LIMIT)?);
+    Ok(())
 }
 
 /// With our own standard input and output, and the command's own exit code.
