@@ -93,7 +93,7 @@ fn key() -> DigestKey {
 
 fn image() -> ImageSpec {
     let backing = vec![("/pool/base.img".to_owned(), ImageFormat::Raw)];
-    ImageSpec { path: "/pool/web1.qcow2".to_owned(), format: ImageFormat::Qcow2, backing }
+    ImageSpec { path: "/pool/web1.qcow2".to_owned(), format: ImageFormat::Qcow2, backing, export: None }
 }
 
 fn new_image() -> NewImage {

@@ -46,7 +46,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
         };
         // libvirt takes a disk without a format as raw: formatdomain, "Hard drives, floppy disks, CDROMs" (`driver`).
         let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let chain = inspect(&site.host, ImageSpec { path, format, backing: Vec::new() }).await;
+        let chain = inspect(&site.host, ImageSpec { path, format, backing: Vec::new(), export: None }).await;
         let chain = chain.map_err(|error| error.with("disk", &disk.target))?;
         identities.insert(disk.target.clone(), chain.iter().map(|(_, identity)| *identity).collect());
         let images: ImageChain = chain
@@ -141,7 +141,7 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: 
             continue;
         }
         let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let spec = ImageSpec { path: path.clone(), format, backing: Vec::new() };
+        let spec = ImageSpec { path: path.clone(), format, backing: Vec::new(), export: None };
         let chain = if chains { inspect(&site.host, spec).await.unwrap_or_default() } else { Vec::new() };
         machine.uses.extend(chain.iter().map(|(image, _)| image.path.clone()));
         let file: Option<FileId> = chain.first().map(|(image, _)| image.file);
@@ -172,7 +172,7 @@ async fn look(host: &Host, paths: Vec<String>) -> Result<BTreeMap<String, PathFa
 pub(crate) fn spec(chain: &ImageChain) -> Result<ImageSpec> {
     let (top, behind) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
     let behind = behind.iter().map(|image| (image.path.clone(), image.format.clone())).collect();
-    Ok(ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: behind })
+    Ok(ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: behind, export: None })
 }
 
 fn pool_of(pools: &[Pool], path: &str) -> Option<String> {

@@ -37,7 +37,7 @@ async fn measure(site: &Site, disk: &mut MachineDisk) {
         Some("raw") | None => ImageFormat::Raw,
         Some(_) => return,
     };
-    let spec = ImageSpec { path: path.clone(), format, backing: Vec::new() };
+    let spec = ImageSpec { path: path.clone(), format, backing: Vec::new(), export: None };
     disk.path = Some(path);
     if let Ok(chain) = inspect(&site.host, spec).await {
         disk.size = chain.first().map(|(image, _)| image.virtual_size);

@@ -259,7 +259,7 @@ fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -
         Some(CopyDisk {
             target: planned.target.clone(),
             source: inventory::spec(chain).ok()?,
-            staging: ImageSpec { path: staging, format: planned.format.clone(), backing: Vec::new() },
+            staging: ImageSpec { path: staging, format: planned.format.clone(), backing: Vec::new(), export: None },
             manifest: format!("{}/manifests/{operation}-{}", target.facts.state_dir, planned.target),
             size: planned.size,
         })

@@ -56,6 +56,17 @@ pub struct ImageSpec {
     pub format: ImageFormat,
     /// The files behind it, nearest first. They are the only ones that may be opened on its behalf.
     pub backing: Vec<(String, ImageFormat)>,
+    /// Where it is read from instead, if not from its file.
+    pub export: Option<Export>,
+}
+
+/// An NBD export on a unix socket of the agent's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Absolute path of the socket.
+    pub socket: String,
+    /// The export's name.
+    pub name: String,
 }
 
 /// What a lane agent is told.

@@ -47,7 +47,8 @@ impl Work {
         self.stopped(&self.source).await?;
         for (target, chain) in &self.seen.machine.images {
             let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
-            let spec = ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: Vec::new() };
+            let spec =
+                ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: Vec::new(), export: None };
             let now = inventory::inspect(&self.source.host, spec).await?;
             let before = self.seen.identities.get(target);
             if before.is_none_or(|before| !before.iter().eq(now.iter().map(|(_, identity)| identity))) {
