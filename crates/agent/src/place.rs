@@ -28,7 +28,9 @@ impl Place {
             let run = env_path("XDG_RUNTIME_DIR").unwrap_or_else(|_| state.clone());
             Self { run: run.join("kvm-clone"), state: state.join("kvm-clone") }
         };
-        for dir in [place.run.clone(), place.locks(), place.sessions(), place.markers(), place.manifests()] {
+        for dir in
+            [place.run.clone(), place.locks(), place.sessions(), place.markers(), place.manifests(), place.points()]
+        {
             private_dir(&dir)?;
         }
         Ok(place)
@@ -44,6 +46,10 @@ impl Place {
 
     pub(crate) fn markers(&self) -> PathBuf {
         self.state.join("operations")
+    }
+
+    pub(crate) fn points(&self) -> PathBuf {
+        self.state.join("points")
     }
 
     pub(crate) fn manifests(&self) -> PathBuf {

@@ -37,7 +37,10 @@ pub(crate) fn run(
 ) -> Result<Outcome> {
     let path = find(name).ok_or_else(|| missing(name))?;
     let mut command = Command::new(path);
-    command.args(arguments).env_clear().env("LC_ALL", "C").env("PATH", PROGRAM_DIRS.join(":"));
+    // A user's own libvirt is found by these.
+    let kept = ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
+    let kept = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.args(arguments).env_clear().envs(kept).env("LC_ALL", "C").env("PATH", PROGRAM_DIRS.join(":"));
     command.stdin(users.map_or_else(Stdio::null, Stdio::from)).stdout(Stdio::piped()).stderr(Stdio::piped());
     ends_with_us(&mut command);
     let mut child = command.spawn().map_err(|error| failed(name, &error.to_string()))?;

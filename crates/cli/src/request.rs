@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvm_clone_core::domain::Identity;
 use kvm_clone_core::host::HostAddr;
-use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget};
+use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget, Presence};
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, SshOptions};
@@ -68,6 +68,11 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         networks: networks(args, dest)?,
         pool,
         disk_format: args.storage.disk_format,
+        presence: match (args.live, args.offline) {
+            (true, _) => Presence::Live,
+            (_, true) => Presence::Offline,
+            _ => Presence::Any,
+        },
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
     })
 }
@@ -105,6 +110,7 @@ pub(crate) fn clone_settings(settings: &Settings) -> Result<CloneSettings> {
         },
         stall_timeout: span(settings.transfer.stall_timeout.value),
         timeout: settings.timeouts.clone.value.0.map(span),
+        scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
         ..CloneSettings::default()
     })
 }

@@ -4,8 +4,10 @@
 //! links resolved, so that two names of one file are seen to be one.
 
 mod libvirt;
+mod live;
 
-pub use libvirt::qemu_owner;
+pub use libvirt::{can_back_up, qemu_owner};
+pub use live::LiveMachine;
 #[cfg(test)]
 mod tests;
 
@@ -137,6 +139,8 @@ pub struct SourceMachine {
     pub snapshots: Vec<String>,
     /// The images of each disk.
     pub images: BTreeMap<DiskTarget, ImageChain>,
+    /// Its process, where there is one.
+    pub live: Option<LiveMachine>,
 }
 
 /// An image and its backing images, the topmost first.

@@ -33,6 +33,8 @@ pub enum Step {
     Mark,
     /// Staging images are made.
     Stage,
+    /// A point of a running source is held.
+    Point,
     /// Disks are copied.
     Copy,
     /// Images are complete, durable, checked.
@@ -47,8 +49,8 @@ pub enum Step {
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Step; 7] =
-        [Step::Mark, Step::Stage, Step::Copy, Step::Finish, Step::Place, Step::Define, Step::Clean];
+    pub const ALL: [Step; 8] =
+        [Step::Mark, Step::Stage, Step::Point, Step::Copy, Step::Finish, Step::Place, Step::Define, Step::Clean];
 
     /// The step as one word.
     #[must_use]
@@ -56,6 +58,7 @@ impl Step {
         match self {
             Self::Mark => "mark",
             Self::Stage => "stage",
+            Self::Point => "point",
             Self::Copy => "copy",
             Self::Finish => "finish",
             Self::Place => "place",

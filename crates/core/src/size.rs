@@ -27,7 +27,8 @@ impl FromStr for ByteSize {
         let upper = text.trim().to_ascii_uppercase();
         let body = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
         let unit = UNITS.iter().find(|(letter, _)| body.ends_with(*letter));
-        let (number, shift) = unit.map_or((body, 0), |(letter, shift)| (body.trim_end_matches(*letter), *shift));
+        let (number, shift) =
+            unit.map_or((body, 0), |(letter, shift)| (body.trim_end_matches(*letter).trim_end(), *shift));
         let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         if !plain || number.len() > 20 {
             return Err(refuse());

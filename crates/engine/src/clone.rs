@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::inventory::{self, Site, Source};
 use crate::lane::{Joint, Pipes};
-use crate::outcome::{CloneResult, Consistency, PhaseTime, Way};
+use crate::outcome::{CloneResult, PhaseTime, Way};
 use crate::step::Work;
 use crate::store::{NewOperation, Store};
 
@@ -37,6 +37,8 @@ pub struct CloneSettings {
     pub stall_timeout: Duration,
     /// How long the whole operation may take.
     pub timeout: Option<Duration>,
+    /// Bytes that may pile up on the source host of what a running guest overwrites; none leaves half of what is free.
+    pub scratch_limit: Option<u64>,
     /// How the ends of a lane are joined.
     pub joint: Arc<dyn Joint>,
 }
@@ -48,6 +50,7 @@ impl Default for CloneSettings {
             verify: Verify::On,
             stall_timeout: Duration::from_secs(120),
             timeout: None,
+            scratch_limit: None,
             joint: Arc::new(Pipes),
         }
     }
@@ -171,9 +174,12 @@ impl Prepared {
             let mut keys = [source, target].concat();
             keys.sort();
             keys.dedup();
-            return take(&self.source, keys).await;
+            take(&self.source, keys).await?;
+            return self.source.host.control.order(Request::ClearPoints).await;
         }
         take(&self.source, source).await?;
+        // Whoever holds a machine's lock is the one to end what a dead operation left running on it.
+        self.source.host.control.order(Request::ClearPoints).await?;
         take(&self.target, target).await
     }
 
@@ -272,7 +278,7 @@ impl Prepared {
                 Some(replaced) => format!("machine {} was replaced by new images", replaced.name),
                 None => "the machine is new at the target".to_owned(),
             },
-            consistency: Consistency::Stopped,
+            consistency: self.plan.consistency,
             verified: settings.verify != Verify::Off,
             checksums: work.checksums(),
             phases,
@@ -284,7 +290,7 @@ impl Prepared {
 
 const fn phase_of(step: Step) -> Phase {
     match step {
-        Step::Mark | Step::Stage => Phase::Prepare,
+        Step::Mark | Step::Stage | Step::Point => Phase::Prepare,
         Step::Copy => Phase::Copy,
         Step::Finish | Step::Place => Phase::Finish,
         Step::Define => Phase::Commit,

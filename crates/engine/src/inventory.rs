@@ -34,6 +34,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
     let mut machine = site.libvirt.source(name, site.host.facts.id.clone()).await?;
     let pools = site.libvirt.pools().await?;
     let domain = Domain::parse(&machine.xml)?;
+    machine.live = site.libvirt.live(machine.uuid).await?;
     let mut identities = BTreeMap::new();
     for disk in domain.data_disks() {
         let path = match (&disk.kind, &disk.source, &disk.pool) {
@@ -57,6 +58,14 @@ pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
             })
             .collect();
         machine.images.insert(disk.target.clone(), images);
+    }
+    if let Some(live) = &mut machine.live {
+        live.virsh = site.host.facts.programs.contains_key("virsh");
+        let images = machine.images.values().filter_map(|chain| chain.first());
+        let dirs = images.filter_map(|image| image.path.rsplit_once('/')).map(|(dir, _)| dir.to_owned());
+        let dirs: BTreeSet<String> = dirs.collect();
+        let found = look(&site.host, dirs.into_iter().collect()).await?;
+        live.scratch_available = found.values().map(|facts| facts.available).min().unwrap_or(0);
     }
     Ok(Source { machine, identities })
 }

@@ -30,5 +30,5 @@ pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
 pub use lane::{Ends, Joint, Pipes};
-pub use outcome::{Checksum, CloneResult, Consistency, PhaseTime, Way};
+pub use outcome::{Checksum, CloneResult, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};

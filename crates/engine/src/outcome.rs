@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
+use kvm_clone_core::plan::Consistency;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -62,14 +63,6 @@ pub struct CloneResult {
 pub enum Way {
     /// All that is allocated.
     Full,
-}
-
-/// What point in time the copy is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Consistency {
-    /// The machine was stopped.
-    Stopped,
 }
 
 /// A checksum of a whole disk.

@@ -3,8 +3,9 @@
 //! The host alone tells: its markers say what was to be made, its locks whether somebody still works on it, and its
 //! libvirt whether the definition stands, which is the one fact that decides. The journal is only told.
 
-use kvm_clone_core::journal::{self, Status};
+use kvm_clone_core::journal::{self, LockKey, Status};
 use kvm_clone_core::wire::control::{Marker, Reply, Request};
+use kvm_clone_core::wire::point::PointNote;
 use kvm_clone_core::{Code, Error, Result};
 use serde::Serialize;
 use uuid::Uuid;
@@ -63,6 +64,9 @@ pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Resul
     for marker in markers {
         all.push(one(site, store, &marker, mode).await);
     }
+    for note in points(site).await? {
+        all.push(one_point(site, note, mode).await);
+    }
     if mode == Recovery::Act {
         close_journal(site, store, &known).await?;
     }
@@ -89,6 +93,39 @@ async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Rec
     }
     let outcome = locked(site, store, marker, mode, &mut entry).await;
     let unlocked = site.host.control.order(Request::Unlock).await;
+    entry.error = outcome.and(unlocked).err();
+    entry
+}
+
+async fn points(site: &Site) -> Result<Vec<PointNote>> {
+    match site.host.control.ask(Request::Points).await? {
+        Reply::Points(notes) => Ok(notes),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A point that an operation holds, or a dead one held, of a machine of this host: ended unless somebody works on it.
+async fn one_point(site: &Site, note: PointNote, mode: Recovery) -> Recovered {
+    let mut entry = Recovered {
+        operation_id: note.operation,
+        source: note.source,
+        new_vm_name: note.new_name,
+        action: Action::Undo,
+        files: note.scratch,
+        error: None,
+    };
+    let control = &site.host.control;
+    let lock = Request::Lock { operation: note.operation, keys: vec![LockKey::Machine(note.machine).to_string()] };
+    let outcome = match control.order(lock).await {
+        Err(error) if error.code == Code::Locked => {
+            entry.action = Action::InProgress;
+            entry.files.clear();
+            return entry;
+        }
+        Ok(()) if mode == Recovery::Act => control.order(Request::ClearPoints).await,
+        other => other,
+    };
+    let unlocked = control.order(Request::Unlock).await;
     entry.error = outcome.and(unlocked).err();
     entry
 }

@@ -5,6 +5,7 @@
 //! first, so that `recover` can undo it without us.
 
 mod define;
+mod point;
 mod source;
 mod undo;
 
@@ -56,6 +57,8 @@ pub(crate) struct Work {
     silence: Duration,
     /// Set right before libvirt is asked to define: from then on it may have.
     define_asked: bool,
+    /// Whether libvirt has answered the order to begin the job of a point.
+    point_settled: bool,
     pub(crate) moved: Moved,
     pub(crate) warnings: Vec<String>,
 }
@@ -104,6 +107,7 @@ impl Work {
             old: None,
             silence: prepared.silence,
             define_asked: false,
+            point_settled: false,
             moved: Moved::default(),
             warnings: Vec::new(),
         }
@@ -114,6 +118,7 @@ impl Work {
         match step {
             Step::Mark => self.target.host.control.order(Request::PutMarker(self.marker.clone())).await,
             Step::Stage => self.stage().await,
+            Step::Point => self.take_point().await,
             Step::Copy => self.copy().await,
             Step::Finish => self.finish().await,
             Step::Place => self.place().await,
@@ -129,7 +134,7 @@ impl Work {
         Ok(())
     }
 
-    /// Copies, and stops when the source is started meanwhile: its start is never hindered, but the copy is worthless.
+    /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.
     async fn copy(&mut self) -> Result<()> {
         let events = Arc::clone(&self.events);
         let copy = lane::copy(Copy {
@@ -143,10 +148,15 @@ impl Work {
             joint: &*self.settings.joint,
             events: &*events,
         });
-        let (moved, notes) = tokio::select! {
-            copied = copy => copied?,
-            error = self.source_starts() => return Err(error),
+        let copied = tokio::select! {
+            copied = copy => copied,
+            error = self.source_changes() => Err(error),
         };
+        let (moved, notes) = match copied {
+            Ok(copied) => copied,
+            Err(error) => return Err(self.why_not_copied(error).await),
+        };
+        self.release_point().await?;
         self.moved = moved;
         notes.into_iter().for_each(|note| self.warn(note));
         Ok(())

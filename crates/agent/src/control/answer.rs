@@ -7,7 +7,7 @@ use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
 use super::session::Session;
-use super::{facts, files, image, inspect, lanes, marker, relay};
+use super::{facts, files, image, inspect, lanes, marker, point, relay};
 
 /// Requests answered at once; a controller that asks more at a time is broken.
 const AT_ONCE: usize = 64;
@@ -56,6 +56,13 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::Remove { operation, paths } => {
             session.require_locks().and_then(|()| files::remove(&session.place, operation, &paths)).map(done)
         }
+        Request::ArmPoint(order) => {
+            session.require_locks().and_then(|()| point::arm(session, &order)).map(Reply::Point)
+        }
+        Request::PointState => Ok(Reply::PointState(point::state(session))),
+        Request::EndPoint { settled } => point::end(session, settled).map(done),
+        Request::ClearPoints => session.require_locks().and_then(|()| point::sweep(session)).map(done),
+        Request::Points => point::all(&session.place).map(Reply::Points),
         Request::SyncDefinitions => files::sync_definitions().map(done),
         Request::EndLanes => lanes::end(session).map(done),
     }

@@ -12,7 +12,9 @@ mod image;
 mod inspect;
 mod lanes;
 mod marker;
+mod point;
 mod relay;
+mod scratch;
 mod session;
 
 use std::io;
@@ -49,6 +51,9 @@ pub fn run() -> Result<()> {
         reader.end(outcome);
     });
     let outcome = lanes::listen(&session).and_then(|()| watch(&session, &ended));
+    // From here on nobody guards the point but us: first nothing new can be asked of libvirt, then the job ends.
+    session.close_relays();
+    let outcome = outcome.and(point::end(&session, false));
     session.close();
     outcome
 }

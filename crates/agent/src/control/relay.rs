@@ -22,7 +22,8 @@ const WAITING: usize = 256;
 pub(super) fn open(session: &Arc<Session>) -> Result<StreamId> {
     let socket = connect(&sockets())?;
     let (to_libvirt, from_controller) = mpsc::sync_channel::<Vec<u8>>(WAITING);
-    let stream = session.add_relay(to_libvirt);
+    let closed = || Error::connection("the agent is ending").transient();
+    let stream = session.add_relay(to_libvirt).ok_or_else(closed)?;
     let mut writing = socket.try_clone().map_err(|error| lost(&error))?;
     std::thread::spawn(move || {
         for bytes in from_controller {

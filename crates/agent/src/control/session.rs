@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
 use super::image::Growing;
+use super::point::Point;
 use crate::lock::Locks;
 use crate::place::{Place, io_error, private_dir};
 
@@ -53,7 +54,9 @@ pub(crate) struct Session {
     /// Set while programs that were started before are to stop.
     stopping: AtomicBool,
     pub(super) lanes_joined: AtomicUsize,
-    relays: Mutex<HashMap<StreamId, SyncSender<Vec<u8>>>>,
+    /// None once no more may be opened.
+    relays: Mutex<Option<HashMap<StreamId, SyncSender<Vec<u8>>>>>,
+    point: Mutex<Option<Arc<Point>>>,
     pub(super) growing: Growing,
 }
 
@@ -85,7 +88,8 @@ impl Session {
             changing: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             lanes_joined: AtomicUsize::new(0),
-            relays: Mutex::default(),
+            relays: Mutex::new(Some(HashMap::new())),
+            point: Mutex::default(),
             growing: Growing::default(),
         };
         Ok((Arc::new(session), outgoing, ended))
@@ -233,24 +237,46 @@ impl Session {
         }
     }
 
-    /// Registers a relayed connection and gives it a number.
-    pub(super) fn add_relay(&self, bytes: SyncSender<Vec<u8>>) -> StreamId {
+    /// Registers a relayed connection and gives it a number; none once relays are closed.
+    pub(super) fn add_relay(&self, bytes: SyncSender<Vec<u8>>) -> Option<StreamId> {
         let mut relays = self.lock(&self.relays);
+        let relays = relays.as_mut()?;
         let free = (0..StreamId::MAX).find(|id| !relays.contains_key(id)).unwrap_or(StreamId::MAX);
         relays.insert(free, bytes);
-        free
+        Some(free)
+    }
+
+    /// Closes every relayed connection and lets no new one be opened.
+    pub(super) fn close_relays(&self) {
+        *self.lock(&self.relays) = None;
+    }
+
+    /// Guards a point from now on.
+    pub(super) fn guard(&self, point: Arc<Point>) {
+        *self.lock(&self.point) = Some(point);
+    }
+
+    pub(super) fn guarded(&self) -> Option<Arc<Point>> {
+        self.lock(&self.point).clone()
+    }
+
+    pub(super) fn unguard(&self) {
+        *self.lock(&self.point) = None;
     }
 
     pub(super) fn relay_in(&self, stream: StreamId, bytes: Vec<u8>) {
         let mut relays = self.lock(&self.relays);
         // libvirt's client sends one call and waits for its answer, so a full channel means that libvirtd hangs.
+        let Some(relays) = relays.as_mut() else { return };
         if relays.get(&stream).is_some_and(|relay| relay.try_send(bytes).is_err()) {
             relays.remove(&stream);
         }
     }
 
     pub(super) fn relay_closed(&self, stream: StreamId) {
-        self.lock(&self.relays).remove(&stream);
+        if let Some(relays) = self.lock(&self.relays).as_mut() {
+            relays.remove(&stream);
+        }
     }
 
     /// A thread that panicked leaves nothing half-changed behind these mutexes.

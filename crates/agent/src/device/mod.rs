@@ -3,11 +3,13 @@
 //! - [`raw`]: files and block devices;
 //! - [`qcow2`]: reading qcow2 images and their backing chains;
 //! - [`new_qcow2`]: writing new qcow2 images, by several processes at once;
+//! - [`nbd`]: what a server exports: running machines, and images that only qemu reads;
 //! - [`mod@inspect`]: what an image says about itself, before anything is opened.
 
 mod error;
 mod file;
 pub mod inspect;
+pub mod nbd;
 pub mod new_qcow2;
 pub mod qcow2;
 pub mod raw;
@@ -16,6 +18,7 @@ use kvm_clone_core::blocks::Extent;
 
 pub use error::{DeviceError, Problem, Result};
 pub use inspect::{ImageFormat, ImageInfo, inspect};
+pub use nbd::NbdReader;
 pub use new_qcow2::{AtomicChunks, ChunkAllocator, Qcow2Writer};
 pub use qcow2::{NamedImage, Qcow2Reader};
 pub use raw::{RawReader, RawWriter};

@@ -8,12 +8,15 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 
 use crate::device::{
-    ChunkAllocator, DeviceError, ImageFormat, NamedImage, Problem, Qcow2Reader, Qcow2Writer, RawReader, RawWriter,
-    ReadDevice, WriteDevice,
+    ChunkAllocator, DeviceError, ImageFormat, NamedImage, NbdReader, Problem, Qcow2Reader, Qcow2Writer, RawReader,
+    RawWriter, ReadDevice, WriteDevice,
 };
 
 /// Opens an image read-only, with the backing files that the spec names and no others.
 pub(crate) fn open_reader(image: &ImageSpec) -> Result<Box<dyn ReadDevice>> {
+    if let Some(export) = &image.export {
+        return Ok(Box::new(NbdReader::open(Path::new(&export.socket), &export.name)?));
+    }
     let path = Path::new(&image.path);
     match known(&image.format, &image.path)? {
         ImageFormat::Raw => Ok(Box::new(RawReader::open(path)?)),

@@ -22,7 +22,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Copy machines from one host to another.
 ///
-/// The machine must be stopped. The copy gets a name, UUID and MAC addresses of its own; everything else is carried
+/// A machine that runs goes on running; all its disks are copied as of one moment. The copy gets a name, UUID and MAC addresses of its own; everything else is carried
 /// over. Until the new machine is complete and verified nothing at the target has changed; failure, Ctrl-C and SIGTERM
 /// undo everything. Several machines are copied one after the other; one that fails does not keep the others.
 #[derive(Debug, Args)]
@@ -38,6 +38,12 @@ pub(crate) struct CloneArgs {
     /// Show what would be done; nothing is touched
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Copy only machines that run, all disks as of one moment (what is done with those that run, unless --offline)
+    #[arg(long, conflicts_with = "offline")]
+    pub(crate) live: bool,
+    /// Copy only machines that are stopped
+    #[arg(long)]
+    pub(crate) offline: bool,
 
     #[command(flatten)]
     pub(crate) made: MadeArgs,

@@ -1,7 +1,8 @@
 //! What a clone did, in a few lines.
 
+use kvm_clone_core::plan::Consistency;
 use kvm_clone_core::size::ByteSize;
-use kvm_clone_engine::{CloneResult, Consistency, Way};
+use kvm_clone_engine::{CloneResult, Way};
 
 use super::harmless;
 use super::paint::Paint;
@@ -13,6 +14,7 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
     };
     let consistency = match result.consistency {
         Consistency::Stopped => "of the stopped machine",
+        Consistency::Crash => "of the running machine, all disks at one moment (crash-consistent)",
     };
     let verified = if result.verified { "yes, every block was read back and compared" } else { "no, as asked" };
     let phases: Vec<String> =

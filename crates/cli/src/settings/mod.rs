@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use kvm_clone_core::size::ByteSize;
 use kvm_clone_core::{Code, Error, Result};
 
 use crate::args::{Cli, Command, SshArgs};
@@ -156,6 +157,7 @@ settings! {
     }
     safety: SafetySettings {
         space_margin_percent: Percent = "15", "Space that must stay free beyond the data, in percent of it";
+        scratch_limit: Optional<ByteSize> = "", "Bytes that may pile up at the source of what a running guest overwrites, e.g. 20G; unset: half of what is free";
     }
     timeouts: TimeoutSettings {
         silence: Seconds = "30", "Seconds of silence after which controller and agent count each other as gone";

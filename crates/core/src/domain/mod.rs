@@ -28,6 +28,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
+pub(crate) use edit::escape;
 pub use identity::{Identity, Macs};
 pub(crate) use limits::unreadable;
 pub use lineage::{Lineage, LineagePolicy};

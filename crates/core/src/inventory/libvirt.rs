@@ -114,3 +114,12 @@ pub fn qemu_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
     });
     Ok(owners.next())
 }
+
+/// Whether an emulator can back machines up: formatdomaincaps, "Features" (`backup`).
+///
+/// # Errors
+/// [`Code::Libvirt`](crate::Code::Libvirt) where the capabilities cannot be read.
+pub fn can_back_up(domain_capabilities: &str) -> Result<bool> {
+    let root = Element::parse(domain_capabilities)?;
+    Ok(root.attr_at(&["features", "backup"], "supported") == Some("yes"))
+}

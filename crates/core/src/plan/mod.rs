@@ -11,6 +11,7 @@
 
 mod check;
 mod describe;
+mod live;
 mod plug;
 mod replace;
 mod request;
@@ -27,7 +28,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use check::{Check, Outcome};
-pub use request::{CloneRequest, DiskFormat, Existing, FreshIdentity, NetworkTarget};
+pub use live::{backup_xml, is_unchanged};
+pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
 
 use crate::domain::{
     self, CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
@@ -54,6 +56,8 @@ pub struct ClonePlan {
     pub checks: Vec<Check>,
     /// The disks that will be copied. A disk for which there is no place is missing here, and a check says why.
     pub disks: Vec<DiskPlan>,
+    /// What point in time the copy will be.
+    pub consistency: Consistency,
     /// The machine that `--force` replaces.
     pub replaces: Option<Replaced>,
     /// What a user should know, and what does not hinder.
@@ -173,6 +177,7 @@ pub fn plan_clone(
         bytes_total: storage.disks.iter().map(|disk| disk.allocated).sum(),
         space_needed: storage.space_needed,
         disks: storage.disks,
+        consistency: live::consistency(source),
         replaces,
         warnings: checks.warnings,
         target_xml: None,

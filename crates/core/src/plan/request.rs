@@ -28,6 +28,8 @@ pub struct CloneRequest {
     pub pool: Option<ResourceName>,
     /// `--disk-format`.
     pub disk_format: DiskFormat,
+    /// `--live` and `--offline`.
+    pub presence: Presence,
     /// Space that must stay free beyond the data, in percent of it.
     pub space_margin_percent: u8,
 }
@@ -43,6 +45,7 @@ impl Default for CloneRequest {
             networks: Vec::new(),
             pool: None,
             disk_format: DiskFormat::Keep,
+            presence: Presence::Any,
             space_margin_percent: 15,
         }
     }
@@ -57,6 +60,29 @@ pub enum Existing {
     Refuse,
     /// The new machine takes its place (`--force`).
     Replace,
+}
+
+/// In which state the source may be copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// As it is: a running machine at one point in time, a stopped one as it lies.
+    #[default]
+    Any,
+    /// Only while it runs (`--live`).
+    Live,
+    /// Only while it is stopped (`--offline`).
+    Offline,
+}
+
+/// What point in time a copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// The machine was stopped.
+    Stopped,
+    /// The machine ran: all disks at one moment, as a power cut would have left them.
+    Crash,
 }
 
 /// Where the interfaces of one network of the source go.

@@ -2,53 +2,18 @@
 
 use super::Facts;
 use super::check::Checks;
+use super::live;
 use crate::domain::{self, DiskElement, DiskKind};
 use crate::error::Error;
-use crate::inventory::{ImageFacts, ImageFormat, MachineState};
+use crate::inventory::{ImageFacts, ImageFormat};
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
-    check_state(facts, checks);
+    live::check(facts, checks);
     let refusals = domain::refusals(facts.domain, &facts.carry_context());
     checks.all("definition", refusals, "everything in the definition can be carried");
     domain::warnings(facts.domain).into_iter().for_each(|warning| checks.warn("definition", warning, None));
     check_images(facts, checks);
     check_snapshots(facts, checks);
-}
-
-fn check_state(facts: &Facts<'_>, checks: &mut Checks) {
-    let source = facts.source;
-    let refuse = |what: &str, help: String| {
-        Error::unsupported(format!("machine {} {what}", source.name))
-            .with("vm", &source.name)
-            .with("host", &source.host_name)
-            .with("state", source.state)
-            .help(help)
-    };
-    let name = &source.name;
-    match source.state {
-        MachineState::Stopped if source.managed_save => checks.fail(
-            "state",
-            refuse(
-                "has a saved memory image, so its disks alone are not a consistent machine",
-                format!("Start it and shut it down (virsh start {name}; virsh shutdown {name})"),
-            ),
-        ),
-        MachineState::Stopped => checks.ok("state", format!("machine {name} is stopped")),
-        MachineState::Running => checks.fail(
-            "state",
-            refuse(
-                "is running; a running machine cannot be cloned yet",
-                format!("Shut it down: virsh shutdown {name}"),
-            ),
-        ),
-        state => checks.fail(
-            "state",
-            refuse(
-                &format!("is {state}; only a stopped machine can be cloned yet"),
-                format!("Let it go on and shut it down, or end it: virsh destroy {name}"),
-            ),
-        ),
-    }
 }
 
 /// The images of each disk, as far as our readers understand them.
@@ -63,7 +28,9 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
                 failures.push(error.with("disk", target).with("path", path).help("Check the path on the source host"));
             }
             Some(chain @ [top, ..]) => {
-                let errors = chain.iter().filter_map(refuse_image).chain(refuse_format(disk, top));
+                // What runs is read through its own process, which knows its images.
+                let read = if facts.source.live.is_some() { &[][..] } else { chain };
+                let errors = read.iter().filter_map(refuse_image).chain(refuse_format(disk, top));
                 failures.extend(errors.map(|error| error.with("disk", target)));
             }
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lane::{ImageSpec, LaneCommand, LaneEvent};
+use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use crate::blocks::DigestKey;
 use crate::error::Error;
 use crate::inventory::{HostId, ImageFacts};
@@ -126,6 +127,19 @@ pub enum Request {
         /// Their paths.
         paths: Vec<String>,
     },
+    /// Get ready to hold a point of a running machine, before libvirt is asked for its job. → [`Reply::Point`]
+    ArmPoint(PointOrder),
+    /// How the point fares. → [`Reply::PointState`]
+    PointState,
+    /// End the job that holds the point, and remove what belongs to it. → [`Reply::Done`]
+    EndPoint {
+        /// Whether libvirt has answered the order to begin the job, so that none can come up later.
+        settled: bool,
+    },
+    /// End what dead operations left on the machines whose locks are held. → [`Reply::Done`]
+    ClearPoints,
+    /// Points that dead operations may have left on this host. → [`Reply::Points`]
+    Points,
     /// Make libvirt's definitions durable. → [`Reply::Done`]
     SyncDefinitions,
     /// Wait until no lane agent of this session is left. → [`Reply::Done`]
@@ -214,6 +228,12 @@ pub enum Reply {
     Markers(Vec<Marker>),
     /// A finished image.
     Image(FinishedImage),
+    /// Where a point's socket and scratch files will be.
+    Point(PointPlace),
+    /// How a point fares.
+    PointState(PointState),
+    /// Points of dead operations.
+    Points(Vec<PointNote>),
 }
 
 /// What identifies the contents of a file on a local file system: if none of it changed, nobody wrote.

@@ -9,6 +9,7 @@
 pub mod control;
 pub mod frame;
 pub mod lane;
+pub mod point;
 
 /// The version of everything in this module. Agents are found by their build's digest, so two versions never meet
 /// in one operation; the number is checked all the same.

@@ -78,7 +78,7 @@ impl Libvirt {
         })
     }
 
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T> {
@@ -127,6 +127,7 @@ impl Libvirt {
                     managed_save: domain.has_managed_save(0)?,
                     snapshots: snapshots.collect::<Result<_, _>>()?,
                     images: std::collections::BTreeMap::new(),
+                    live: None,
                 }))
             })
             .await?;
@@ -137,6 +138,11 @@ impl Libvirt {
                 .with("host", &self.host)
                 .help(format!("kvm-clone list {} shows the machines there", self.host))),
         }
+    }
+
+    /// The host, as the user named it.
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
 
     /// What a machine is doing now; none if it is not there any more.
@@ -292,7 +298,7 @@ fn lookup(connection: &Connect, name: &str) -> Result<Option<Domain>, virt::erro
     }
 }
 
-fn by_uuid(connection: &Connect, uuid: Uuid) -> Result<Option<Domain>, virt::error::Error> {
+pub(super) fn by_uuid(connection: &Connect, uuid: Uuid) -> Result<Option<Domain>, virt::error::Error> {
     match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
         Err(error) if not_found(&error) => Ok(None),
         other => other.map(Some),

@@ -5,6 +5,7 @@ mod ffi;
 mod frames;
 pub(crate) mod install;
 pub(crate) mod libvirt;
+mod live;
 pub(crate) mod private;
 mod relay;
 pub(crate) mod ssh;

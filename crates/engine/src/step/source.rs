@@ -1,4 +1,4 @@
-//! Whether the source stands still while it is copied. Its start is never hindered; a copy made meanwhile is worthless.
+//! Whether the source stays what it is while it is copied. Its start is never hindered; a copy made meanwhile is worthless.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::Work;
 use crate::inventory::{self, Site};
 use crate::reconnect;
 
-/// Pause between two looks whether the machine was started while its disks are copied.
+/// Pause between two looks at the machine while its disks are copied.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 impl Work {
-    /// Resolves when the source machine does not stand still any more, or cannot be watched any more.
-    pub(super) async fn source_starts(&self) -> Error {
+    /// Resolves when the source machine is not what it was any more, or cannot be watched any more.
+    pub(super) async fn source_changes(&self) -> Error {
         let mut site = self.source.clone();
         loop {
             tokio::time::sleep(WATCH_EVERY).await;
-            let Err(error) = self.stopped(&site).await else { continue };
+            let Err(error) = self.same_source(&site).await else { continue };
             if error.code == Code::Conflict {
                 return error;
             }
@@ -31,18 +31,41 @@ impl Work {
         }
     }
 
+    /// Whether a stopped source is stopped still, and one that runs the same process with the same disks.
+    pub(super) async fn same_source(&self, site: &Site) -> Result<()> {
+        let uuid = self.seen.machine.uuid;
+        let Some(before) = &self.seen.machine.live else { return self.stopped(site).await };
+        let what = match site.libvirt.live(uuid).await? {
+            Some(now) if before.is_same_process(&now) => return Ok(()),
+            Some(now) if before.id == now.id => "got or lost disks while it was copied".to_owned(),
+            Some(_) => "was stopped and started while it was copied".to_owned(),
+            None => "stopped, or moved to another host, while it was copied".to_owned(),
+        };
+        Err(self.source_is_another(&what))
+    }
+
     async fn stopped(&self, site: &Site) -> Result<()> {
         let what = match site.libvirt.state(self.seen.machine.uuid).await? {
             Some(MachineState::Stopped) => return Ok(()),
             Some(state) => format!("was started while it was copied (it is {state})"),
             None => "was undefined while it was copied".to_owned(),
         };
-        let name = &self.plan.vm_name;
-        Err(Error::conflict(format!("machine {name} {what}")).with("vm", name).help("Shut it down and clone it again"))
+        Err(self.source_is_another(&what))
     }
 
-    /// Whether the source is what it was when the locks were taken: stopped, and its images not written to.
+    fn source_is_another(&self, what: &str) -> Error {
+        let name = &self.plan.vm_name;
+        Error::conflict(format!("machine {name} {what}"))
+            .with("vm", name)
+            .help("Let it come to rest and clone it again")
+    }
+
+    /// Whether a stopped source is what it was when the locks were taken: stopped, and its images not written to. One
+    /// that runs was copied as of a point, which nothing that comes later touches.
     pub(super) async fn source_unchanged(&mut self) -> Result<()> {
+        if self.seen.machine.live.is_some() {
+            return Ok(());
+        }
         self.source = reconnect::revive(&self.source).await?;
         self.stopped(&self.source).await?;
         for (target, chain) in &self.seen.machine.images {

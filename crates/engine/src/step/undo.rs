@@ -38,6 +38,7 @@ impl Work {
                 Ok(())
             }
             Step::Copy => self.target.host.control.order(Request::EndLanes).await,
+            Step::Point => self.drop_point().await,
             Step::Stage => self.remove([self.marker.staging.clone(), self.marker.manifests.clone()].concat()).await,
             Step::Mark => self.target.host.control.order(Request::RemoveMarker(self.operation)).await,
             Step::Finish | Step::Clean => Ok(()),
@@ -65,6 +66,7 @@ impl Work {
             Step::Place => marker.finals.iter().map(|file| file.path.clone()).collect(),
             Step::Stage => [marker.staging.clone(), marker.manifests.clone()].concat(),
             Step::Mark => vec![format!("the marker of operation {}", marker.operation)],
+            Step::Point => vec![format!("a backup job on machine {}", self.plan.vm_name)],
             Step::Copy | Step::Finish | Step::Clean => Vec::new(),
         });
         all.collect()

@@ -11,6 +11,7 @@ use std::time::Duration;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_engine::{Client, ClientOptions, CloneSettings, Events, SshOptions};
+use kvm_clone_lab::Lab;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -37,10 +38,14 @@ pub struct Task {
 
 impl Task {
     pub fn new(scene: &Scene) -> Self {
+        Self { force: scene.request.existing == Existing::Replace, ..Self::in_lab(&scene.lab) }
+    }
+
+    pub fn in_lab(lab: &Lab) -> Self {
         Self {
-            journal: scene.lab.dir().join("child.db"),
-            ssh_config: scene.lab.ssh_config(),
-            force: scene.request.existing == Existing::Replace,
+            journal: lab.dir().join("child.db"),
+            ssh_config: lab.ssh_config(),
+            force: false,
             hold_at: None,
             gate: false,
             cancel: false,

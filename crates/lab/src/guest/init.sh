@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # Process 1 of the lab's guest. Says on the serial console that it runs and what it sees on each disk. With `lab.write` on
-# the kernel's command line it then writes numbered records to the first disk without pause.
+# the kernel's command line it then writes numbered records to the first two disks without
+# pause.
 /bin/busybox mkdir -p /proc /sys /dev /bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -25,17 +26,22 @@ for disk in /dev/vd?; do
 done
 echo "kvm-clone-guest: up disk=$([ -b /dev/vda ] && digest /dev/vda)"
 
-# Record n is 4 KiB in block n of the first disk, from 1 MiB on, round and round: its number, then a line that repeats it until
-# the block is full. dd's conv=fsync orders them: record n is durable before record n+1 is written. So any copy that is one
-# point in time has all records up to some number, none torn, none after.
+# Record n is 4 KiB in block n of both disks, from 1 MiB on, round and round: its number, then a line that repeats it until
+# the block is full. dd's conv=fsync orders them: record n is durable on the first disk before it is written to the second,
+# and on both before record n+1 is written. So any copy that is one point in time has all records up to some number, none torn,
+# none after, and the first disk is at most one record ahead of the second.
 if grep -q lab.write /proc/cmdline; then
-    blocks=$(($(cat /sys/block/vda/size) / 8 - 256))
     number=1
-    echo "kvm-clone-guest: writing blocks=$blocks"
+    echo "kvm-clone-guest: writing"
     while :; do
-        yes "kvm-clone record $number" | head -c 4096 |
-            dd of=/dev/vda bs=4096 seek=$((256 + (number - 1) % blocks)) count=1 iflag=fullblock conv=fsync,notrunc 2>/dev/null
-        [ $((number % 100)) -ne 0 ] || echo "kvm-clone-guest: wrote $number"
+        for disk in /dev/vda /dev/vdb; do
+            [ -b "$disk" ] || continue
+            size=/sys/block/${disk#/dev/}/size
+            read -r sectors <"$size"
+            yes "kvm-clone record $number" | head -c 4096 | dd of="$disk" bs=4096 count=1 iflag=fullblock conv=fsync,notrunc \
+                seek=$((256 + (number - 1) % (sectors / 8 - 256))) 2>/dev/null
+        done
+        [ $((number % 20)) -ne 0 ] || echo "kvm-clone-guest: wrote $number"
         number=$((number + 1))
     done
 fi

@@ -79,7 +79,7 @@ impl MachineSpec {
         self
     }
 
-    /// The guest writes numbered records to its first disk without pause (`init.sh` describes them).
+    /// The guest writes numbered records to its first two disks without pause (`init.sh` describes them).
     #[must_use]
     pub fn writing(mut self) -> Self {
         self.append.push_str(" lab.write");

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checks;
+mod live;
 mod placing;
 mod replacing;
 
@@ -37,6 +38,7 @@ pub(super) fn world() -> World {
         managed_save: false,
         snapshots: Vec::new(),
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
+        live: None,
     };
     let fresh = FreshIdentity {
         operation: "01900000-0000-7000-8000-0000deadbeef".parse().unwrap(),

@@ -1,0 +1,276 @@
+//! Guarding a point of a running machine: the backup job that the controller has libvirt begin.
+//!
+//! The job's socket tells whose job it is: it has a name of this operation's own, so while somebody listens there, the
+//! job that runs on the machine is ours and may be ended. It lies in the directory that libvirt makes for the machine's
+//! process, where every security driver lets qemu make sockets, and which goes with the process.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::journal::LockKey;
+use kvm_clone_core::wire::point::{PointNote, PointOrder, PointPlace, PointState};
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use super::marker::sync_dir;
+use super::scratch::{self, Limit};
+use super::session::Session;
+use crate::place::{Place, io_error};
+use crate::program;
+
+/// How long `virsh` may take to end a job.
+const ABORT_DEADLINE: Duration = Duration::from_secs(30);
+/// How long libvirt may take to clear up after a job that was ended.
+const END_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a job may take to come up whose order was on its way when the controller was lost.
+const COMING: Duration = Duration::from_secs(3);
+/// Pause between two looks at something that is about to change.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks at the scratch files.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// `unix(7)`: the longest path of a socket.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// A point that this agent guards.
+pub(super) struct Point {
+    note: PointNote,
+    /// Whether its job was ever seen.
+    seen: AtomicBool,
+    ended_because: std::sync::Mutex<Option<Error>>,
+}
+
+impl Point {
+    fn is_held(&self) -> bool {
+        let held = is_listening(&self.note);
+        if held {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+        held
+    }
+
+    fn because(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
+        self.ended_because.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Writes down, durably, what the job will make, and watches it from now on. The job itself is the controller's to
+/// begin, right after.
+pub(super) fn arm(session: &Arc<Session>, order: &PointOrder) -> Result<PointPlace> {
+    if program::find("virsh").is_none() {
+        return Err(Error::unsupported("without virsh on its host a running machine cannot be copied")
+            .help("Install libvirt-clients there, or shut the machine down"));
+    }
+    if session.guarded().is_some() {
+        return Err(Error::internal("this session guards a point already"));
+    }
+    let place = place(order)?;
+    let note = PointNote {
+        operation: order.operation,
+        source: order.source.clone(),
+        new_name: order.new_name.clone(),
+        machine: order.machine,
+        socket: place.socket.clone(),
+        scratch: place.scratch.iter().map(|(_, file)| file.clone()).collect(),
+    };
+    let limit = Limit::new(&note.scratch, order.scratch_limit)?;
+    put(&session.place, &note)?;
+    let point = Arc::new(Point { note, seen: AtomicBool::new(false), ended_because: std::sync::Mutex::default() });
+    session.guard(Arc::clone(&point));
+    let session = Arc::clone(session);
+    std::thread::spawn(move || watch(&session, &point, &limit));
+    Ok(place)
+}
+
+/// Names for the socket and the scratch files.
+fn place(order: &PointOrder) -> Result<PointPlace> {
+    let [.., a, b, c, d, e, f] = order.operation.into_bytes();
+    let tail = format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}");
+    let dir = process_dir(order.domain_id)?;
+    let socket = dir.join(format!("kvm-clone-{tail}.sock")).display().to_string();
+    if socket.len() > SOCKET_PATH_LIMIT {
+        return Err(Error::unsupported(format!("the path {socket} is too long for a socket"))
+            .help("Shut the machine down to copy it"));
+    }
+    let scratch = order.disks.iter().map(|(target, image)| {
+        let dir = scratch::dir_for(Path::new(image), &dir);
+        let file = dir.join(format!(".kvm-clone-{}-{target}.scratch", order.operation));
+        (target.clone(), file.display().to_string())
+    });
+    Ok(PointPlace { socket, scratch: scratch.collect() })
+}
+
+/// The directory that libvirt made for a process: `domain-ID-NAME`, the name cut short (libvirt,
+/// `virDomainDefGetShortName`).
+fn process_dir(id: u32) -> Result<PathBuf> {
+    let base = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib/libvirt/qemu")
+    } else {
+        config_dir()?.join("libvirt/qemu/lib")
+    };
+    let prefix = format!("domain-{id}-");
+    let entries = fs::read_dir(&base).map_err(|error| io_error("listing", &base, &error))?;
+    let mut dirs = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    dirs.next().map(|entry| entry.path()).ok_or_else(|| {
+        Error::conflict(format!("the machine's process has no directory {}/{prefix}…", base.display()))
+            .help("Was it stopped just now? Run the command again")
+            .transient()
+    })
+}
+
+fn config_dir() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let dir = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    dir.ok_or_else(|| Error::internal("the agent's environment has no HOME"))
+}
+
+/// Ends the job before the guest's storage runs out of space: a guest that cannot write because of us would be harm.
+fn watch(session: &Session, point: &Point, limit: &Limit) {
+    while session.guarded().is_some_and(|guarded| std::ptr::eq(&*guarded, point)) {
+        let held = point.is_held();
+        if let (true, Err(error)) = (held, limit.check()) {
+            point.because().get_or_insert(error);
+            let _ = end_job(&point.note);
+        }
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// How the point fares.
+pub(super) fn state(session: &Session) -> PointState {
+    match session.guarded() {
+        None => PointState { held: false, scratch_used: 0, ended_because: None },
+        Some(point) => PointState {
+            held: point.is_held(),
+            scratch_used: scratch::used(&point.note.scratch),
+            ended_because: point.because().clone(),
+        },
+    }
+}
+
+/// Ends the job and removes what belongs to it; a point that is not guarded any more is ended already. Where libvirt may
+/// still be about to begin the job (`settled` is false), the note stays for whoever holds the lock next.
+pub(super) fn end(session: &Session, settled: bool) -> Result<()> {
+    let Some(point) = session.guarded() else { return Ok(()) };
+    let until = Instant::now() + COMING;
+    while !settled && !point.seen.load(Ordering::Relaxed) && !point.is_held() && Instant::now() < until {
+        std::thread::sleep(PAUSE);
+    }
+    clear(&point.note)?;
+    if settled || point.seen.load(Ordering::Relaxed) {
+        forget(&session.place, &point.note)?;
+    }
+    session.unguard();
+    Ok(())
+}
+
+/// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more.
+pub(super) fn sweep(session: &Session) -> Result<()> {
+    let keys = session.lock_keys();
+    let guarded = session.guarded().map(|point| point.note.operation);
+    for note in all(&session.place)? {
+        let is_dead = keys.contains(&LockKey::Machine(note.machine).to_string()) && guarded != Some(note.operation);
+        if is_dead {
+            clear(&note)?;
+            forget(&session.place, &note)?;
+        }
+    }
+    Ok(())
+}
+
+fn clear(note: &PointNote) -> Result<()> {
+    end_job(note)?;
+    for file in note.scratch.iter().chain([&note.socket]) {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error("removing", Path::new(file), &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_listening(note: &PointNote) -> bool {
+    UnixStream::connect(&note.socket).is_ok()
+}
+
+/// Ends the job if it is ours, and waits until libvirt has cleared up behind it.
+fn end_job(note: &PointNote) -> Result<()> {
+    if !is_listening(note) {
+        return Ok(());
+    }
+    let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
+    let machine = note.machine.to_string();
+    let arguments = ["-q", "-c", uri, "domjobabort", &machine];
+    let outcome = program::run("virsh", &arguments, None, ABORT_DEADLINE, &|| false)?;
+    let until = Instant::now() + END_DEADLINE;
+    // The job is over when its socket is; libvirt removes the scratch files as its last act.
+    while is_listening(note) || note.scratch.iter().any(|file| Path::new(file).exists()) {
+        if Instant::now() > until && is_listening(note) {
+            return Err(Error::libvirt(format!("the backup job of machine {machine} cannot be ended"))
+                .with("virsh", outcome.output.trim())
+                .help(format!("End it on the source host: virsh domjobabort {machine}")));
+        }
+        if Instant::now() > until {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+fn note_path(place: &Place, operation: Uuid) -> PathBuf {
+    place.points().join(format!("{operation}.json"))
+}
+
+fn put(place: &Place, note: &PointNote) -> Result<()> {
+    let path = note_path(place, note.operation);
+    let new = path.with_extension("new");
+    let text = serde_json::to_vec_pretty(note).map_err(|error| Error::internal(error.to_string()))?;
+    let write = || -> std::io::Result<()> {
+        fs::write(&new, &text)?;
+        fs::File::open(&new)?.sync_all()?;
+        fs::rename(&new, &path)?;
+        sync_dir(&place.points())
+    };
+    write().map_err(|error| io_error("writing the note", &path, &error))
+}
+
+fn forget(place: &Place, note: &PointNote) -> Result<()> {
+    let path = note_path(place, note.operation);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("removing", &path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Every note on this host: of operations that run, and of dead ones.
+pub(super) fn all(place: &Place) -> Result<Vec<PointNote>> {
+    let dir = place.points();
+    let entries = fs::read_dir(&dir).map_err(|error| io_error("listing", &dir, &error))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let notes = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let mut found = Vec::new();
+    for path in notes {
+        match read(&path) {
+            Ok(note) => found.push(note),
+            // Its operation may have ended since the directory was read.
+            Err(_) if !path.exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<PointNote> {
+    let text = fs::read(path).map_err(|error| io_error("reading", path, &error))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::internal(format!("the note {} cannot be read: {error}", path.display()))
+            .with("path", path.display())
+            .help("It names scratch files of an interrupted operation; look at them, then remove it")
+    })
+}

@@ -1,0 +1,93 @@
+//! Machines whose process is there.
+
+use super::*;
+use crate::inventory::LiveMachine;
+
+fn running() -> World {
+    let mut world = world();
+    world.source.state = MachineState::Running;
+    world.source.live = Some(LiveMachine {
+        id: 7,
+        disks: BTreeMap::from([("vda".parse().unwrap(), "/pool/small.qcow2".to_owned())]),
+        job: None,
+        libvirt_version: 9_000_000,
+        qemu_version: 7_002_000,
+        backup: true,
+        virsh: true,
+        scratch_available: 10 * GIB,
+    });
+    world
+}
+
+fn live(world: &mut World) -> &mut LiveMachine {
+    world.source.live.as_mut().unwrap()
+}
+
+#[test]
+fn what_runs_is_copied_as_of_one_moment() {
+    for state in [MachineState::Running, MachineState::Paused, MachineState::Suspended] {
+        let plan = running().with(|w| w.source.state = state);
+        assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+        assert_eq!(plan.consistency, Consistency::Crash);
+    }
+    assert_eq!(world().plan().consistency, Consistency::Stopped);
+}
+
+#[test]
+fn what_cannot_be_copied_while_it_runs_has_another_way() {
+    type Change = fn(&mut World);
+    let cases: [(&str, Change, u16); 9] = [
+        ("libvirt is too old", |w| live(w).libvirt_version = 7_001_000, 1013),
+        ("qemu is too old", |w| live(w).qemu_version = 4_001_000, 1013),
+        ("it says it cannot", |w| live(w).backup = false, 1013),
+        ("no virsh", |w| live(w).virsh = false, 1013),
+        ("a job", |w| live(w).job = Some("a backup".to_owned()), 1011),
+        ("a disk attached", |w| drop(live(w).disks.insert("vdb".parse().unwrap(), "/b".to_owned())), 1013),
+        ("another image", |w| drop(live(w).disks.insert("vda".parse().unwrap(), "/b".to_owned())), 1013),
+        ("no scratch space", |w| live(w).scratch_available = 1 << 20, 1005),
+        ("crashed", |w| w.source.state = MachineState::Crashed, 1013),
+    ];
+    for (what, change, expected) in cases {
+        let plan = running().with(change);
+        assert_eq!(code(&plan), expected, "{what}: {:?}", plan.refusal());
+        assert!(!plan.refusal().unwrap().help.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn too_old_says_which_versions_there_are_and_which_are_needed() {
+    let error = running().with(|w| live(w).libvirt_version = 6_010_002).refusal().unwrap();
+    assert!(error.message.contains("libvirt 6.10.2"), "{error}");
+    assert!(error.help[0].contains("libvirt 7.2.0 and qemu 4.2.0"), "{:?}", error.help);
+    assert!(error.help[0].contains("virsh shutdown"), "{:?}", error.help);
+}
+
+#[test]
+fn live_and_offline_are_words_of_the_user() {
+    assert_eq!(code(&running().with(|w| w.request.presence = Presence::Offline)), 1013);
+    assert_eq!(code(&running().with(|w| w.request.presence = Presence::Live)), 0);
+    assert_eq!(code(&world().with(|w| w.request.presence = Presence::Live)), 1013);
+    assert_eq!(code(&world().with(|w| w.request.presence = Presence::Offline)), 0);
+}
+
+#[test]
+fn a_machine_that_was_started_again_is_another_one() {
+    let before = running().source;
+    let changed = |change: fn(&mut World)| {
+        let mut now = running();
+        change(&mut now);
+        is_unchanged(&before, &now.source)
+    };
+    assert!(changed(|w| w.source.state = MachineState::Paused), "pausing changes no disk");
+    assert!(!changed(|w| live(w).id = 8));
+    assert!(!changed(|w| w.source.live = None));
+    assert!(!changed(|w| drop(live(w).disks.insert("vdb".parse().unwrap(), "/b".to_owned()))));
+}
+
+#[test]
+fn the_job_names_only_what_is_copied() {
+    let scratch = [("vda".parse().unwrap(), "/pool/a&b.scratch".to_owned())];
+    let xml = backup_xml("/run/x.sock", &scratch);
+    assert!(xml.contains("<server transport='unix' socket='/run/x.sock'/>"), "{xml}");
+    assert!(xml.contains("exportname='vda'") && xml.contains("a&amp;b.scratch"), "{xml}");
+}

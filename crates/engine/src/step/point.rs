@@ -1,0 +1,103 @@
+//! The point of a running source: taken before the copy, ended right after it, whatever came of it.
+
+use kvm_clone_core::journal::LockKey;
+use kvm_clone_core::plan::backup_xml;
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::lane::Export;
+use kvm_clone_core::wire::point::{PointOrder, PointPlace, PointState};
+use kvm_clone_core::{Code, Error, Result};
+
+use super::Work;
+use crate::host::control::unexpected;
+use crate::reconnect;
+
+impl Work {
+    /// Holds a point of a running source; the disks are read from its job from now on. The agent guards it before
+    /// libvirt is asked: there is no moment at which nobody would end it.
+    pub(super) async fn take_point(&mut self) -> Result<()> {
+        let Some(live) = self.seen.machine.live.clone() else { return Ok(()) };
+        self.source = reconnect::revive(&self.source).await?;
+        let control = &self.source.host.control;
+        control.order(Request::EndPoint { settled: true }).await?;
+        let disks = self.disks.iter().map(|disk| (disk.target.clone(), disk.source.path.clone()));
+        let order = PointOrder {
+            operation: self.operation,
+            source: self.marker.source.clone(),
+            new_name: self.plan.new_vm_name.to_string(),
+            machine: self.seen.machine.uuid,
+            domain_id: live.id,
+            disks: disks.collect(),
+            scratch_limit: self.settings.scratch_limit,
+        };
+        let place = match control.ask(Request::ArmPoint(order)).await? {
+            Reply::Point(place) => place,
+            other => return Err(unexpected(&other)),
+        };
+        let job = backup_xml(&place.socket, &place.scratch);
+        let begun = self.source.libvirt.begin_backup(self.seen.machine.uuid, job).await;
+        // A refusal is an answer; silence is none, and the job may yet come up.
+        let silence = |error: &Error| error.transient && error.code != Code::Locked;
+        self.point_settled = !begun.as_ref().is_err_and(silence);
+        begun.map_err(|error| error.with("vm", &self.plan.vm_name))?;
+        self.read_from(&place);
+        Ok(())
+    }
+
+    fn read_from(&mut self, place: &PointPlace) {
+        for disk in &mut self.disks {
+            disk.source.export = Some(Export { socket: place.socket.clone(), name: disk.target.to_string() });
+        }
+    }
+
+    /// Ends the point of a copy that is complete, having made sure that it was held to the end.
+    pub(super) async fn release_point(&mut self) -> Result<()> {
+        if self.seen.machine.live.is_none() {
+            return Ok(());
+        }
+        let state = self.point_state().await?;
+        if let Some(error) = state.ended_because {
+            return Err(error);
+        }
+        self.source = reconnect::revive(&self.source).await?;
+        self.same_source(&self.source).await?;
+        self.source.host.control.order(Request::EndPoint { settled: true }).await
+    }
+
+    async fn point_state(&self) -> Result<PointState> {
+        match self.source.host.control.ask(Request::PointState).await? {
+            Reply::PointState(state) => Ok(state),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Of a copy that failed, what lies behind it: lanes only see that the job's socket closed.
+    pub(super) async fn why_not_copied(&self, error: Error) -> Error {
+        if self.seen.machine.live.is_none() {
+            return error;
+        }
+        if let Ok(PointState { ended_because: Some(cause), .. }) = self.point_state().await {
+            return cause;
+        }
+        match self.same_source(&self.source).await {
+            Err(cause) if cause.code == Code::Conflict => cause,
+            _ => error,
+        }
+    }
+
+    /// Undoes [`Self::take_point`]. Where the source's agent was lost, another one, which takes the machine's lock, ends
+    /// what that one may have left.
+    pub(super) async fn drop_point(&mut self) -> Result<()> {
+        if self.seen.machine.live.is_none() {
+            return Ok(());
+        }
+        let end = Request::EndPoint { settled: self.point_settled };
+        match self.source.host.control.order(end).await {
+            Err(error) if error.transient => {
+                let keys = [LockKey::Machine(self.seen.machine.uuid).to_string()];
+                self.source = reconnect::reconnect(&self.source, self.operation, &keys, self.silence).await?;
+                self.source.host.control.order(Request::ClearPoints).await
+            }
+            outcome => outcome,
+        }
+    }
+}
