@@ -17,7 +17,12 @@ fuzz_target!(|input: &[u8]| {
     let Ok(xml) = std::str::from_utf8(input) else { return };
     let Ok(domain) = Domain::parse(xml) else { return };
     let nowhere = BTreeSet::new();
-    let context = CarryContext { paths_present: &nowhere, whereabouts: Whereabouts::OtherHost };
+    let context = CarryContext {
+        paths_present: &nowhere,
+        whereabouts: Whereabouts::OtherHost,
+        identity: Identity::New,
+        new_tpm: false,
+    };
     let _ = (warnings(&domain), redact(xml), domain.platform(), domain.memory(), domain.vcpus());
     let refused = !refusals(&domain, &context).is_empty();
     match transform(&domain, &wanted(&domain)) {
@@ -40,6 +45,8 @@ fn wanted(domain: &Domain) -> Transform {
         macs: Macs::Fresh((0..=255).map(|byte| [0xff, 0xff, 0xff, 1, 2, byte]).collect()),
         disks: disks.collect(),
         plugs: Vec::new(),
+        nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
+        machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),
         whereabouts: Whereabouts::OtherHost,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvm_clone_core::domain::Identity;
+use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget, Presence};
 use kvm_clone_core::wire::lane::Verify;
@@ -68,6 +68,14 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         networks: networks(args, dest)?,
         pool,
         disk_format: args.storage.disk_format,
+        reduction: Reduction {
+            disks: args.left_out.exclude.iter().cloned().collect(),
+            host_devices: args.left_out.drop_hostdev,
+            shared_directories: args.left_out.drop_fs,
+            tuning: args.left_out.drop_tuning,
+        },
+        any_machine: args.made.machine.is_some(),
+        new_tpm: args.made.tpm.is_some(),
         presence: match (args.live, args.offline) {
             (true, _) => Presence::Live,
             (_, true) => Presence::Offline,

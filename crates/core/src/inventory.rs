@@ -139,6 +139,8 @@ pub struct SourceMachine {
     pub snapshots: Vec<String>,
     /// The images of each disk.
     pub images: BTreeMap<DiskTarget, ImageChain>,
+    /// Files beside the disks that the copy gets too, by the path that the definition has; those that exist.
+    pub files: BTreeMap<String, ImageChain>,
     /// Its process, where there is one.
     pub live: Option<LiveMachine>,
 }

@@ -79,7 +79,7 @@ pub(crate) async fn plan(
     request: &CloneRequest,
     fresh: &FreshIdentity,
 ) -> Result<(ClonePlan, Source, Option<(u32, u32)>)> {
-    let seen = inventory::source(source, name).await?;
+    let seen = inventory::source(source, name, request).await?;
     let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
     let plan = plan_clone(request, &seen.machine, &host, fresh)?;
     require_qemu_img(target, &plan)?;

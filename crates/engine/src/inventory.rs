@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::domain::{DiskKind, Domain};
 use kvm_clone_core::inventory::{
-    DiskFile, ExistingMachine, FileId, ImageChain, ImageFormat, Pool, SourceMachine, TargetHost,
+    DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
-use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, wanted_paths};
+use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, source_domain, wanted_paths};
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
 use kvm_clone_core::{Error, Result};
 
 use crate::host::Host;
@@ -27,18 +28,20 @@ pub(crate) struct Site {
 pub(crate) struct Source {
     pub(crate) machine: SourceMachine,
     pub(crate) identities: BTreeMap<DiskTarget, Vec<Identity>>,
+    /// The same of the files beside its disks.
+    pub(crate) file_identities: BTreeMap<String, Vec<Identity>>,
 }
 
 /// Looks at the source machine and every image of it.
-pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
+pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneRequest) -> Result<Source> {
     let mut machine = site.libvirt.source(name, site.host.facts.id.clone()).await?;
     let pools = site.libvirt.pools().await?;
-    let domain = Domain::parse(&machine.xml)?;
+    let (domain, _) = source_domain(request, &machine)?;
     machine.live = site.libvirt.live(machine.uuid).await?;
     let mut identities = BTreeMap::new();
     for disk in domain.data_disks() {
         let path = match (&disk.kind, &disk.source, &disk.pool) {
-            (DiskKind::File, Some(path), _) => path.clone(),
+            (DiskKind::File | DiskKind::Block, Some(path), _) => path.clone(),
             (DiskKind::Volume, Some(volume), Some(pool)) => {
                 site.libvirt.volume_path(pool.clone(), volume.clone()).await?
             }
@@ -59,15 +62,36 @@ pub(crate) async fn source(site: &Site, name: &SourceName) -> Result<Source> {
             .collect();
         machine.images.insert(disk.target.clone(), images);
     }
+    let mut file_identities = BTreeMap::new();
+    for (path, image) in files_beside(&domain) {
+        let found = look(&site.host, vec![path.clone()]).await?;
+        if found.get(&path).is_some_and(|facts| facts.exists) {
+            let chain = inspect(&site.host, image).await?;
+            file_identities.insert(path.clone(), chain.iter().map(|(_, identity)| *identity).collect());
+            machine.files.insert(path, chain.into_iter().map(|(image, _)| image).collect());
+        }
+    }
     if let Some(live) = &mut machine.live {
         live.virsh = site.host.facts.programs.contains_key("virsh");
         let images = machine.images.values().filter_map(|chain| chain.first());
-        let dirs = images.filter_map(|image| image.path.rsplit_once('/')).map(|(dir, _)| dir.to_owned());
+        let dir = |image: &ImageFacts| match image.path.rsplit_once('/') {
+            Some((dir, _)) if image.regular_file => dir.to_owned(),
+            _ => SCRATCH_FOR_DEVICES.to_owned(),
+        };
+        let dirs = images.map(dir);
         let dirs: BTreeSet<String> = dirs.collect();
         let found = look(&site.host, dirs.into_iter().collect()).await?;
         live.scratch_available = found.values().map(|facts| facts.available).min().unwrap_or(0);
     }
-    Ok(Source { machine, identities })
+    Ok(Source { machine, identities, file_identities })
+}
+
+/// The files beside the disks that a copy gets too, by their paths.
+fn files_beside(domain: &Domain) -> Vec<(String, ImageSpec)> {
+    let nvram = domain.nvram();
+    let spec = |path: &str, format| ImageSpec { path: path.to_owned(), format, backing: Vec::new(), export: None };
+    let nvram = nvram.and_then(|nvram| Some((nvram.path.clone()?, spec(nvram.path.as_deref()?, nvram.format))));
+    nvram.into_iter().collect()
 }
 
 /// The target host, seen with the eyes of this request. Also says as whom qemu runs there.
@@ -155,6 +179,11 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: 
         machine.uses.extend(chain.iter().map(|(image, _)| image.path.clone()));
         let file: Option<FileId> = chain.first().map(|(image, _)| image.file);
         machine.disk_files.push(DiskFile { path, file });
+    }
+    for (path, image) in files_beside(&domain) {
+        let chain = if chains { inspect(&site.host, image).await.unwrap_or_default() } else { Vec::new() };
+        machine.uses.insert(path.clone());
+        machine.disk_files.push(DiskFile { path, file: chain.first().map(|(image, _)| image.file) });
     }
     Ok(machine)
 }

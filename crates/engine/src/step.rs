@@ -16,6 +16,7 @@ use std::time::Duration;
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::event::Event;
+use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity};
@@ -27,7 +28,7 @@ use crate::clone::{CloneSettings, Events, Prepared};
 use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site, Source};
-use crate::lane::{self, Copy, CopyDisk, Moved};
+use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::outcome::Checksum;
 use crate::reconnect;
 use define::OldMachine;
@@ -83,7 +84,7 @@ impl Work {
             uuid: plan.new_uuid,
             keys: prepared.target_keys(),
             staging: list(|disk| &disk.staging.path),
-            finals: plan.disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
+            finals: disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
             manifests: list(|disk| &disk.manifest),
             replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
             pools: pools(&plan),
@@ -178,8 +179,8 @@ impl Work {
     }
 
     async fn place(&mut self) -> Result<()> {
-        for (disk, planned) in self.disks.iter().zip(&self.plan.disks) {
-            let rename = Request::Rename { from: disk.staging.path.clone(), to: planned.path.clone() };
+        for disk in &self.disks {
+            let rename = Request::Rename { from: disk.staging.path.clone(), to: disk.path.clone() };
             self.target.host.control.order(rename).await?;
         }
         self.refresh_pools().await;
@@ -259,20 +260,30 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
     pools
 }
 
-/// The disks with their staging names: hidden, beside the final ones (a rename must not cross file systems), and
-/// carrying the operation's id, so that they cannot be taken for anything else.
+/// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying
+/// the operation's id, so that they cannot be taken for anything else.
 fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -> Vec<CopyDisk> {
-    let disk = |planned: &kvm_clone_core::plan::DiskPlan| {
-        let dir = planned.path.rsplit_once('/').map_or("", |(dir, _)| dir);
-        let staging = format!("{dir}/.kvm-clone-{operation}-{}.staging", planned.target);
-        let chain = seen.machine.images.get(&planned.target)?;
-        Some(CopyDisk {
-            target: planned.target.clone(),
-            source: inventory::spec(chain).ok()?,
-            staging: ImageSpec { path: staging, format: planned.format.clone(), backing: Vec::new(), export: None },
-            manifest: format!("{}/manifests/{operation}-{}", target.facts.state_dir, planned.target),
-            size: planned.size,
-        })
+    let staged = |name: DiskTarget, source: ImageSpec, path: &str, format: ImageFormat, size, kind| {
+        let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let staging = format!("{dir}/.kvm-clone-{operation}-{name}.staging");
+        CopyDisk {
+            source,
+            staging: ImageSpec { path: staging, format, backing: Vec::new(), export: None },
+            manifest: format!("{}/manifests/{operation}-{name}", target.facts.state_dir),
+            size,
+            path: path.to_owned(),
+            kind,
+            target: name,
+        }
     };
-    plan.disks.iter().filter_map(disk).collect()
+    let disks = plan.disks.iter().filter_map(|disk| {
+        let source = inventory::spec(seen.machine.images.get(&disk.target)?).ok()?;
+        Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size, Kind::Disk))
+    });
+    let files = plan.files.iter().filter_map(|file| {
+        let source =
+            ImageSpec { path: file.source_path.clone(), format: ImageFormat::Raw, backing: Vec::new(), export: None };
+        Some(staged(file.what.word().parse().ok()?, source, &file.path, ImageFormat::Raw, file.size, Kind::File))
+    });
+    disks.chain(files).collect()
 }

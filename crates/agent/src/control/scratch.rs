@@ -7,12 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::size::ByteSize;
+use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
 use kvm_clone_core::{Error, Result};
 
 use crate::place::io_error;
 
-/// Scratch files go here for disks that are not files in a directory.
-const IMAGES: &str = "/var/lib/libvirt/images";
 /// A file system is never brought below this, or below a quarter of what was free where that is less.
 const KEEP_FREE: u64 = 1 << 30;
 
@@ -22,7 +21,9 @@ pub(super) fn dir_for(image: &Path, process_dir: &Path) -> PathBuf {
     let is_file = fs::metadata(image).is_ok_and(|facts| facts.is_file());
     match image.parent() {
         Some(dir) if is_file => dir.to_owned(),
-        _ if Path::new(IMAGES).is_dir() && rustix::process::geteuid().is_root() => PathBuf::from(IMAGES),
+        _ if Path::new(SCRATCH_FOR_DEVICES).is_dir() && rustix::process::geteuid().is_root() => {
+            SCRATCH_FOR_DEVICES.into()
+        }
         _ => process_dir.to_owned(),
     }
 }

@@ -1,7 +1,7 @@
 //! Raw disks: files, and block devices as sources.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::blocks::Extent;
@@ -25,6 +25,10 @@ impl RawReader {
     /// Where it cannot be opened, or is no disk.
     pub fn open(path: &Path) -> Result<Self> {
         let (file, size) = file::open_source(path)?;
+        if file.metadata().is_ok_and(|facts| facts.file_type().is_block_device()) {
+            // Others may have written to a device past our cache: a guest without cache, another host.
+            file::forget(&file, 0, size);
+        }
         Ok(Self { file, path: path.to_owned(), size, map: DataMap::default() })
     }
 }

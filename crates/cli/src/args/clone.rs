@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use kvm_clone_core::host::HostAddr;
-use kvm_clone_core::name::{ResourceName, SourceName, VmName};
+use kvm_clone_core::name::{DiskTarget, ResourceName, SourceName, VmName};
 use kvm_clone_core::plan::{DiskFormat, NetworkTarget};
 use kvm_clone_core::{Error, Result};
 
@@ -49,6 +49,8 @@ pub(crate) struct CloneArgs {
     pub(crate) made: MadeArgs,
     #[command(flatten)]
     pub(crate) storage: StorageArgs,
+    #[command(flatten)]
+    pub(crate) left_out: LeftOutArgs,
 
     /// Lanes that copy at once, 1 to 16 [default: 4]
     #[arg(short, long, value_name = "N", help_heading = "Transfer")]
@@ -94,9 +96,49 @@ pub(crate) struct MadeArgs {
     /// Keep the MAC addresses
     #[arg(long)]
     pub(crate) preserve_mac: bool,
+    /// "auto": a machine type that the target does not have becomes the closest one of its family
+    #[arg(long, value_name = "auto", value_parser = machine_choice)]
+    pub(crate) machine: Option<AnyMachine>,
+    /// "new": the copy gets an empty TPM, also as a replica
+    #[arg(long, value_name = "new", value_parser = tpm_choice)]
+    pub(crate) tpm: Option<NewTpm>,
     /// Plug interfaces of network OLD into NEW; OLD=none unplugs them. Can be repeated
     #[arg(long = "network", value_name = "OLD=NEW")]
     pub(crate) networks: Vec<NetworkChange>,
+}
+
+/// `--machine auto`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnyMachine;
+
+fn machine_choice(text: &str) -> Result<AnyMachine> {
+    if text == "auto" { Ok(AnyMachine) } else { Err(Error::validation(format!("{text:?} is not auto"))) }
+}
+
+/// `--tpm new`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewTpm;
+
+fn tpm_choice(text: &str) -> Result<NewTpm> {
+    if text == "new" { Ok(NewTpm) } else { Err(Error::validation(format!("{text:?} is not new"))) }
+}
+
+/// What the copy does not get.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Left out")]
+pub(crate) struct LeftOutArgs {
+    /// A disk, by its target device (vdb). Can be repeated
+    #[arg(long, value_name = "DISK")]
+    pub(crate) exclude: Vec<DiskTarget>,
+    /// Devices of the source's host: PCI, USB, mediated, SCSI, SR-IOV interfaces, its TPM
+    #[arg(long)]
+    pub(crate) drop_hostdev: bool,
+    /// Directories that the source's host shares with it
+    #[arg(long)]
+    pub(crate) drop_fs: bool,
+    /// CPU pinning, NUMA placement, cgroups, huge pages
+    #[arg(long)]
+    pub(crate) drop_tuning: bool,
 }
 
 /// Where it is put.

@@ -7,14 +7,9 @@ use super::tree::Element;
 use crate::error::Error;
 
 /// Elements of `<devices>` whose other end is hardware or files of the host: what it is, and what can be done.
-const HOST_BOUND: [(&str, &str, &str); 6] = [
-    ("tpm", "has a TPM, whose state is not copied yet", "Wait for a version with --tpm new|copy"),
-    (
-        "hostdev",
-        "uses a device of its host",
-        "Detach it from the source machine, or wait for a version with --drop-hostdev",
-    ),
-    ("filesystem", "shares a directory of its host", "Remove the shared directory from the source machine"),
+const HOST_BOUND: [(&str, &str, &str); 5] = [
+    ("hostdev", "uses a device of its host", "Leave it out with --drop-hostdev"),
+    ("filesystem", "shares a directory of its host", "Leave it out with --drop-fs"),
     ("shmem", "shares memory with other processes of its host", "Remove the shared memory from the source machine"),
     ("lease", "holds a lease of a lock manager", "Remove the lease from the source machine"),
     ("pstore", "keeps crash records in a file of its host", "Remove the pstore device from the source machine"),

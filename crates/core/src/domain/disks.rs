@@ -144,11 +144,10 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
 fn refuse_one(disk: &DiskElement, element: &Element) -> Option<Error> {
     let target = &disk.target;
     let refuse = |what: &str, help: &str| Some(cannot(format!("disk {target} {what}"), help).with("disk", target));
-    let detach = "Detach the disk from the source machine, or wait for a version that carries it";
+    let detach = "Leave the disk out with --exclude DISK, and see to its contents by other means";
     match (&disk.device, &disk.kind) {
         (DiskDevice::Lun, _) => return refuse("is a SCSI unit passed through from the host", detach),
-        (_, DiskKind::File | DiskKind::Volume) => {}
-        (_, DiskKind::Block) => return refuse("is a block device of the host", detach),
+        (_, DiskKind::File | DiskKind::Block | DiskKind::Volume) => {}
         (_, DiskKind::Network) => return refuse("is reached over a network protocol", detach),
         (_, DiskKind::Other(kind)) => return refuse(&format!("is of the kind {kind:?}"), detach),
     }
@@ -157,12 +156,6 @@ fn refuse_one(disk: &DiskElement, element: &Element) -> Option<Error> {
     }
     if disk.shareable {
         return refuse("is shared between machines, so no copy of it is one point in time", detach);
-    }
-    if disk.transient {
-        return refuse("is transient: what its guest writes is dropped at every stop", detach);
-    }
-    if disk.readonly {
-        return refuse("is read-only, so other machines may use the same image", detach);
     }
     if let Some(inside) = element.descendants().iter().find(|inside| !carried_inside(inside)) {
         return refuse(&format!("uses <{}>", inside.name), detach);
@@ -190,6 +183,13 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
         // The chain is flattened into one image; `mirror` describes a job of the source that the copy does not have.
         for name in ["backingStore", "mirror"] {
             element.all(name).for_each(|stale| edits.remove(stale));
+        }
+        if disk.readonly {
+            notes.push(format!("disk {} is read-only; the copy has an image of its own all the same", disk.target));
+        }
+        if disk.transient {
+            notes
+                .push(format!("disk {} is transient: what its guest wrote since its start is not copied", disk.target));
         }
         if source.child("seclabel").is_some() {
             notes.push(format!("the security label of disk {} is not carried; libvirt labels the copy", disk.target));

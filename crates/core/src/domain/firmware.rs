@@ -1,7 +1,7 @@
 //! Firmware, kernels and firmware tables: formatdomain, "Operating system booting" and "SMBIOS System Information".
 
 use super::Domain;
-use super::refuse::{CarryContext, cannot};
+use super::refuse::CarryContext;
 use super::tree::Element;
 use crate::error::Error;
 
@@ -20,25 +20,16 @@ pub(super) fn paths(domain: &Domain) -> Vec<(&'static str, String)> {
     found.extend(os("kernel", "kernel"));
     found.extend(os("initrd", "initial RAM disk"));
     found.extend(os("dtb", "device tree"));
-    found.extend(os("loader", "firmware"));
+    // Firmware that libvirt chose by itself it can choose again.
+    if domain.root.attr_at(&["os"], "firmware") != Some("efi") {
+        found.extend(os("loader", "firmware"));
+    }
     found.extend(tables.map(|table| ("ACPI table", table.trimmed().to_owned())));
     found.extend(entries.filter_map(files("fw_cfg file")));
     found.extend(roms.filter_map(files("device ROM")));
     found.retain(|(_, path)| !path.is_empty());
     found
 }
-
-/// Machines whose firmware keeps state in a file of its own.
-pub(super) fn refuse_uefi(domain: &Domain) -> Vec<Error> {
-    let is_uefi = domain.root.all("os").any(|os| {
-        let is_flash = os.child("loader").is_some_and(|loader| loader.attr("type") == Some("pflash"));
-        os.attr("firmware") == Some("efi") || os.child("nvram").is_some() || is_flash
-    });
-    let refuse = || cannot("UEFI firmware keeps its variables in a file that is not copied yet", WAIT);
-    is_uefi.then(refuse).into_iter().collect()
-}
-
-const WAIT: &str = "Wait for a version that copies NVRAM, or copy the machine by hand";
 
 /// Kernels and tables that the target does not have under the same path.
 pub(super) fn refuse_missing(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {

@@ -1,16 +1,23 @@
 //! Exchangeable media: CD-ROMs and floppies are not copied. They stay in where the target has the same path.
 
+use std::collections::BTreeSet;
+
 use super::Domain;
 use super::disks::{DiskDevice, DiskElement, DiskKind};
 use super::edit::Edits;
-use super::refuse::{CarryContext, Whereabouts};
+use super::refuse::Whereabouts;
 use super::tree::Element;
 
 /// Ejects what the target does not have; an empty drive stays, so the guest finds its hardware unchanged.
-pub(super) fn edit(domain: &Domain, context: &CarryContext<'_>, edits: &mut Edits<'_>) -> Vec<String> {
+pub(super) fn edit(
+    domain: &Domain,
+    paths_present: &BTreeSet<String>,
+    whereabouts: Whereabouts,
+    edits: &mut Edits<'_>,
+) -> Vec<String> {
     let mut notes = Vec::new();
     for (disk, element) in domain.disk_elements().filter(|(disk, _)| disk.device.is_removable()) {
-        let Some(why) = reason_to_eject(disk, element, context) else { continue };
+        let Some(why) = reason_to_eject(disk, element, paths_present, whereabouts) else { continue };
         eject(element, edits);
         let medium = disk.source.as_deref().unwrap_or("its medium");
         notes.push(format!("{medium} is ejected from {}: {why}", disk.target));
@@ -18,17 +25,22 @@ pub(super) fn edit(domain: &Domain, context: &CarryContext<'_>, edits: &mut Edit
     notes
 }
 
-fn reason_to_eject(disk: &DiskElement, element: &Element, context: &CarryContext<'_>) -> Option<&'static str> {
+fn reason_to_eject(
+    disk: &DiskElement,
+    element: &Element,
+    paths_present: &BTreeSet<String>,
+    whereabouts: Whereabouts,
+) -> Option<&'static str> {
     element.child("source")?;
     let Some(path) = &disk.source else { return Some("its source is not one that can be carried") };
     match disk.kind {
         DiskKind::File | DiskKind::Block => {}
         _ => return Some("its source is not a file"),
     }
-    if !context.paths_present.contains(path) {
+    if !paths_present.contains(path) {
         return Some("the target does not have it");
     }
-    let is_shared = context.whereabouts == Whereabouts::SameHost;
+    let is_shared = whereabouts == Whereabouts::SameHost;
     let is_writable = disk.device == DiskDevice::Floppy && !disk.readonly;
     (is_shared && is_writable).then_some("two machines would write to it")
 }

@@ -16,7 +16,10 @@ mod limits;
 mod lineage;
 mod media;
 mod network;
+mod nvram;
+mod reduce;
 mod refuse;
+mod tpm;
 mod transform;
 pub(crate) mod tree;
 
@@ -33,6 +36,8 @@ pub use identity::{Identity, Macs};
 pub(crate) use limits::unreadable;
 pub use lineage::{Lineage, LineagePolicy};
 pub use network::{Interface, Plug};
+pub use nvram::Nvram;
+pub use reduce::{Reduction, reduce};
 pub use refuse::{CarryContext, Whereabouts, refusals, warnings};
 pub use transform::{Transform, redact, transform};
 
@@ -168,7 +173,14 @@ impl Domain {
     pub fn host_paths(&self) -> BTreeSet<String> {
         let media = self.disks.iter().filter(|disk| disk.device.is_removable());
         let media = media.filter_map(|disk| disk.source.clone()).filter(|path| path.starts_with('/'));
-        media.chain(firmware::paths(self).into_iter().map(|(_, path)| path)).collect()
+        let firmware = firmware::paths(self).into_iter().map(|(_, path)| path);
+        media.chain(firmware).chain(nvram::wished_paths(self)).collect()
+    }
+
+    /// The variables of the machine's UEFI firmware; none where it boots otherwise.
+    #[must_use]
+    pub fn nvram(&self) -> Option<Nvram> {
+        nvram::read(self)
     }
 
     /// The child elements of `<devices>`.

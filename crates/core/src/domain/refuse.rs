@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Domain, chardev, devices, disks, firmware, hostbound, network};
+use super::{Domain, Identity, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
 use crate::error::Error;
 
 /// Whether source and target are one host, where two machines could meet in one file.
@@ -21,14 +21,19 @@ pub struct CarryContext<'a> {
     pub paths_present: &'a BTreeSet<String>,
     /// Where the target is.
     pub whereabouts: Whereabouts,
+    /// Whether the copy stands in for its source.
+    pub identity: Identity,
+    /// Whether an empty TPM is what the user wants (`--tpm new`).
+    pub new_tpm: bool,
 }
 
 type Rule = fn(&Domain) -> Vec<Error>;
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     hypervisor,
     disks::refusals,
-    firmware::refuse_uefi,
+    nvram::refusals,
+    tpm::refusals,
     devices::refuse_host_bound,
     devices::refuse_host_backed,
     devices::refuse_sealed,
@@ -41,7 +46,8 @@ const RULES: [Rule; 9] = [
 #[must_use]
 pub fn refusals(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {
     let errors = RULES.iter().flat_map(|rule| rule(domain));
-    errors.chain(firmware::refuse_missing(domain, context)).collect()
+    let new_state = tpm::refuse_new_state(domain, context.identity, context.new_tpm);
+    errors.chain(firmware::refuse_missing(domain, context)).chain(new_state).collect()
 }
 
 /// What is carried although it was made for the source's host.

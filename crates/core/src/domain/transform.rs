@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::edit::Edits;
-use super::refuse::{CarryContext, Whereabouts};
+use super::refuse::Whereabouts;
 use super::{
-    Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network,
+    Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network, nvram,
+    tpm,
 };
 use crate::error::{Error, Result};
 use crate::name::{DiskTarget, VmName};
@@ -29,6 +30,10 @@ pub struct Transform {
     pub disks: BTreeMap<DiskTarget, NewDisk>,
     /// What becomes of the source's networks, bridges and host devices, by name; others stay as they are.
     pub plugs: Vec<(String, Plug)>,
+    /// The file of the copy's own firmware variables; where the source names one, so must this.
+    pub nvram: Option<String>,
+    /// The machine type, where it is not the source's.
+    pub machine: Option<String>,
     /// The target's emulator, where it differs from the source's.
     pub emulator: Option<String>,
     /// Which of [`Domain::host_paths`] the target has.
@@ -46,7 +51,6 @@ pub struct Transform {
 /// # Errors
 /// [`Code::Internal`](crate::Code::Internal) where the result is not what was asked for.
 pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<String>)> {
-    let context = CarryContext { paths_present: &wanted.paths_present, whereabouts: wanted.whereabouts };
     let mut edits = Edits::new(domain.xml());
     identity::edit(domain, &wanted.name, wanted.uuid, wanted.identity, wanted.genid, &mut edits);
     identity::edit_macs(domain, &wanted.macs, &mut edits)?;
@@ -54,9 +58,12 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     set_emulator(domain, wanted.emulator.as_deref(), &mut edits);
 
     let mut notes = identity::notes(domain, wanted.identity);
+    notes.extend(tpm::notes(domain));
+    notes.extend(nvram::edit(domain, wanted.nvram.as_deref(), &wanted.paths_present, &mut edits));
+    set_machine(domain, wanted.machine.as_deref(), &mut edits);
     notes.extend(chardev::edit(domain, &wanted.name, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
-    notes.extend(media::edit(domain, &context, &mut edits));
+    notes.extend(media::edit(domain, &wanted.paths_present, wanted.whereabouts, &mut edits));
     notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));
     if wanted.identity == Identity::New {
         notes.extend(devices::edit(domain, &mut edits));
@@ -74,6 +81,12 @@ fn set_emulator(domain: &Domain, emulator: Option<&str>, edits: &mut Edits<'_>) 
     }
 }
 
+fn set_machine(domain: &Domain, machine: Option<&str>, edits: &mut Edits<'_>) {
+    if let (Some(element), Some(machine)) = (domain.root.at(&["os", "type"]), machine) {
+        edits.set_attribute(element, "machine", machine);
+    }
+}
+
 /// Reads the result again: a definition that still names the source's disks would let two machines write to them.
 fn check(xml: &str, source: &Domain, wanted: &Transform) -> Result<()> {
     let wrong = |what: &str| Error::internal(format!("the new definition has the wrong {what}"));
@@ -87,6 +100,10 @@ fn check(xml: &str, source: &Domain, wanted: &Transform) -> Result<()> {
     let paths = made.data_disks().map(|disk| (&disk.target, disk.source.as_ref()));
     if !paths.eq(source.data_disks().map(|disk| (&disk.target, wanted.disks.get(&disk.target).map(|new| &new.path)))) {
         return Err(wrong("disks"));
+    }
+    let variables = |domain: &Domain| domain.nvram().and_then(|nvram| nvram.path);
+    if variables(source).is_some() && variables(&made) != wanted.nvram {
+        return Err(wrong("firmware variables"));
     }
     if made.lineage().as_ref() != Some(&wanted.lineage) {
         return Err(wrong("lineage"));

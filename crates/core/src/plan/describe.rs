@@ -43,7 +43,11 @@ impl ClonePlan {
     fn write_disks(&self, out: &mut String) -> fmt::Result {
         let (total, needed) = (ByteSize(self.bytes_total), ByteSize(self.space_needed));
         writeln!(out, "\nDisks: {total} of data at most, {needed} with margin")?;
-        self.disks.iter().try_for_each(|disk| write_disk(out, disk))
+        self.disks.iter().try_for_each(|disk| write_disk(out, disk))?;
+        self.files.iter().try_for_each(|file| {
+            writeln!(out, "  {}  {}", file.what.word(), ByteSize(file.size))?;
+            writeln!(out, "    from {}\n    to   {}", file.source_path, file.path)
+        })
     }
 
     fn write_replaced(&self, out: &mut String) -> fmt::Result {

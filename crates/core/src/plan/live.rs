@@ -93,6 +93,7 @@ fn check_live(facts: &Facts<'_>, state: MachineState, checks: &mut Checks) {
         other_job(source, live),
         other_disks(facts, live),
         no_scratch(source, live),
+        transient_disks(facts),
     ]
     .into_iter()
     .flatten()
@@ -171,6 +172,13 @@ fn other_disks(facts: &Facts<'_>, live: &LiveMachine) -> Option<Error> {
             format!("Bring both together (virsh attach-disk/detach-disk {name} … --config), or restart it"),
         )
     })
+}
+
+/// The process of a transient disk writes to an image that libvirt throws away: neither the disk nor a point of it.
+fn transient_disks(facts: &Facts<'_>) -> Option<Error> {
+    let disk = facts.domain.data_disks().find(|disk| disk.transient)?;
+    let what = format!("runs with the transient disk {}, which is copied only while it is stopped", disk.target);
+    Some(refuse(facts.source, &what, offline_way(&facts.source.name)).with("disk", &disk.target))
 }
 
 fn no_scratch(source: &SourceMachine, live: &LiveMachine) -> Option<Error> {

@@ -11,6 +11,7 @@
 
 mod check;
 mod describe;
+mod files;
 mod live;
 mod plug;
 mod replace;
@@ -28,6 +29,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use check::{Check, Outcome};
+pub use files::{FileKind, FilePlan};
 pub use live::{backup_xml, is_unchanged};
 pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
 
@@ -56,6 +58,8 @@ pub struct ClonePlan {
     pub checks: Vec<Check>,
     /// The disks that will be copied. A disk for which there is no place is missing here, and a check says why.
     pub disks: Vec<DiskPlan>,
+    /// Files beside the disks that will be copied.
+    pub files: Vec<FilePlan>,
     /// What point in time the copy will be.
     pub consistency: Consistency,
     /// The machine that `--force` replaces.
@@ -153,19 +157,21 @@ pub fn plan_clone(
     target: &TargetHost,
     fresh: &FreshIdentity,
 ) -> Result<ClonePlan> {
-    let domain = Domain::parse(&source.xml)?;
+    let (domain, left_out) = source_domain(request, source)?;
     let new_name = request.new_name(&source.name)?;
     let whereabouts = if source.host == target.host { Whereabouts::SameHost } else { Whereabouts::OtherHost };
     let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
 
     let mut checks = Checks::default();
+    left_out.into_iter().for_each(|note| checks.warn("left out", note, None));
     source::check(&facts, &mut checks);
     let replaces = replace::check(&facts, &mut checks);
     let uuid = new_uuid(&facts, replaces.as_ref());
     target::check_uuid(&facts, uuid, &mut checks);
-    let emulator = target::check(&facts, &mut checks);
+    let platform = target::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     let storage = storage::place(&facts, replaces.as_ref(), &mut checks);
+    let files = files::place(&facts, replaces.as_ref(), &mut checks);
 
     let mut plan = ClonePlan {
         vm_name: source.name.clone(),
@@ -177,6 +183,7 @@ pub fn plan_clone(
         bytes_total: storage.disks.iter().map(|disk| disk.allocated).sum(),
         space_needed: storage.space_needed,
         disks: storage.disks,
+        files: files.carried,
         consistency: live::consistency(source),
         replaces,
         warnings: checks.warnings,
@@ -184,13 +191,21 @@ pub fn plan_clone(
         definition: None,
     };
     if plan.refusal().is_none() {
-        let wanted = wanted(&facts, &plan, emulator, plugs);
+        let wanted = Transform { nvram: files.nvram, ..wanted(&facts, &plan, platform, plugs) };
         let (definition, notes) = domain::transform(&domain, &wanted)?;
         plan.target_xml = Some(domain::redact(&definition)?);
         plan.definition = Some(definition);
         plan.warnings.extend(notes);
     }
     Ok(plan)
+}
+
+/// The source's definition without what the request leaves out, and what that is.
+///
+/// # Errors
+/// As [`domain::reduce`], and where the definition cannot be read.
+pub fn source_domain(request: &CloneRequest, source: &SourceMachine) -> Result<(Domain, Vec<String>)> {
+    domain::reduce(Domain::parse(&source.xml)?, &request.reduction)
 }
 
 /// Every path of the target that a plan depends on: the files to be made, and those that the definition expects.
@@ -205,12 +220,13 @@ pub fn wanted_paths(
     target: &TargetHost,
     fresh: &FreshIdentity,
 ) -> Result<BTreeSet<String>> {
-    let domain = Domain::parse(&source.xml)?;
+    let (domain, _) = source_domain(request, source)?;
     let new_name = request.new_name(&source.name)?;
     let whereabouts = Whereabouts::OtherHost;
     let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
     let mut paths = domain.host_paths();
     paths.extend(storage::candidates(&facts));
+    paths.extend(files::candidates(&facts));
     Ok(paths)
 }
 
@@ -225,7 +241,7 @@ fn new_uuid(facts: &Facts<'_>, replaces: Option<&Replaced>) -> Uuid {
 fn wanted(
     facts: &Facts<'_>,
     plan: &ClonePlan,
-    emulator: Option<String>,
+    platform: target::Chosen,
     plugs: Vec<(String, domain::Plug)>,
 ) -> Transform {
     let Facts { request, source, fresh, .. } = facts;
@@ -247,7 +263,9 @@ fn wanted(
         macs: if kept_macs { Macs::Kept } else { Macs::Fresh(fresh.macs.clone()) },
         disks: disks.collect::<BTreeMap<_, _>>(),
         plugs,
-        emulator,
+        nvram: None,
+        machine: platform.machine,
+        emulator: platform.emulator,
         paths_present: facts.target.paths_present.clone(),
         whereabouts: facts.whereabouts,
         lineage: Lineage {
@@ -264,7 +282,12 @@ fn wanted(
 
 impl Facts<'_> {
     fn carry_context(&self) -> CarryContext<'_> {
-        CarryContext { paths_present: &self.target.paths_present, whereabouts: self.whereabouts }
+        CarryContext {
+            paths_present: &self.target.paths_present,
+            whereabouts: self.whereabouts,
+            identity: self.request.identity,
+            new_tpm: self.request.new_tpm,
+        }
     }
 
     fn is_same_host(&self) -> bool {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::domain::Identity;
+use crate::domain::{Identity, Reduction};
 use crate::error::{Error, Result};
 use crate::name::{ResourceName, SourceName, VmName};
 
@@ -28,6 +28,12 @@ pub struct CloneRequest {
     pub pool: Option<ResourceName>,
     /// `--disk-format`.
     pub disk_format: DiskFormat,
+    /// What is left out of the copy.
+    pub reduction: Reduction,
+    /// `--machine auto`: a machine type that the target lacks becomes a close one.
+    pub any_machine: bool,
+    /// `--tpm new`: an empty TPM is wanted, whatever else is kept.
+    pub new_tpm: bool,
     /// `--live` and `--offline`.
     pub presence: Presence,
     /// Space that must stay free beyond the data, in percent of it.
@@ -45,6 +51,9 @@ impl Default for CloneRequest {
             networks: Vec::new(),
             pool: None,
             disk_format: DiskFormat::Keep,
+            reduction: Reduction::default(),
+            any_machine: false,
+            new_tpm: false,
             presence: Presence::Any,
             space_margin_percent: 15,
         }

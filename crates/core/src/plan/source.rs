@@ -30,7 +30,7 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
             Some(chain @ [top, ..]) => {
                 // What runs is read through its own process, which knows its images.
                 let read = if facts.source.live.is_some() { &[][..] } else { chain };
-                let errors = read.iter().filter_map(refuse_image).chain(refuse_format(disk, top));
+                let errors = read.iter().filter_map(|image| refuse_image(disk, image)).chain(refuse_format(disk, top));
                 failures.extend(errors.map(|error| error.with("disk", target)));
             }
         }
@@ -38,13 +38,13 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
     checks.all("images", failures, format!("{} disk(s) can be read", facts.domain.data_disks().count()));
 }
 
-fn refuse_image(image: &ImageFacts) -> Option<Error> {
+fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
     let refuse = |why: String| {
         Error::unsupported(format!("image {} {why}", image.path))
             .with("path", &image.path)
             .help("Convert it with qemu-img convert, or wait for a version that reads it")
     };
-    if !image.regular_file {
+    if !image.regular_file && disk.kind != DiskKind::Block {
         return Some(refuse("is not a plain file".to_owned()));
     }
     if let ImageFormat::Other(format) = &image.format {

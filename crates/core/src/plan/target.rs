@@ -9,25 +9,75 @@ use crate::error::{Code, Error};
 use crate::inventory::DomainCapabilities;
 use crate::size::ByteSize;
 
-/// Looks at what the machine needs, and says which emulator it takes where that is not the source's.
-pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<String> {
+/// What the machine runs on at the target, where that is not what it runs on at the source.
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub(super) emulator: Option<String>,
+    pub(super) machine: Option<String>,
+}
+
+/// Looks at what the machine needs, and chooses what it runs on.
+pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Chosen {
     check_cpus(facts, checks);
     check_memory(facts, checks);
-    let platform = facts.domain.platform();
-    match find_emulator(&platform, &facts.target.capabilities) {
-        Err(error) => {
-            checks.fail("platform", error.with("host", &facts.target.host_name));
-            None
+    let mut platform = facts.domain.platform();
+    let mut chosen = Chosen::default();
+    if facts.request.any_machine {
+        chosen.machine = closest_machine(&platform, &facts.target.capabilities);
+        if let (Some(new), Some(old)) = (&chosen.machine, &platform.machine) {
+            checks.warn(
+                "platform",
+                format!("the machine type {old} becomes {new}; its guest may see other hardware"),
+                None,
+            );
         }
+        platform.machine = chosen.machine.clone().or(platform.machine);
+    }
+    match find_emulator(&platform, &facts.target.capabilities) {
+        Err(error) => checks.fail("platform", error.with("host", &facts.target.host_name)),
         Ok(found) => {
             let machine = platform.machine.as_deref().unwrap_or("its default machine");
             checks.ok("platform", format!("{machine} runs with {}", found.emulator));
-            let differs = platform.emulator.as_ref().filter(|emulator| **emulator != found.emulator)?;
-            let message = format!("the emulator {differs} becomes {}", found.emulator);
-            checks.warnings.push(message);
-            Some(found.emulator.clone())
+            if let Some(differs) = platform.emulator.as_ref().filter(|emulator| **emulator != found.emulator) {
+                checks.warnings.push(format!("the emulator {differs} becomes {}", found.emulator));
+                chosen.emulator = Some(found.emulator.clone());
+            }
         }
     }
+    chosen
+}
+
+/// The newest type of the same family that is not newer than the source's, else the oldest that is; none where the
+/// target has the very type, or nothing of the family.
+fn closest_machine(platform: &Platform, all: &[DomainCapabilities]) -> Option<String> {
+    let wanted = platform.machine.as_deref()?;
+    let fits = |one: &&DomainCapabilities| {
+        one.virt_type == platform.virt_type && platform.arch.as_ref().is_none_or(|arch| *arch == one.arch)
+    };
+    let there: Vec<&String> = all.iter().filter(fits).flat_map(|one| &one.machines).collect();
+    if there.iter().any(|machine| *machine == wanted) {
+        return None;
+    }
+    let (family, version) = family(wanted)?;
+    let mut close: Vec<(Version, &String)> = there
+        .into_iter()
+        .filter_map(|machine| Some((self::family(machine)?, machine)))
+        .filter(|((of, _), _)| *of == family)
+        .map(|((_, version), machine)| (version, machine))
+        .collect();
+    close.sort();
+    let older = close.iter().rev().find(|(there, _)| *there <= version);
+    older.or_else(|| close.first()).map(|(_, machine)| (*machine).clone())
+}
+
+type Version = Vec<u32>;
+
+/// `pc-q35-7.2` is version 7.2 of `pc-q35`; distributions have names like `pc-q35-rhel9.2.0`, a family of its own.
+fn family(machine: &str) -> Option<(&str, Version)> {
+    let digits = machine.rfind(|c: char| !c.is_ascii_digit() && c != '.')? + 1;
+    let (family, version) = machine.split_at(digits);
+    let version: Option<Version> = version.split('.').map(|part| part.parse().ok()).collect();
+    Some((family, version?))
 }
 
 /// libvirt knows machines by UUID: a second one of that UUID would overwrite the first.
@@ -96,6 +146,7 @@ fn find_emulator<'a>(platform: &Platform, all: &'a [DomainCapabilities]) -> Resu
         Error::unsupported(format!("the target does not know the machine type {machine}"))
             .with("machine", machine)
             .help(format!("It knows {}", relatives(machine, &candidates)))
+            .help("Take a close one with --machine auto")
             .help("Install a newer qemu on the target, or give the source machine a type that both know")
     })
 }

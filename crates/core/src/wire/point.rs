@@ -10,6 +10,9 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::name::DiskTarget;
 
+/// Where the scratch files of disks go that are no files in a directory, such as block devices: where images usually are.
+pub const SCRATCH_FOR_DEVICES: &str = "/var/lib/libvirt/images";
+
 /// A point to be held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointOrder {

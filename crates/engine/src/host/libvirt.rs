@@ -127,6 +127,7 @@ impl Libvirt {
                     managed_save: domain.has_managed_save(0)?,
                     snapshots: snapshots.collect::<Result<_, _>>()?,
                     images: std::collections::BTreeMap::new(),
+                    files: std::collections::BTreeMap::new(),
                     live: None,
                 }))
             })
@@ -243,13 +244,20 @@ impl Libvirt {
 
     /// Removes a definition; one that is not there is fine.
     pub(crate) async fn undefine(&self, uuid: Uuid) -> Result<()> {
-        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| domain.undefine())).await
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| undefine(&domain))).await
     }
 
     /// Has a pool look at its directory, so that it tracks the volumes that we put there.
     pub(crate) async fn refresh(&self, pool: String) -> Result<()> {
         self.call(move |connection| connection.lookup_storage_pool_by_name(&pool)?.refresh(0).map(drop)).await
     }
+}
+
+/// libvirt refuses to undefine a machine with firmware variables unless it is told what to do with their file: that is
+/// ours to remove.
+fn undefine(domain: &Domain) -> Result<(), virt::error::Error> {
+    let flags = sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+    domain.undefine_flags(flags)
 }
 
 /// Runs a blocking call of libvirt's with a deadline. A call that hangs keeps its thread until the relay closes, which

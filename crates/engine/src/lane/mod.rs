@@ -29,14 +29,26 @@ const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// After a lane failed, how long others may take to tell their side: the first to notice is often not the cause.
 const CAUSE_WINDOW: Duration = Duration::from_millis(300);
 
-/// A disk to be copied.
+/// A disk to be copied, or a file beside the disks: to a lane both are bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct CopyDisk {
+    /// The disk's target device; for a file, what it is.
     pub(crate) target: DiskTarget,
     pub(crate) source: ImageSpec,
     pub(crate) staging: ImageSpec,
     pub(crate) manifest: String,
     pub(crate) size: u64,
+    /// The name of the finished image.
+    pub(crate) path: String,
+    pub(crate) kind: Kind,
+}
+
+/// What a thing to be copied is to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Disk,
+    /// A file beside the disks, copied as it is.
+    File,
 }
 
 /// What is to be copied, and how.

@@ -9,6 +9,7 @@ use kvm_clone_core::{Code, Error, Result};
 
 use super::Work;
 use crate::host::control::unexpected;
+use crate::lane::Kind;
 use crate::reconnect;
 
 impl Work {
@@ -19,7 +20,11 @@ impl Work {
         self.source = reconnect::revive(&self.source).await?;
         let control = &self.source.host.control;
         control.order(Request::EndPoint { settled: true }).await?;
-        let disks = self.disks.iter().map(|disk| (disk.target.clone(), disk.source.path.clone()));
+        let disks = self
+            .disks
+            .iter()
+            .filter(|disk| disk.kind == Kind::Disk)
+            .map(|disk| (disk.target.clone(), disk.source.path.clone()));
         let order = PointOrder {
             operation: self.operation,
             source: self.marker.source.clone(),
@@ -44,7 +49,7 @@ impl Work {
     }
 
     fn read_from(&mut self, place: &PointPlace) {
-        for disk in &mut self.disks {
+        for disk in self.disks.iter_mut().filter(|disk| disk.kind == Kind::Disk) {
             disk.source.export = Some(Export { socket: place.socket.clone(), name: disk.target.to_string() });
         }
     }
@@ -60,6 +65,7 @@ impl Work {
         }
         self.source = reconnect::revive(&self.source).await?;
         self.same_source(&self.source).await?;
+        self.same_files().await?;
         self.source.host.control.order(Request::EndPoint { settled: true }).await
     }
 

@@ -81,6 +81,23 @@ impl Work {
                     .help("Something writes to it: find it with fuser or lsof on the source, and clone again"));
             }
         }
+        self.same_files().await
+    }
+
+    /// Whether nobody wrote to the files beside the disks.
+    pub(super) async fn same_files(&self) -> Result<()> {
+        for (path, chain) in &self.seen.machine.files {
+            let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
+            let spec = ImageSpec { path: path.clone(), format: top.format.clone(), backing: Vec::new(), export: None };
+            let now = inventory::inspect(&self.source.host, spec).await?;
+            let before = self.seen.file_identities.get(path);
+            if before.is_none_or(|before| !before.iter().eq(now.iter().map(|(_, identity)| identity))) {
+                return Err(Error::conflict(format!("{path} changed while it was copied"))
+                    .with("path", path)
+                    .help("The machine's firmware wrote to it, as it does when it boots; clone the machine again")
+                    .transient());
+            }
+        }
         Ok(())
     }
 }

@@ -34,6 +34,8 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
         macs: Macs::Fresh((10..20).map(|byte| [0xff, 0xff, 0xff, 1, 2, byte]).collect()),
         disks: domain.data_disks().map(|disk| (disk.target.clone(), image(disk))).collect(),
         plugs: Vec::new(),
+        nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
+        machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),
         whereabouts: Whereabouts::OtherHost,

@@ -23,8 +23,26 @@ fn the_source() {
         ("managed save", |w| w.source.managed_save = true, 1013),
         ("snapshots", |w| w.source.snapshots = vec!["before".to_owned()], 0),
         ("snapshots inside", |w| w.image().snapshots = 2, 0),
-        ("a TPM", |w| w.add_device("<tpm/>"), 1013),
-        ("a block device", |w| w.image().regular_file = false, 1013),
+        ("a TPM of its own", |w| w.add_device("<tpm><backend type='emulator'/></tpm>"), 0),
+        ("a TPM of its host", |w| w.add_device("<tpm><backend type='passthrough'/></tpm>"), 1013),
+        (
+            "a replica with a TPM",
+            |w| {
+                w.add_device("<tpm><backend type='emulator'/></tpm>");
+                w.request.identity = Identity::Kept;
+            },
+            1013,
+        ),
+        (
+            "a replica with an empty TPM, by word",
+            |w| {
+                w.add_device("<tpm><backend type='emulator'/></tpm>");
+                w.request.identity = Identity::Kept;
+                w.request.new_tpm = true;
+            },
+            0,
+        ),
+        ("a device in the place of a file", |w| w.image().regular_file = false, 1013),
         (
             "another format",
             |w| {
@@ -232,7 +250,7 @@ fn what_does_not_hinder_is_said() {
 fn all_failures_are_told_at_once() {
     let plan = world().with(|w| {
         w.source.state = MachineState::Crashed;
-        w.add_device("<tpm/><hostdev/>");
+        w.add_device("<shmem name='x'/><hostdev/>");
         w.target.cpus = 0;
         w.target.pools.clear();
     });

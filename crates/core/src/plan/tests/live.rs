@@ -63,6 +63,15 @@ fn too_old_says_which_versions_there_are_and_which_are_needed() {
 }
 
 #[test]
+fn a_transient_disk_is_copied_only_while_the_machine_is_stopped() {
+    let transient = |w: &mut World| w.source.xml = w.source.xml.replace("<target dev", "<transient/><target dev");
+    let plan = world().with(transient);
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    assert!(plan.warnings.iter().any(|warning| warning.contains("transient")), "{:?}", plan.warnings);
+    assert_eq!(code(&running().with(transient)), 1013);
+}
+
+#[test]
 fn live_and_offline_are_words_of_the_user() {
     assert_eq!(code(&running().with(|w| w.request.presence = Presence::Offline)), 1013);
     assert_eq!(code(&running().with(|w| w.request.presence = Presence::Live)), 0);

@@ -5,6 +5,7 @@
 mod checks;
 mod live;
 mod placing;
+mod reducing;
 mod replacing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,7 @@ pub(super) fn world() -> World {
         managed_save: false,
         snapshots: Vec::new(),
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
+        files: BTreeMap::new(),
         live: None,
     };
     let fresh = FreshIdentity {
