@@ -42,6 +42,13 @@ const SCHEMA: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// How long another controller may hold the store.
+const BUSY: Duration = Duration::from_secs(30);
+/// The pause between two tries to open a store that another controller is making.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// The primary result code `SQLITE_BUSY` (<https://www.sqlite.org/rescode.html#busy>).
+const SQLITE_BUSY: &str = "5";
+
 /// What is written down as the outcome of an operation that `recover` ended.
 pub(crate) const RECOVERED: &str = r#"{"recovered":true}"#;
 
@@ -64,6 +71,22 @@ pub(crate) struct Store {
     path: PathBuf,
 }
 
+/// Opens the file, and waits for a controller that is making it: `SQLite` does not wait by itself where a new file
+/// changes over to write-ahead logging.
+async fn connect(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
+    let until = tokio::time::Instant::now() + BUSY;
+    loop {
+        match SqlitePoolOptions::new().max_connections(2).connect_with(options.clone()).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(SQLITE_BUSY) && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Store {
     /// Opens the store, and makes it where there is none.
     pub(crate) async fn open(path: &Path) -> Result<Self> {
@@ -77,9 +100,9 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(30));
-        let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await;
-        let store = Self { pool: pool.map_err(|error| unusable(path, &error.to_string()))?, path: path.to_owned() };
+            .busy_timeout(BUSY);
+        let pool = connect(options).await.map_err(|error| unusable(path, &error.to_string()))?;
+        let store = Self { pool, path: path.to_owned() };
         store.migrate().await?;
         Ok(store)
     }
@@ -230,11 +253,18 @@ mod tests {
         assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn controllers_that_meet_at_a_new_store_both_open_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
-        let (a, b, c) = tokio::join!(Store::open(&path), Store::open(&path), Store::open(&path));
-        assert!(a.is_ok() && b.is_ok() && c.is_ok());
+        let opening: Vec<_> = (0..16)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(async move { Store::open(&path).await })
+            })
+            .collect();
+        for opened in opening {
+            opened.await.unwrap().unwrap();
+        }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 mod oracle;
 
 use common::{MIB, clone_with, number};
-use kvm_clone_core::plan::CloneRequest;
+use kvm_clone_core::plan::{CloneRequest, Presence};
 use kvm_clone_engine::CloneSettings;
 use kvm_clone_lab::FsKind;
 use oracle::{IMAGES, Scene};
@@ -32,7 +32,8 @@ async fn each_refusal_has_its_code_and_touches_nothing() {
     scene.beta.exec(&["virsh", "-q", "pool-start", "default"]).unwrap();
 
     scene.source.start().unwrap();
-    assert_eq!(refused(&scene, "web1", plain()).await, 1013);
+    let offline = CloneRequest { presence: Presence::Offline, ..plain() };
+    assert_eq!(refused(&scene, "web1", offline).await, 1013);
     scene.source.destroy().unwrap();
     scene.remember();
 
