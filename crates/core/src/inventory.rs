@@ -143,6 +143,8 @@ pub struct SourceMachine {
     pub files: BTreeMap<String, ImageChain>,
     /// Its process, where there is one.
     pub live: Option<LiveMachine>,
+    /// Whether its host has `qemu-nbd`, which reads what our own readers do not.
+    pub qemu_nbd: bool,
 }
 
 /// An image and its backing images, the topmost first.
@@ -164,10 +166,18 @@ pub struct ImageFacts {
     pub file: FileId,
     /// The number of snapshots inside it.
     pub snapshots: u32,
-    /// What it needs and our readers do not have, in words: `LUKS encryption`, …
+    /// What it needs and no reader has, in words: `LUKS encryption`, …
     pub unsupported: Vec<String>,
+    /// What it needs and only qemu's own readers have: `zstd compression`, …
+    pub by_qemu: Vec<String>,
+    /// The file that holds its data, where that is another one.
+    pub data_file: Option<String>,
+    /// What `qemu-img check` found wrong with it.
+    pub broken: Option<String>,
     /// Whether it is a plain file, not a device.
     pub regular_file: bool,
+    /// Of a device, what it calls itself on every host that reaches it.
+    pub device_id: Option<String>,
     /// The pool of its host that holds it.
     pub pool: Option<String>,
 }
@@ -181,6 +191,21 @@ pub struct FileId {
     pub inode: u64,
     /// Its length.
     pub length: u64,
+    /// When it was made, in nanoseconds since the epoch, where its file system says that.
+    pub born: Option<i128>,
+}
+
+impl FileId {
+    /// Whether two hosts mean one file by these: on shared storage it has one number and was made at one moment, while
+    /// device numbers are each host's own.
+    #[must_use]
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        let born = match (self.born, other.born) {
+            (Some(here), Some(there)) => here == there,
+            _ => self.length == other.length,
+        };
+        self.inode == other.inode && born
+    }
 }
 
 /// The format of an image.
@@ -191,7 +216,7 @@ pub enum ImageFormat {
     Raw,
     /// qemu's copy-on-write format.
     Qcow2,
-    /// A format that we do not copy.
+    /// Another one of qemu's, by its name.
     Other(String),
 }
 
@@ -234,6 +259,17 @@ pub struct TargetHost {
     pub machines: Vec<ExistingMachine>,
     /// Which of the paths asked about ([`crate::plan::wanted_paths`]) are there.
     pub paths_present: BTreeSet<String>,
+    /// What those that are there lead to.
+    pub files: BTreeMap<String, SeenFile>,
+}
+
+/// What a path of the target leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenFile {
+    /// Which file it is.
+    pub file: FileId,
+    /// Of a device, what it calls itself on every host that reaches it.
+    pub device_id: Option<String>,
 }
 
 /// A storage pool.

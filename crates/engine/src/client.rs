@@ -11,7 +11,7 @@ use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::{Error, Result};
 
-use crate::clone::{self, Events, Phases, Prepared};
+use crate::clone::{self, Events, Look, Phases, Prepared};
 use crate::doctor::{self, Finding};
 use crate::host::install::{AgentProgram, Privilege};
 use crate::host::ssh::SshOptions;
@@ -161,7 +161,7 @@ impl Client {
         };
         phases.enter(Phase::Plan, &events);
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (plan, seen, _) = clone::plan(&source, &target, name, &request, &fresh).await?;
+        let (plan, seen, _) = clone::plan(&source, &target, name, &request, &fresh, Look::First).await?;
         Ok(Prepared {
             request,
             fresh,

@@ -71,6 +71,15 @@ pub struct Prepared {
     pub(crate) phases: Phases,
 }
 
+/// How closely the source is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// With a check of the images' structure, which takes long where they are large.
+    First,
+    /// For what changed.
+    Again,
+}
+
 /// Takes both inventories and plans.
 pub(crate) async fn plan(
     source: &Site,
@@ -78,8 +87,12 @@ pub(crate) async fn plan(
     name: &SourceName,
     request: &CloneRequest,
     fresh: &FreshIdentity,
+    look: Look,
 ) -> Result<(ClonePlan, Source, Option<(u32, u32)>)> {
-    let seen = inventory::source(source, name, request).await?;
+    let mut seen = inventory::source(source, name, request).await?;
+    if look == Look::First {
+        inventory::check_images(source, &mut seen).await?;
+    }
     let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
     let plan = plan_clone(request, &seen.machine, &host, fresh)?;
     require_qemu_img(target, &plan)?;
@@ -190,7 +203,8 @@ impl Prepared {
 
     /// Under the locks all that the plan relied on is read again; what changed since the user saw it is a conflict.
     async fn read_again(&mut self) -> Result<(Source, Option<(u32, u32)>)> {
-        let (plan, source, owner) = plan(&self.source, &self.target, &self.name, &self.request, &self.fresh).await?;
+        let (plan, source, owner) =
+            plan(&self.source, &self.target, &self.name, &self.request, &self.fresh, Look::Again).await?;
         if let Some(refusal) = plan.refusal() {
             return Err(refusal);
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::domain::{DiskKind, Domain};
 use kvm_clone_core::inventory::{
-    DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SourceMachine, TargetHost,
+    DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, source_domain, wanted_paths};
@@ -38,6 +38,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     let pools = site.libvirt.pools().await?;
     let (domain, _) = source_domain(request, &machine)?;
     machine.live = site.libvirt.live(machine.uuid).await?;
+    machine.qemu_nbd = site.host.facts.programs.contains_key("qemu-nbd");
     let mut identities = BTreeMap::new();
     for disk in domain.data_disks() {
         let path = match (&disk.kind, &disk.source, &disk.pool) {
@@ -50,25 +51,21 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         };
         // libvirt takes a disk without a format as raw: formatdomain, "Hard drives, floppy disks, CDROMs" (`driver`).
         let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let chain = inspect(&site.host, ImageSpec { path, format, backing: Vec::new(), export: None }).await;
-        let chain = chain.map_err(|error| error.with("disk", &disk.target))?;
-        identities.insert(disk.target.clone(), chain.iter().map(|(_, identity)| *identity).collect());
-        let images: ImageChain = chain
-            .into_iter()
-            .map(|(mut image, _)| {
-                image.pool = pool_of(&pools, &image.path);
-                image
-            })
-            .collect();
+        let chain = inspect(&site.host, ImageSpec::new(path, format)).await;
+        let Inspected { mut images, identities: found } = chain.map_err(|error| error.with("disk", &disk.target))?;
+        identities.insert(disk.target.clone(), found);
+        for image in &mut images {
+            image.pool = pool_of(&pools, &image.path);
+        }
         machine.images.insert(disk.target.clone(), images);
     }
     let mut file_identities = BTreeMap::new();
     for (path, image) in files_beside(&domain) {
         let found = look(&site.host, vec![path.clone()]).await?;
         if found.get(&path).is_some_and(|facts| facts.exists) {
-            let chain = inspect(&site.host, image).await?;
-            file_identities.insert(path.clone(), chain.iter().map(|(_, identity)| *identity).collect());
-            machine.files.insert(path, chain.into_iter().map(|(image, _)| image).collect());
+            let Inspected { images, identities } = inspect(&site.host, image).await?;
+            file_identities.insert(path.clone(), identities);
+            machine.files.insert(path, images);
         }
     }
     if let Some(live) = &mut machine.live {
@@ -89,8 +86,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
 /// The files beside the disks that a copy gets too, by their paths.
 fn files_beside(domain: &Domain) -> Vec<(String, ImageSpec)> {
     let nvram = domain.nvram();
-    let spec = |path: &str, format| ImageSpec { path: path.to_owned(), format, backing: Vec::new(), export: None };
-    let nvram = nvram.and_then(|nvram| Some((nvram.path.clone()?, spec(nvram.path.as_deref()?, nvram.format))));
+    let nvram = nvram.and_then(|nvram| Some((nvram.path.clone()?, ImageSpec::new(nvram.path?, nvram.format))));
     nvram.into_iter().collect()
 }
 
@@ -123,6 +119,7 @@ pub(crate) async fn target(
         capabilities: capabilities.domains,
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
+        files: BTreeMap::new(),
     };
     // Whose files are whose matters only where some will be removed.
     let replacing = request.existing == Existing::Replace
@@ -139,6 +136,7 @@ pub(crate) async fn target(
             pool.available = path.available;
         }
     }
+    target.files = found.iter().filter_map(|(path, facts)| Some((path.clone(), seen_file(facts)?))).collect();
     target.paths_present = found.into_iter().filter(|(_, facts)| facts.exists).map(|(path, _)| path).collect();
     Ok((target, capabilities.qemu_owner))
 }
@@ -174,29 +172,61 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: 
             continue;
         }
         let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let spec = ImageSpec { path: path.clone(), format, backing: Vec::new(), export: None };
-        let chain = if chains { inspect(&site.host, spec).await.unwrap_or_default() } else { Vec::new() };
-        machine.uses.extend(chain.iter().map(|(image, _)| image.path.clone()));
-        let file: Option<FileId> = chain.first().map(|(image, _)| image.file);
+        let spec = ImageSpec::new(path.clone(), format);
+        let chain = if chains { inspect(&site.host, spec).await.unwrap_or_default() } else { Inspected::default() };
+        machine.uses.extend(chain.images.iter().map(|image| image.path.clone()));
+        let file: Option<FileId> = chain.images.first().map(|image| image.file);
         machine.disk_files.push(DiskFile { path, file });
     }
     for (path, image) in files_beside(&domain) {
-        let chain = if chains { inspect(&site.host, image).await.unwrap_or_default() } else { Vec::new() };
+        let chain = if chains { inspect(&site.host, image).await.unwrap_or_default() } else { Inspected::default() };
         machine.uses.insert(path.clone());
-        machine.disk_files.push(DiskFile { path, file: chain.first().map(|(image, _)| image.file) });
+        machine.disk_files.push(DiskFile { path, file: chain.images.first().map(|image| image.file) });
     }
     Ok(machine)
 }
 
-/// The image and the files behind it.
-pub(crate) async fn inspect(
-    host: &Host,
-    image: ImageSpec,
-) -> Result<Vec<(kvm_clone_core::inventory::ImageFacts, Identity)>> {
+/// An image with the files behind it, and what identifies the present contents of all of them.
+#[derive(Default)]
+pub(crate) struct Inspected {
+    pub(crate) images: ImageChain,
+    pub(crate) identities: Vec<Identity>,
+}
+
+/// Looks at an image, the files behind it, and those that hold their data.
+pub(crate) async fn inspect(host: &Host, image: ImageSpec) -> Result<Inspected> {
+    let mut seen = Inspected::default();
+    let (images, identities) = chain(host, image).await?.into_iter().unzip();
+    (seen.images, seen.identities) = (images, identities);
+    for data in seen.images.iter().filter_map(|image| image.data_file.clone()) {
+        let found = chain(host, ImageSpec::new(data, ImageFormat::Raw)).await?;
+        seen.identities.extend(found.iter().map(|(_, identity)| *identity));
+    }
+    Ok(seen)
+}
+
+async fn chain(host: &Host, image: ImageSpec) -> Result<Vec<(ImageFacts, Identity)>> {
     match host.control.ask(Request::Inspect(image)).await? {
         Reply::Chain(chain) if !chain.is_empty() => Ok(chain),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Has the images of a source that is stopped checked; those of one that runs are its process's to know.
+pub(crate) async fn check_images(site: &Site, source: &mut Source) -> Result<()> {
+    if source.machine.live.is_some() {
+        return Ok(());
+    }
+    for chain in source.machine.images.values_mut() {
+        for image in chain.iter_mut().filter(|image| image.unsupported.is_empty()) {
+            let spec = spec(std::slice::from_ref(image))?;
+            match site.host.control.ask(Request::CheckImage(spec)).await? {
+                Reply::Checked(broken) => image.broken = broken,
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn look(host: &Host, paths: Vec<String>) -> Result<BTreeMap<String, PathFacts>> {
@@ -207,10 +237,18 @@ async fn look(host: &Host, paths: Vec<String>) -> Result<BTreeMap<String, PathFa
 }
 
 /// An image as an agent opens it, with every file behind it named.
-pub(crate) fn spec(chain: &ImageChain) -> Result<ImageSpec> {
+pub(crate) fn spec(chain: &[ImageFacts]) -> Result<ImageSpec> {
     let (top, behind) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
-    let behind = behind.iter().map(|image| (image.path.clone(), image.format.clone())).collect();
-    Ok(ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: behind, export: None })
+    let data_file = |image: &ImageFacts| Some((image.path.clone(), image.data_file.clone()?));
+    Ok(ImageSpec {
+        backing: behind.iter().map(|image| (image.path.clone(), image.format.clone())).collect(),
+        data_files: chain.iter().filter_map(data_file).collect(),
+        ..ImageSpec::new(&top.path, top.format.clone())
+    })
+}
+
+fn seen_file(facts: &PathFacts) -> Option<SeenFile> {
+    Some(SeenFile { file: facts.file?, device_id: facts.device_id.clone() })
 }
 
 fn pool_of(pools: &[Pool], path: &str) -> Option<String> {
@@ -218,7 +256,7 @@ fn pool_of(pools: &[Pool], path: &str) -> Option<String> {
     pools.iter().find(|pool| pool.path.as_deref() == Some(dir)).map(|pool| pool.name.clone())
 }
 
-fn format(name: &str) -> ImageFormat {
+pub(crate) fn format(name: &str) -> ImageFormat {
     match name {
         "raw" => ImageFormat::Raw,
         "qcow2" => ImageFormat::Qcow2,

@@ -3,10 +3,10 @@
 use futures_util::StreamExt;
 use futures_util::stream;
 use kvm_clone_core::Result;
-use kvm_clone_core::inventory::{ImageFormat, Machine, MachineDisk};
+use kvm_clone_core::inventory::{Machine, MachineDisk};
 use kvm_clone_core::wire::lane::ImageSpec;
 
-use crate::inventory::{Site, inspect};
+use crate::inventory::{Site, format, inspect};
 
 /// Images looked at at once: hides the round trips of a far host, and stays below what an agent answers at a time.
 const LOOKING: usize = 16;
@@ -32,14 +32,9 @@ async fn measure(site: &Site, disk: &mut MachineDisk) {
         (path, _) => path.clone(),
     };
     let Some(path) = path.filter(|path| path.starts_with('/')) else { return };
-    let format = match disk.format.as_deref() {
-        Some("qcow2") => ImageFormat::Qcow2,
-        Some("raw") | None => ImageFormat::Raw,
-        Some(_) => return,
-    };
-    let spec = ImageSpec { path: path.clone(), format, backing: Vec::new(), export: None };
+    let spec = ImageSpec::new(path.clone(), format(disk.format.as_deref().unwrap_or("raw")));
     disk.path = Some(path);
-    if let Ok(chain) = inspect(&site.host, spec).await {
-        disk.size = chain.first().map(|(image, _)| image.virtual_size);
+    if let Ok(seen) = inspect(&site.host, spec).await {
+        disk.size = seen.images.first().map(|image| image.virtual_size);
     }
 }

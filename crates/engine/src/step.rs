@@ -137,6 +137,7 @@ impl Work {
 
     /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.
     async fn copy(&mut self) -> Result<()> {
+        self.open_exports().await?;
         let events = Arc::clone(&self.events);
         let copy = lane::copy(Copy {
             source: &self.source.host,
@@ -268,7 +269,7 @@ fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -
         let staging = format!("{dir}/.kvm-clone-{operation}-{name}.staging");
         CopyDisk {
             source,
-            staging: ImageSpec { path: staging, format, backing: Vec::new(), export: None },
+            staging: ImageSpec::new(staging, format),
             manifest: format!("{}/manifests/{operation}-{name}", target.facts.state_dir),
             size,
             path: path.to_owned(),
@@ -281,8 +282,7 @@ fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -
         Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size, Kind::Disk))
     });
     let files = plan.files.iter().filter_map(|file| {
-        let source =
-            ImageSpec { path: file.source_path.clone(), format: ImageFormat::Raw, backing: Vec::new(), export: None };
+        let source = ImageSpec::new(&file.source_path, ImageFormat::Raw);
         Some(staged(file.what.word().parse().ok()?, source, &file.path, ImageFormat::Raw, file.size, Kind::File))
     });
     disks.chain(files).collect()

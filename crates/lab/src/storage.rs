@@ -49,6 +49,16 @@ impl Host {
         self.mount(kind.name(), &source, inside)
     }
 
+    /// Mounts a file system made by [`Host::small_filesystem`] in another host as well: storage that both share. It is not
+    /// mounted again at that host's next boot.
+    pub fn share_filesystem(&self, inside: &str, with: &Self) -> Result<()> {
+        let (kind, source) = self.mounted(inside)?;
+        let devices = run(&["losetup", "--noheadings", "--output", "NAME", "--associated", &source])?;
+        let device = devices.lines().next().ok_or_else(|| LabError::Refused(format!("{inside} is not mounted")))?;
+        make_dir(&with.path(inside))?;
+        with.mount_device(&kind, device.trim(), inside)
+    }
+
     /// A block device of `bytes` in the host, for disks that are no files; its path inside. It stays over reboots.
     pub fn block_device(&self, name: &str, bytes: u64) -> Result<String> {
         plain(name)?;
@@ -119,13 +129,18 @@ impl Host {
         }
         let device = run(&["losetup", "--find", "--show", source])?;
         let device = device.trim();
+        let mounted = self.mount_device(kind, device, inside);
+        // A mounted device is only marked, and let go at the unmount.
+        run(&["losetup", "--detach", device])?;
+        mounted
+    }
+
+    fn mount_device(&self, kind: &str, device: &str, inside: &str) -> Result<()> {
         let (major, minor) = numbers(Path::new(device))?;
         let node = self.path("/dev/.lab-mount");
         make_node(&node, major, minor)?;
         let mounted = self.exec(&["mount", "-t", kind, "/dev/.lab-mount", inside]);
         std::fs::remove_file(&node).map_err(LabError::file("remove", &node))?;
-        // A mounted device is only marked, and let go at the unmount.
-        run(&["losetup", "--detach", device])?;
         mounted.map(drop)
     }
 

@@ -7,7 +7,7 @@ use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
 use super::session::Session;
-use super::{facts, files, image, inspect, lanes, marker, point, relay};
+use super::{check, export, facts, files, image, inspect, lanes, marker, point, relay};
 
 /// Requests answered at once; a controller that asks more at a time is broken.
 const AT_ONCE: usize = 64;
@@ -41,6 +41,10 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
             Ok(Reply::Done)
         }
         Request::Inspect(image) => inspect::chain(&image).map(Reply::Chain),
+        Request::CheckImage(image) => check::check(&image).map(Reply::Checked),
+        Request::Export { name, image } => {
+            session.require_locks().and_then(|()| export::open(session, name, &image)).map(Reply::Export)
+        }
         Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from),
         Request::Paths(paths) => Ok(Reply::Paths(files::look(paths))),
         Request::Markers => marker::all(&session.place).map(Reply::Markers),
@@ -75,6 +79,7 @@ const fn changes(request: &Request) -> bool {
         Request::PutMarker(_)
             | Request::RemoveMarker(_)
             | Request::CreateImage(_)
+            | Request::Export { .. }
             | Request::FinishImage(_)
             | Request::Rename { .. }
             | Request::Remove { .. }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::inspect::identity;
 use super::marker::{self, sync_dir};
+use super::storage;
 use crate::place::{Place, io_error};
 
 /// What is at these paths.
@@ -25,7 +26,14 @@ fn facts(path: &Path) -> PathFacts {
     let home = if directory { Some(path) } else { path.parent() };
     let space = home.and_then(|dir| rustix::fs::statvfs(dir).ok());
     let available = space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize));
-    PathFacts { exists: found.is_some(), directory, available }
+    let target = fs::metadata(path).ok();
+    PathFacts {
+        exists: found.is_some(),
+        directory,
+        available,
+        file: target.as_ref().map(|facts| storage::file_id(path, facts)),
+        device_id: target.as_ref().and_then(storage::device_id),
+    }
 }
 
 /// Gives a file its final name, durably. What is there already stays: the kernel refuses in the same call.

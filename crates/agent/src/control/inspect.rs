@@ -4,12 +4,14 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use kvm_clone_core::inventory::{FileId, ImageFacts, ImageFormat as Format};
+use kvm_clone_core::inventory::{ImageFacts, ImageFormat as Format};
 use kvm_clone_core::wire::control::{Identity, Reply};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
-use crate::device::inspect::Backing;
+use super::check::{self, Foreign};
+use super::storage;
+use crate::device::inspect::{Backing, Feature};
 use crate::device::{ImageFormat, ImageInfo, inspect};
 use crate::lane::open_reader;
 use crate::place::io_error;
@@ -25,10 +27,13 @@ pub(super) fn chain(image: &ImageSpec) -> Result<Vec<(ImageFacts, Identity)>> {
     let mut path = PathBuf::from(&image.path);
     let mut format = image.format.clone();
     loop {
-        let info = look(&path, &format)?;
+        let seen = look(&path, &format)?;
         let facts = std::fs::metadata(&path).map_err(|error| io_error("looking at", &path, &error))?;
-        let next = info.as_ref().and_then(|info| info.backing.clone());
-        found.push((image_facts(&path, &format, info.as_ref(), &facts), identity(&facts)));
+        let next = match &seen {
+            Seen::Qcow2(info) => info.backing.clone(),
+            Seen::Raw | Seen::Foreign(_) => None,
+        };
+        found.push((image_facts(&path, &format, &seen, &facts)?, identity(&facts)));
         let Some(backing) = next else { return Ok(found) };
         if found.len() > CHAIN_LIMIT {
             return Err(Error::unsupported(format!("more than {CHAIN_LIMIT} images stand behind {}", image.path)));
@@ -37,22 +42,31 @@ pub(super) fn chain(image: &ImageSpec) -> Result<Vec<(ImageFacts, Identity)>> {
     }
 }
 
-/// What the image says of itself; nothing for formats that we do not read.
-fn look(path: &Path, format: &Format) -> Result<Option<ImageInfo>> {
+/// What an image says of itself.
+enum Seen {
+    /// A raw disk may hold anything, a qcow2 header of the guest's making too: it says nothing about itself.
+    Raw,
+    Qcow2(ImageInfo),
+    Foreign(Foreign),
+}
+
+fn look(path: &Path, format: &Format) -> Result<Seen> {
     let missing = |error: Error| {
         if path.exists() { error } else { Error::conflict(format!("the image {} is missing", path.display())) }
     };
     match format {
-        Format::Other(_) => Ok(None),
-        // A raw disk may hold anything, a qcow2 header of the guest's making too: it says nothing about itself.
+        Format::Other(name) => {
+            std::fs::File::open(path).map_err(|error| missing(io_error("opening", path, &error)))?;
+            foreign(path, name).map(Seen::Foreign)
+        }
         Format::Raw => {
             std::fs::File::open(path).map_err(|error| missing(io_error("opening", path, &error)))?;
-            Ok(None)
+            Ok(Seen::Raw)
         }
         Format::Qcow2 => {
             let info = inspect(path).map_err(|error| missing(error.into()))?;
             if info.format == ImageFormat::Qcow2 {
-                return Ok(Some(info));
+                return Ok(Seen::Qcow2(info));
             }
             Err(Error::verification(format!("{} should be a qcow2 image and is none", path.display()))
                 .with("path", path.display())
@@ -61,32 +75,103 @@ fn look(path: &Path, format: &Format) -> Result<Option<ImageInfo>> {
     }
 }
 
-fn image_facts(path: &Path, format: &Format, info: Option<&ImageInfo>, facts: &Metadata) -> ImageFacts {
+/// Formats that qemu reads and we do not, as libvirt and qemu call them.
+const FOREIGN: [&str; 5] = ["vmdk", "vdi", "vhdx", "vpc", "qed"];
+
+fn foreign(path: &Path, format: &str) -> Result<Foreign> {
+    let refused = |why: String| Foreign { virtual_size: 0, refused: Some(why) };
+    if !FOREIGN.contains(&format) {
+        return Ok(refused(format!("the format {format:?}, which is none that we know")));
+    }
+    if crate::program::find("qemu-img").is_none() {
+        return Ok(refused(format!("the format {format}, and its host has no qemu-img to look at it")));
+    }
+    check::look(path, format)
+}
+
+fn image_facts(path: &Path, format: &Format, seen: &Seen, facts: &Metadata) -> Result<ImageFacts> {
     let kind = facts.file_type();
     let device_size = || crate::device::RawReader::open(path).map_or(0, |d| crate::device::ReadDevice::size(&d));
     let size = if kind.is_block_device() { device_size() } else { facts.len() };
-    let mut unsupported: Vec<String> = Vec::new();
-    if let Some(info) = info {
-        unsupported.extend(info.features.iter().filter(|f| f.hinders_reading()).map(ToString::to_string));
-        if info.corrupt {
-            unsupported.push("it is marked as corrupt (qemu-img check -r all repairs it)".to_owned());
-        }
-        if info.dirty {
-            unsupported
-                .push("it was not closed cleanly (start and stop the machine, or qemu-img check -r all)".to_owned());
-        }
-    }
-    ImageFacts {
+    let mut out = ImageFacts {
         path: std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).display().to_string(),
         format: format.clone(),
-        virtual_size: info.map_or(size, |info| info.virtual_size),
+        virtual_size: size,
         allocated: if kind.is_block_device() { size } else { facts.blocks() * 512 },
-        file: FileId { device: facts.dev(), inode: facts.ino(), length: facts.len() },
-        snapshots: info.map_or(0, |info| info.snapshots),
-        unsupported,
+        file: storage::file_id(path, facts),
+        snapshots: 0,
+        unsupported: Vec::new(),
+        by_qemu: Vec::new(),
+        data_file: None,
+        broken: None,
         regular_file: kind.is_file(),
+        device_id: storage::device_id(facts),
         pool: None,
+    };
+    match seen {
+        Seen::Raw => {}
+        Seen::Qcow2(info) => add_qcow2(path, info, &mut out)?,
+        Seen::Foreign(foreign) => {
+            out.virtual_size = foreign.virtual_size;
+            out.unsupported.extend(foreign.refused.clone());
+            out.by_qemu.push(format!("the format {format}"));
+        }
     }
+    Ok(out)
+}
+
+fn add_qcow2(path: &Path, info: &ImageInfo, out: &mut ImageFacts) -> Result<()> {
+    out.virtual_size = info.virtual_size;
+    out.snapshots = info.snapshots;
+    let (by_qemu, by_none): (Vec<Feature>, Vec<Feature>) =
+        info.features.iter().filter(|feature| feature.hinders_reading()).partition(|feature| feature.is_read_by_qemu());
+    out.by_qemu.extend(by_qemu.iter().map(ToString::to_string));
+    out.unsupported.extend(by_none.iter().map(ToString::to_string));
+    if info.corrupt {
+        out.unsupported.push("a header that is marked as corrupt (qemu-img check -r all repairs it)".to_owned());
+    }
+    if info.dirty {
+        // Its reference counts may be old, which only writers need; our own reader refuses it all the same.
+        out.by_qemu.push("reference counts of a machine that was not closed cleanly".to_owned());
+    }
+    match &info.data_file {
+        Some(name) if info.features.contains(&Feature::ExternalDataFile) => {
+            let data = PathBuf::from(name);
+            if !data.is_absolute() {
+                // qemu takes such a name from where it was itself started, which is nobody's to know.
+                out.unsupported.push(format!("the data file {name:?}, whose path is not absolute"));
+                return Ok(());
+            }
+            let facts = std::fs::metadata(&data).map_err(|error| {
+                Error::conflict(format!(
+                    "the data file {} of image {} cannot be looked at: {error}",
+                    data.display(),
+                    path.display()
+                ))
+            })?;
+            out.allocated += facts.blocks() * 512;
+            out.data_file = Some(data.display().to_string());
+        }
+        None if info.features.contains(&Feature::ExternalDataFile) => {
+            out.unsupported.push("a data file that it does not name".to_owned());
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A file that an image names, by qemu's rules: relative to the image itself.
+fn beside(image: &Path, name: &str) -> Result<PathBuf> {
+    let file = Path::new(name);
+    if file.is_absolute() {
+        return Ok(file.to_owned());
+    }
+    if name.contains(':') {
+        let error = Error::unsupported(format!("the file {name:?} beside {} is not a plain file", image.display()));
+        return Err(error.with("path", image.display()));
+    }
+    let dir = std::fs::canonicalize(image).ok().and_then(|image| image.parent().map(Path::to_owned));
+    Ok(dir.unwrap_or_default().join(file))
 }
 
 pub(super) fn identity(facts: &Metadata) -> Identity {
@@ -116,15 +201,7 @@ fn behind(image: &Path, backing: &Backing) -> Result<(PathBuf, Format)> {
                 .help("Name it: qemu-img rebase -u -b BACKING -F FORMAT IMAGE"));
         }
     };
-    let path = Path::new(&backing.name);
-    if path.is_absolute() {
-        return Ok((path.to_owned(), format));
-    }
-    if backing.name.contains(':') {
-        return Err(refuse("is not a plain file"));
-    }
-    let dir = std::fs::canonicalize(image).ok().and_then(|image| image.parent().map(Path::to_owned));
-    Ok((dir.unwrap_or_default().join(path), format))
+    Ok((beside(image, &backing.name)?, format))
 }
 
 /// How many bytes of each segment may hold data; segments without any are left out.

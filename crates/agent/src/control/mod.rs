@@ -6,6 +6,9 @@
 //! the sockets that its lane agents live by.
 
 mod answer;
+mod blockdev;
+mod check;
+mod export;
 mod facts;
 mod files;
 mod image;
@@ -16,6 +19,7 @@ mod point;
 mod relay;
 mod scratch;
 mod session;
+mod storage;
 
 use std::io;
 use std::sync::Arc;

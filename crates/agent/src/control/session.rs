@@ -95,6 +95,11 @@ impl Session {
         Ok((Arc::new(session), outgoing, ended))
     }
 
+    /// A socket of this session's own, gone with it.
+    pub(super) fn socket(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     pub(super) fn lane_socket(&self) -> PathBuf {
         lane_socket(&self.place, self.id)
     }

@@ -54,6 +54,8 @@ pub struct ImageInfo {
     pub cluster_size: u64,
     /// What lies under this image.
     pub backing: Option<Backing>,
+    /// The file that holds its data, as its header states it, where that is another one.
+    pub data_file: Option<String>,
     /// How many internal snapshots it has.
     pub snapshots: u32,
     /// Not closed properly; reference counts may be wrong, the data is not.
@@ -86,6 +88,7 @@ pub(super) fn inspect_open(path: &Path, file: &File, size: u64) -> Result<ImageI
             virtual_size: size,
             cluster_size: 0,
             backing: None,
+            data_file: None,
             snapshots: 0,
             dirty: false,
             corrupt: false,

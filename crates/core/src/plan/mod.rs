@@ -16,6 +16,7 @@ mod live;
 mod plug;
 mod replace;
 mod request;
+mod shared;
 mod source;
 mod storage;
 mod target;
@@ -170,6 +171,7 @@ pub fn plan_clone(
     target::check_uuid(&facts, uuid, &mut checks);
     let platform = target::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
+    shared::check(&facts, &mut checks);
     let storage = storage::place(&facts, replaces.as_ref(), &mut checks);
     let files = files::place(&facts, replaces.as_ref(), &mut checks);
 
@@ -227,6 +229,7 @@ pub fn wanted_paths(
     let mut paths = domain.host_paths();
     paths.extend(storage::candidates(&facts));
     paths.extend(files::candidates(&facts));
+    paths.extend(shared::candidates(&facts));
     Ok(paths)
 }
 

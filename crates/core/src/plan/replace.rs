@@ -87,9 +87,8 @@ fn refuse_shared(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error>
     Some(error.help("Both hosts seem to share this storage; choose another name with --new-name"))
 }
 
-/// Across hosts, one file of shared storage shows as the same inode and length on other device numbers.
 fn is_one_file(a: FileId, b: FileId, same_host: bool) -> bool {
-    a.inode == b.inode && if same_host { a.device == b.device } else { a.length == b.length }
+    if same_host { (a.inode, a.device) == (b.inode, b.device) } else { a.is_shared_with(&b) }
 }
 
 /// Its disks that are used by no other machine, nor by the source.

@@ -5,7 +5,7 @@ use super::check::Checks;
 use super::live;
 use crate::domain::{self, DiskElement, DiskKind};
 use crate::error::Error;
-use crate::inventory::{ImageFacts, ImageFormat};
+use crate::inventory::ImageFacts;
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     live::check(facts, checks);
@@ -30,7 +30,10 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
             Some(chain @ [top, ..]) => {
                 // What runs is read through its own process, which knows its images.
                 let read = if facts.source.live.is_some() { &[][..] } else { chain };
-                let errors = read.iter().filter_map(|image| refuse_image(disk, image)).chain(refuse_format(disk, top));
+                let errors = read
+                    .iter()
+                    .filter_map(|image| refuse_image(disk, image).or_else(|| refuse_without_qemu_nbd(facts, image)));
+                let errors = errors.chain(refuse_format(disk, top));
                 failures.extend(errors.map(|error| error.with("disk", target)));
             }
         }
@@ -42,15 +45,29 @@ fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
     let refuse = |why: String| {
         Error::unsupported(format!("image {} {why}", image.path))
             .with("path", &image.path)
-            .help("Convert it with qemu-img convert, or wait for a version that reads it")
+            .help("Convert it with qemu-img convert")
     };
     if !image.regular_file && disk.kind != DiskKind::Block {
         return Some(refuse("is not a plain file".to_owned()));
     }
-    if let ImageFormat::Other(format) = &image.format {
-        return Some(refuse(format!("has the format {format:?}; only qcow2 and raw are copied")));
+    if let Some(feature) = image.unsupported.first() {
+        return Some(refuse(format!("uses {feature}")));
     }
-    image.unsupported.first().map(|feature| refuse(format!("uses {feature}")))
+    image.broken.as_ref().map(|fault| {
+        Error::verification(format!("image {} is broken: {fault}", image.path))
+            .with("path", &image.path)
+            .help(format!("Look at it: qemu-img check {}; restore it, or repair it with -r all", image.path))
+    })
+}
+
+/// What only qemu reads needs `qemu-nbd` on the source host.
+fn refuse_without_qemu_nbd(facts: &Facts<'_>, image: &ImageFacts) -> Option<Error> {
+    let feature = image.by_qemu.first().filter(|_| !facts.source.qemu_nbd)?;
+    let host = &facts.source.host_name;
+    let error =
+        Error::insufficient(format!("image {} uses {feature}; qemu-nbd, which reads it, is missing", image.path));
+    let error = error.with("path", &image.path).with("host", host).with("program", "qemu-nbd");
+    Some(error.help(format!("Install qemu-utils (Debian) or qemu-img (Fedora) on {host}")))
 }
 
 /// The format is what the definition says, never what the content looks like: a guest can write the header of a qcow2

@@ -155,7 +155,11 @@ fn new_format(facts: &Facts<'_>, chain: &[ImageFacts]) -> ImageFormat {
     match facts.request.disk_format {
         DiskFormat::Qcow2 => ImageFormat::Qcow2,
         DiskFormat::Raw => ImageFormat::Raw,
-        DiskFormat::Keep => chain.first().map_or(ImageFormat::Raw, |image| image.format.clone()),
+        DiskFormat::Keep => match chain.first().map(|image| &image.format) {
+            None | Some(ImageFormat::Raw) => ImageFormat::Raw,
+            // Formats that only qemu reads are not written: no reader of the copy needs them.
+            Some(ImageFormat::Qcow2 | ImageFormat::Other(_)) => ImageFormat::Qcow2,
+        },
     }
 }
 

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::lane::{ImageSpec, LaneCommand, LaneEvent};
+use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use crate::blocks::DigestKey;
 use crate::error::Error;
-use crate::inventory::{HostId, ImageFacts};
+use crate::inventory::{FileId, HostId, ImageFacts};
 
 /// Which disk of an operation, in the order of its plan.
 pub type DiskIndex = u16;
@@ -92,6 +92,15 @@ pub enum Request {
     Unlock,
     /// Look at an image and every file behind it. → [`Reply::Chain`]
     Inspect(ImageSpec),
+    /// Have `qemu-img` check one image's own structure. → [`Reply::Checked`]
+    CheckImage(ImageSpec),
+    /// Have `qemu-nbd` read an image, until lane agents are ended. → [`Reply::Export`]
+    Export {
+        /// The export's name.
+        name: String,
+        /// The image; what it names is opened, and nothing else.
+        image: ImageSpec,
+    },
     /// How much data each segment of a disk may hold. → [`Reply::Segments`]
     Segments {
         /// The disk.
@@ -215,6 +224,10 @@ pub enum Reply {
     Relay(StreamId),
     /// The image and the files behind it, top first, with what identifies their present contents.
     Chain(Vec<(ImageFacts, Identity)>),
+    /// What is wrong with an image.
+    Checked(Option<String>),
+    /// Where an export is found.
+    Export(Export),
     /// Segments that hold data, as (index, bytes that may be data), and where to go on if there are more.
     Segments {
         /// Segments with data in them.
@@ -267,6 +280,10 @@ pub struct PathFacts {
     pub directory: bool,
     /// Bytes that can be written to the file system it is or would be on; 0 where its directory is missing.
     pub available: u64,
+    /// Which file it leads to.
+    pub file: Option<FileId>,
+    /// Of a device, what it calls itself on every host that reaches it.
+    pub device_id: Option<String>,
 }
 
 /// A finished image.

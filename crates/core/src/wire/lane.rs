@@ -56,8 +56,18 @@ pub struct ImageSpec {
     pub format: ImageFormat,
     /// The files behind it, nearest first. They are the only ones that may be opened on its behalf.
     pub backing: Vec<(String, ImageFormat)>,
+    /// Files that hold the data of images in this chain, as (image, its data file); they may be opened as well.
+    pub data_files: Vec<(String, String)>,
     /// Where it is read from instead, if not from its file.
     pub export: Option<Export>,
+}
+
+impl ImageSpec {
+    /// An image by itself.
+    #[must_use]
+    pub fn new(path: impl Into<String>, format: ImageFormat) -> Self {
+        Self { path: path.into(), format, backing: Vec::new(), data_files: Vec::new(), export: None }
+    }
 }
 
 /// An NBD export on a unix socket of the agent's host.

@@ -129,6 +129,7 @@ impl Libvirt {
                     images: std::collections::BTreeMap::new(),
                     files: std::collections::BTreeMap::new(),
                     live: None,
+                    qemu_nbd: false,
                 }))
             })
             .await?;

@@ -3,17 +3,40 @@
 use std::time::Duration;
 
 use kvm_clone_core::inventory::MachineState;
+use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 
 use super::Work;
+use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
+use crate::lane::Kind;
 use crate::reconnect;
 
 /// Pause between two looks at the machine while its disks are copied.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 impl Work {
+    /// Has qemu read the images of a stopped source that our own readers do not understand. The exports end with the
+    /// lane agents. What runs is exported by its own process already.
+    pub(super) async fn open_exports(&mut self) -> Result<()> {
+        if self.seen.machine.live.is_some() {
+            return Ok(());
+        }
+        for disk in self.disks.iter_mut().filter(|disk| disk.kind == Kind::Disk) {
+            let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
+            if chain.iter().all(|image| image.by_qemu.is_empty()) {
+                continue;
+            }
+            let order = Request::Export { name: disk.target.to_string(), image: disk.source.clone() };
+            match self.source.host.control.ask(order).await? {
+                Reply::Export(export) => disk.source.export = Some(export),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok(())
+    }
+
     /// Resolves when the source machine is not what it was any more, or cannot be watched any more.
     pub(super) async fn source_changes(&self) -> Error {
         let mut site = self.source.clone();
@@ -70,11 +93,10 @@ impl Work {
         self.stopped(&self.source).await?;
         for (target, chain) in &self.seen.machine.images {
             let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
-            let spec =
-                ImageSpec { path: top.path.clone(), format: top.format.clone(), backing: Vec::new(), export: None };
+            let spec = ImageSpec::new(&top.path, top.format.clone());
             let now = inventory::inspect(&self.source.host, spec).await?;
             let before = self.seen.identities.get(target);
-            if before.is_none_or(|before| !before.iter().eq(now.iter().map(|(_, identity)| identity))) {
+            if before.is_none_or(|before| *before != now.identities) {
                 return Err(Error::conflict(format!("the image of disk {target} changed while it was copied"))
                     .with("disk", target)
                     .with("path", &top.path)
@@ -88,10 +110,10 @@ impl Work {
     pub(super) async fn same_files(&self) -> Result<()> {
         for (path, chain) in &self.seen.machine.files {
             let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
-            let spec = ImageSpec { path: path.clone(), format: top.format.clone(), backing: Vec::new(), export: None };
+            let spec = ImageSpec::new(path, top.format.clone());
             let now = inventory::inspect(&self.source.host, spec).await?;
             let before = self.seen.file_identities.get(path);
-            if before.is_none_or(|before| !before.iter().eq(now.iter().map(|(_, identity)| identity))) {
+            if before.is_none_or(|before| *before != now.identities) {
                 return Err(Error::conflict(format!("{path} changed while it was copied"))
                     .with("path", path)
                     .help("The machine's firmware wrote to it, as it does when it boots; clone the machine again")

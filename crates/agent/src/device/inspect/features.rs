@@ -33,6 +33,12 @@ impl Feature {
     pub const fn hinders_reading(self) -> bool {
         !matches!(self, Self::LazyRefcounts | Self::Bitmaps)
     }
+
+    /// Whether qemu reads it without being told anything more, and we do not.
+    #[must_use]
+    pub const fn is_read_by_qemu(self) -> bool {
+        matches!(self, Self::ExternalDataFile | Self::ZstdCompression | Self::ExtendedL2)
+    }
 }
 
 impl fmt::Display for Feature {

@@ -17,6 +17,7 @@ const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
 const EXT_END: u32 = 0;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_BITMAPS: u32 = 0x2385_2875;
+const EXT_DATA_FILE: u32 = 0x4441_5441;
 
 fn corrupt(what: impl Into<String>) -> Problem {
     Problem::Corrupt(what.into())
@@ -82,6 +83,7 @@ pub(super) fn parse(cluster: &[u8]) -> Result<ImageInfo, Problem> {
         virtual_size: be64(cluster, 24)?,
         cluster_size: cluster.len() as u64,
         backing: backing_name(cluster)?.map(|name| Backing { name, format: extensions.backing_format }),
+        data_file: extensions.data_file,
         snapshots: be32(cluster, 60)?,
         dirty: incompatible & 1 != 0,
         corrupt: incompatible & 2 != 0,
@@ -148,6 +150,7 @@ fn backing_name(cluster: &[u8]) -> Result<Option<String>, Problem> {
 struct Extensions {
     backing_format: Option<String>,
     bitmaps: bool,
+    data_file: Option<String>,
 }
 
 /// Walks the extensions. Version 2 has them too, although only version 3 has a field for where they start.
@@ -168,6 +171,7 @@ fn extensions(cluster: &[u8], start: usize) -> Result<Extensions, Problem> {
             EXT_END => break,
             EXT_BACKING_FORMAT => found.backing_format = Some(String::from_utf8_lossy(data).into_owned()),
             EXT_BITMAPS => found.bitmaps = true,
+            EXT_DATA_FILE => found.data_file = Some(String::from_utf8_lossy(data).into_owned()),
             _ => {}
         }
         at += 8 + data.len().next_multiple_of(8);

@@ -44,12 +44,12 @@ fn the_source() {
         ),
         ("a device in the place of a file", |w| w.image().regular_file = false, 1013),
         (
-            "another format",
+            "another format of qemu's",
             |w| {
                 w.source.xml = w.source.xml.replace("type='qcow2'", "type='vmdk'");
                 w.image().format = ImageFormat::Other("vmdk".to_owned());
             },
-            1013,
+            0,
         ),
         (
             "a raw disk with a header that its guest wrote",
@@ -276,4 +276,46 @@ fn a_hostile_definition_is_no_plan() {
     world.source.xml = "<!DOCTYPE a><domain/>".to_owned();
     let error = plan_clone(&world.request, &world.source, &world.target, &world.fresh).unwrap_err();
     assert_eq!(error.code.number(), 1009);
+}
+
+#[test]
+fn what_only_qemu_reads_needs_qemu_nbd() {
+    let zstd = |w: &mut World| w.image().by_qemu.push("zstd compression".to_owned());
+    assert_eq!(code(&world().with(zstd)), 0);
+    let missing = world().with(|w| {
+        zstd(w);
+        w.source.qemu_nbd = false;
+    });
+    assert_eq!(code(&missing), 1005);
+    let many = world().with(|w| w.image().unsupported.push("several files for one image".to_owned()));
+    assert_eq!(code(&many), 1013);
+    let broken = world().with(|w| w.image().broken = Some("ERROR cluster 7".to_owned()));
+    assert_eq!(code(&broken), 1012);
+    // A machine that runs reads its images itself.
+    assert_eq!(
+        code(&super::live::running().with(|w| {
+            zstd(w);
+            w.source.qemu_nbd = false;
+        })),
+        0
+    );
+}
+
+#[test]
+fn a_device_that_both_hosts_reach_is_known_by_its_name() {
+    let seen = |inode, born, device_id: Option<&str>| SeenFile {
+        file: FileId { device: 77, inode, length: 4 * GIB, born },
+        device_id: device_id.map(str::to_owned),
+    };
+    let with = |here: Option<&str>, there: SeenFile| {
+        code(&world().with(|w| {
+            w.image().device_id = here.map(str::to_owned);
+            w.target.files.insert("/pool/small.qcow2".to_owned(), there);
+        }))
+    };
+    assert_eq!(with(None, seen(100, None, None)), 1013);
+    assert_eq!(with(None, seen(101, None, None)), 0);
+    assert_eq!(with(Some("naa.5"), seen(5, None, Some("naa.5"))), 1013);
+    assert_eq!(with(Some("naa.5"), seen(100, None, Some("naa.6"))), 0);
+    assert_eq!(with(Some("naa.5"), seen(100, None, None)), 0);
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::inventory::LiveMachine;
 
-fn running() -> World {
+pub(super) fn running() -> World {
     let mut world = world();
     world.source.state = MachineState::Running;
     world.source.live = Some(LiveMachine {

@@ -41,6 +41,7 @@ pub(super) fn world() -> World {
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
         files: BTreeMap::new(),
         live: None,
+        qemu_nbd: true,
     };
     let fresh = FreshIdentity {
         operation: "01900000-0000-7000-8000-0000deadbeef".parse().unwrap(),
@@ -58,10 +59,14 @@ pub(super) fn image(path: &str, allocated_gib: u64) -> ImageFacts {
         format: ImageFormat::Qcow2,
         virtual_size: 10 * GIB,
         allocated: allocated_gib * GIB,
-        file: FileId { device: 1, inode: 100, length: 4 * GIB },
+        file: FileId { device: 1, inode: 100, length: 4 * GIB, born: None },
         snapshots: 0,
         unsupported: Vec::new(),
+        by_qemu: Vec::new(),
+        data_file: None,
+        broken: None,
         regular_file: true,
+        device_id: None,
         pool: None,
     }
 }
@@ -85,6 +90,7 @@ fn beta() -> TargetHost {
             machines: vec!["q35".to_owned(), "pc-q35-7.2".to_owned()],
         }],
         machines: Vec::new(),
+        files: BTreeMap::new(),
         paths_present: BTreeSet::new(),
     }
 }
@@ -102,7 +108,7 @@ pub(super) fn pool(name: &str, path: &str) -> Pool {
 
 /// A stopped machine on the target with one disk.
 pub(super) fn existing(name: &str, uuid: u128, path: &str) -> ExistingMachine {
-    let file = Some(FileId { device: 9, inode: 900, length: 1 });
+    let file = Some(FileId { device: 9, inode: 900, length: 1, born: None });
     ExistingMachine {
         name: name.parse().unwrap(),
         uuid: Uuid::from_u128(uuid),

@@ -106,6 +106,13 @@ fn every_path_that_a_plan_depends_on_is_asked_for() {
     world.add_device("<disk device='cdrom'><source file='/iso/a.iso'/><target dev='sdb'/></disk>");
     world.source.xml = world.source.xml.replace("</os>", "<kernel>/boot/k</kernel></os>");
     let paths = wanted_paths(&world.request, &world.source, &world.target, &world.fresh).unwrap();
-    let expected = ["/boot/k", "/images/small_clone-vda-deadbeef.qcow2", "/images/small_clone-vda.qcow2", "/iso/a.iso"];
+    let expected = [
+        "/boot/k",
+        "/images/small.qcow2",
+        "/images/small_clone-vda-deadbeef.qcow2",
+        "/images/small_clone-vda.qcow2",
+        "/iso/a.iso",
+        "/pool/small.qcow2",
+    ];
     assert_eq!(paths.into_iter().collect::<Vec<_>>(), expected);
 }

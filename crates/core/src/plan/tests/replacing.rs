@@ -89,7 +89,7 @@ fn files_that_others_use_stay() {
             .images
             .get_mut(&"vda".parse().unwrap())
             .unwrap()
-            .push(ImageFacts { file: FileId { device: 1, inode: 101, length: 1 }, ..image("/base", 1) });
+            .push(ImageFacts { file: FileId { device: 1, inode: 101, length: 1, born: None }, ..image("/base", 1) });
         w.target.machines[0].disk_files.push(DiskFile { path: "/base".to_owned(), file: None });
     });
     assert_eq!(code(&backing_of_source), 1014);
@@ -99,7 +99,7 @@ fn files_that_others_use_stay() {
 fn an_image_of_the_source_is_never_removed() {
     let shared = |device: u64, inode: u64, length: u64, same_host: bool| {
         code(&force().with(|w| {
-            w.target.machines[0].disk_files[0].file = Some(FileId { device, inode, length });
+            w.target.machines[0].disk_files[0].file = Some(FileId { device, inode, length, born: None });
             if same_host {
                 w.target.host = w.source.host.clone();
             }
