@@ -108,7 +108,7 @@ fn span(seconds: Seconds) -> Duration {
 }
 
 /// How a clone is carried out.
-pub(crate) fn clone_settings(settings: &Settings) -> Result<CloneSettings> {
+pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<CloneSettings> {
     Ok(CloneSettings {
         parallel: settings.transfer.parallel.value.narrow()?,
         verify: match settings.transfer.verify.value {
@@ -118,6 +118,7 @@ pub(crate) fn clone_settings(settings: &Settings) -> Result<CloneSettings> {
         },
         stall_timeout: span(settings.transfer.stall_timeout.value),
         timeout: settings.timeouts.clone.value.0.map(span),
+        checksum: args.checksum,
         scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
         ..CloneSettings::default()
     })

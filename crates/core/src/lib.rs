@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod checksum;
 pub mod domain;
 pub mod error;
 pub mod event;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::blocks::{BLOCK, DigestKey};
+use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::{LockKey, Mark, Status, Step};
@@ -39,6 +40,8 @@ pub struct CloneSettings {
     pub timeout: Option<Duration>,
     /// Bytes that may pile up on the source host of what a running guest overwrites; none leaves half of what is free.
     pub scratch_limit: Option<u64>,
+    /// What whole disks of both sides are summed up with: both are read once more.
+    pub checksum: Option<Algorithm>,
     /// How the ends of a lane are joined.
     pub joint: Arc<dyn Joint>,
 }
@@ -51,6 +54,7 @@ impl Default for CloneSettings {
             stall_timeout: Duration::from_secs(120),
             timeout: None,
             scratch_limit: None,
+            checksum: None,
             joint: Arc::new(Pipes),
         }
     }
@@ -270,7 +274,7 @@ impl Prepared {
     }
 
     fn report(&mut self, work: &Work, settings: &CloneSettings) -> CloneResult {
-        let moved = work.moved;
+        let moved = &work.moved;
         let phases = self.phases.close(moved.sent);
         CloneResult {
             operation_id: self.fresh.operation,
@@ -295,6 +299,7 @@ impl Prepared {
             consistency: self.plan.consistency,
             verified: settings.verify != Verify::Off,
             checksums: work.checksums(),
+            disks: work.disk_results(),
             phases,
             warnings: [self.plan.warnings.clone(), work.warnings.clone()].concat(),
             timestamp: jiff::Timestamp::now().to_string(),

@@ -49,6 +49,8 @@ pub struct CloneResult {
     pub verified: bool,
     /// A checksum for each disk.
     pub checksums: BTreeMap<DiskTarget, Checksum>,
+    /// Each disk, and each file beside them, on both sides.
+    pub disks: Vec<DiskResult>,
     /// How long each phase took.
     pub phases: Vec<PhaseTime>,
     /// What the user should know.
@@ -65,10 +67,38 @@ pub enum Way {
     Full,
 }
 
+/// A disk as it was and as it became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskResult {
+    /// The device as the guest's definition names it; of a file beside the disks, what it is.
+    pub target: DiskTarget,
+    /// At the source.
+    pub source: DiskSide,
+    /// At the target.
+    pub dest: DiskSide,
+}
+
+/// One side of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskSide {
+    /// The topmost image.
+    pub path: String,
+    /// Its format.
+    pub format: String,
+    /// The size that the guest sees.
+    pub size: u64,
+    /// Bytes that it takes on its host, with what is behind it.
+    pub allocated: u64,
+    /// Blocks of 64 KiB.
+    pub blocks: u64,
+    /// Of these, blocks that hold anything but zeroes.
+    pub data_blocks: u64,
+}
+
 /// A checksum of a whole disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Checksum {
-    /// `kvm-clone-root`: the root over the keyed digests of the manifest.
+    /// `kvm-clone-root`, the root over the keyed digests of the manifest, unless another one was asked for.
     pub algorithm: &'static str,
     /// In hexadecimal.
     pub value: String,

@@ -4,12 +4,12 @@
 //! definition is one call of libvirt; after it nothing is undone any more. What is made before has a marker on the host
 //! first, so that `recover` can undo it without us.
 
+mod checksum;
 mod define;
 mod point;
 mod source;
 mod undo;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,6 @@ use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site, Source};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
-use crate::outcome::Checksum;
 use crate::reconnect;
 use define::OldMachine;
 pub(crate) use define::made_by;
@@ -61,6 +60,8 @@ pub(crate) struct Work {
     /// Whether libvirt has answered the order to begin the job of a point.
     point_settled: bool,
     pub(crate) moved: Moved,
+    /// Checksums of the source's disks, where they were asked for.
+    sums: Vec<String>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -110,6 +111,7 @@ impl Work {
             define_asked: false,
             point_settled: false,
             moved: Moved::default(),
+            sums: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -150,16 +152,20 @@ impl Work {
             joint: &*self.settings.joint,
             events: &*events,
         });
+        let summed = async {
+            let (moved, notes) = copy.await?;
+            Ok((moved, notes, self.source_sums().await?))
+        };
         let copied = tokio::select! {
-            copied = copy => copied,
+            copied = summed => copied,
             error = self.source_changes() => Err(error),
         };
-        let (moved, notes) = match copied {
+        let (moved, notes, sums) = match copied {
             Ok(copied) => copied,
             Err(error) => return Err(self.why_not_copied(error).await),
         };
         self.release_point().await?;
-        self.moved = moved;
+        (self.moved, self.sums) = (moved, sums);
         notes.into_iter().for_each(|note| self.warn(note));
         Ok(())
     }
@@ -172,6 +178,8 @@ impl Work {
                 other => return Err(unexpected(&other)),
             }
         }
+        self.same_blocks()?;
+        self.same_sums().await?;
         for (file, finished) in self.marker.finals.iter_mut().zip(&self.finished) {
             file.identity = Some(finished.identity);
         }
@@ -227,16 +235,6 @@ impl Work {
     pub(crate) fn warn(&mut self, message: String) {
         (self.events)(Event::Warning { message: message.clone() });
         self.warnings.push(message);
-    }
-
-    pub(crate) fn checksums(&self) -> BTreeMap<DiskTarget, Checksum> {
-        let hex = |root: &[u8; 32]| root.iter().map(|byte| format!("{byte:02x}")).collect();
-        let disks = self.disks.iter().zip(&self.finished);
-        disks
-            .map(|(disk, image)| {
-                (disk.target.clone(), Checksum { algorithm: "kvm-clone-root", value: hex(&image.root) })
-            })
-            .collect()
     }
 
     fn new_images(&self) -> Vec<NewImage> {

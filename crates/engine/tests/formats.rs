@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::*;
+use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::{Code, Result};
 use kvm_clone_engine::{CloneResult, CloneSettings};
@@ -16,6 +17,7 @@ use kvm_clone_lab::{DiskSpec, Fill, FsKind, MachineSpec, define_machine, fault};
 use oracle::{Gate, Scene, State, disk_path, run_in};
 
 /// Disks of `scene`'s `web1`: target, format, file.
+#[derive(Clone, Copy)]
 struct Disk {
     target: &'static str,
     format: &'static str,
@@ -170,4 +172,31 @@ async fn storage_that_both_hosts_reach_is_refused() {
     assert_eq!(error.code, Code::Unsupported, "{error}");
     assert!(error.to_string().contains("/srv/shared.qcow2"), "{error}");
     scene.assert_source_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checksums_are_those_that_everybodys_programs_say() {
+    let Some((scene, dir)) = with_every_format("checksums_are_those") else { return };
+    define(&scene, &[DISKS[0], DISKS[4]]);
+    let client = client(&scene.lab).await;
+    for (algorithm, program) in
+        [(Algorithm::Blake3, "b3sum"), (Algorithm::Sha256, "sha256sum"), (Algorithm::Md5, "md5sum")]
+    {
+        let settings = CloneSettings { checksum: Some(algorithm), ..CloneSettings::default() };
+        let result = clone_with(&client, "alpha", "beta", "web1", CloneRequest::default(), &settings).await.unwrap();
+        let said = Command::new(program).arg(dir.join("base.img")).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        for sum in result.checksums.values() {
+            assert_eq!(sum.algorithm, algorithm.word());
+            assert!(said.starts_with(&format!("{} ", sum.value)), "{algorithm}: {said} {sum:?}");
+        }
+        assert_eq!(result.checksums.len(), 2);
+        for disk in &result.disks {
+            assert_eq!((disk.source.size, disk.source.blocks), (16 * MIB, 256));
+            assert!(disk.source.data_blocks >= 96, "{disk:?}");
+            assert_eq!(disk.source.data_blocks, disk.dest.data_blocks, "{disk:?}");
+        }
+        assert!(fault::find(&scene.alpha, "qemu-nbd").unwrap().is_empty());
+        scene.remove_clone();
+    }
 }

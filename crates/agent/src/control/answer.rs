@@ -7,7 +7,7 @@ use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
 use super::session::Session;
-use super::{check, export, facts, files, image, inspect, lanes, marker, point, relay};
+use super::{check, checksum, export, facts, files, image, inspect, lanes, marker, point, relay};
 
 /// Requests answered at once; a controller that asks more at a time is broken.
 const AT_ONCE: usize = 64;
@@ -45,6 +45,7 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::Export { name, image } => {
             session.require_locks().and_then(|()| export::open(session, name, &image)).map(Reply::Export)
         }
+        Request::Checksum { image, algorithm } => checksum::compute(session, &image, algorithm).map(Reply::Checksum),
         Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from),
         Request::Paths(paths) => Ok(Reply::Paths(files::look(paths))),
         Request::Markers => marker::all(&session.place).map(Reply::Markers),

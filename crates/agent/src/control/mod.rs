@@ -8,6 +8,7 @@
 mod answer;
 mod blockdev;
 mod check;
+mod checksum;
 mod export;
 mod facts;
 mod files;

@@ -72,19 +72,21 @@ fn enqueue(
 fn send(queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()> {
     let mut output = FrameWriter::new(io::stdout().lock());
     output.magic()?;
-    let (mut read, mut sent) = (0, 0);
+    let (mut read, mut sent, mut data_blocks) = (0, 0, 0);
     for item in queue {
         match item {
             Item::Begin(segment) => sent += output.send(Kind::Lane, &LaneMessage::Begin(segment), &[])?,
             Item::Piece(coming) => {
                 let piece = coming.recv().map_err(|_| Error::internal("a reader thread is gone"))??;
                 read += piece.data.len() as u64;
+                data_blocks += piece.digests.iter().filter(|digest| !digest.is_zero()).count() as u64;
                 sent += send_piece(&mut output, &piece)?;
                 readers.recycle(piece.data);
             }
             Item::End(segment, device) => {
                 sent += output.send(Kind::Lane, &LaneMessage::End, &[])?;
                 device.drop_cache(segment.offset, segment.len);
+                events.tell(&LaneEvent::Read { segment, data_blocks: std::mem::take(&mut data_blocks) });
             }
             Item::Finish => {
                 sent += output.send(Kind::Lane, &LaneMessage::Finish, &[])?;

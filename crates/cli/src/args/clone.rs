@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use clap::Args;
+use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::{DiskTarget, ResourceName, SourceName, VmName};
 use kvm_clone_core::plan::{DiskFormat, NetworkTarget};
@@ -69,6 +70,9 @@ pub(crate) struct CloneArgs {
     /// Do not read back what was written
     #[arg(long, help_heading = "Transfer")]
     no_verify: bool,
+    /// Sum up whole disks of both sides, and compare: blake3, sha256 or md5. Reads both once more
+    #[arg(long, value_name = "ALGORITHM", help_heading = "Transfer")]
+    pub(crate) checksum: Option<Algorithm>,
     /// Seconds that the whole operation may take, 1 to 86400
     #[arg(long, value_name = "SECONDS", help_heading = "Transfer")]
     pub(crate) timeout: Option<Seconds>,

@@ -87,7 +87,7 @@ impl<'a> Job<'a> {
         for machine in &args.machines {
             request.new_name(machine)?;
         }
-        let settings = request::clone_settings(&session.settings)?;
+        let settings = request::clone_settings(args, &session.settings)?;
         let client = session.client().await?;
         Ok(Self { args, session, client, source, dest, request, settings })
     }

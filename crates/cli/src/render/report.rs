@@ -25,6 +25,9 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
         "{} on {} is copied to {} on {}",
         result.vm_name, result.source_host, result.new_vm_name, result.dest_host
     );
+    let sums = result.checksums.iter().filter(|(_, sum)| sum.algorithm != "kvm-clone-root");
+    let sums: Vec<String> =
+        sums.map(|(disk, sum)| format!("  {:<10} {} {}, on both sides", sum.algorithm, sum.value, disk)).collect();
     let mut lines = vec![
         paint.strong(&done),
         format!("  way        {way} {consistency}: {}", harmless(&result.why)),
@@ -34,6 +37,7 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
         format!("  uuid       {}", result.new_uuid),
         format!("  operation  {}", result.operation_id),
     ];
+    lines.extend(sums);
     lines.extend(result.warnings.iter().map(|warning| format!("{} {}", paint.warn("warning:"), harmless(warning))));
     lines.join("\n") + "\n"
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use crate::blocks::DigestKey;
+use crate::checksum::Algorithm;
 use crate::error::Error;
 use crate::inventory::{FileId, HostId, ImageFacts};
 
@@ -100,6 +101,13 @@ pub enum Request {
         name: String,
         /// The image; what it names is opened, and nothing else.
         image: ImageSpec,
+    },
+    /// Read a whole disk in order. → [`Reply::Checksum`]
+    Checksum {
+        /// The disk.
+        image: ImageSpec,
+        /// What is computed.
+        algorithm: Algorithm,
     },
     /// How much data each segment of a disk may hold. → [`Reply::Segments`]
     Segments {
@@ -224,6 +232,8 @@ pub enum Reply {
     Relay(StreamId),
     /// The image and the files behind it, top first, with what identifies their present contents.
     Chain(Vec<(ImageFacts, Identity)>),
+    /// A checksum, in hexadecimal.
+    Checksum(String),
     /// What is wrong with an image.
     Checked(Option<String>),
     /// Where an export is found.

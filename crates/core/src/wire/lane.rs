@@ -140,6 +140,13 @@ pub enum LaneEvent {
         /// Bytes of blocks and framing sent.
         sent: u64,
     },
+    /// Source: a segment is read and sent.
+    Read {
+        /// Which.
+        segment: Segment,
+        /// How many of its blocks hold data.
+        data_blocks: u64,
+    },
     /// Target: bytes written since the last such event.
     Written(u64),
     /// Target: a segment is complete and, where asked for, verified.

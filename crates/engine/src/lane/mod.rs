@@ -65,12 +65,14 @@ pub(crate) struct Copy<'a> {
 }
 
 /// What was moved.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Moved {
     pub(crate) read: u64,
     pub(crate) sent: u64,
     pub(crate) written: u64,
     pub(crate) data_blocks: u64,
+    /// Blocks that hold data, by disk, as the source's lane agents counted them.
+    pub(crate) source_blocks: Vec<u64>,
 }
 
 /// Copies all disks; also returns what the user should know of how. On return, with success or not, no lane agent is
@@ -139,7 +141,7 @@ async fn carry(
     await_ready(lanes, told).await?;
     start(copy, lanes).await?;
     let mut schedule = Schedule::new(work, lanes.len());
-    let mut moved = Moved::default();
+    let mut moved = Moved { source_blocks: vec![0; copy.disks.len()], ..Moved::default() };
     let mut finished = 0;
     for lane in 0..lanes.len() {
         deal(copy, lanes, &mut schedule, lane).await?;
@@ -150,6 +152,11 @@ async fn carry(
             LaneEvent::Sent { read, sent } => {
                 moved.read += read;
                 moved.sent += sent;
+            }
+            LaneEvent::Read { segment, data_blocks } => {
+                if let Some(blocks) = moved.source_blocks.get_mut(usize::from(segment.disk)) {
+                    *blocks += data_blocks;
+                }
             }
             LaneEvent::Written(bytes) => moved.written += bytes,
             LaneEvent::Done { segment, data_blocks } => {

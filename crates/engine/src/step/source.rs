@@ -10,7 +10,7 @@ use kvm_clone_core::{Code, Error, Result};
 use super::Work;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
-use crate::lane::Kind;
+use crate::lane::{CopyDisk, Kind};
 use crate::reconnect;
 
 /// Pause between two looks at the machine while its disks are copied.
@@ -20,21 +20,28 @@ impl Work {
     /// Has qemu read the images of a stopped source that our own readers do not understand. The exports end with the
     /// lane agents. What runs is exported by its own process already.
     pub(super) async fn open_exports(&mut self) -> Result<()> {
-        if self.seen.machine.live.is_some() {
-            return Ok(());
+        let mut read = Vec::new();
+        for disk in &self.disks {
+            read.push(self.readable(disk).await?);
         }
-        for disk in self.disks.iter_mut().filter(|disk| disk.kind == Kind::Disk) {
-            let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
-            if chain.iter().all(|image| image.by_qemu.is_empty()) {
-                continue;
-            }
-            let order = Request::Export { name: disk.target.to_string(), image: disk.source.clone() };
-            match self.source.host.control.ask(order).await? {
-                Reply::Export(export) => disk.source.export = Some(export),
-                other => return Err(unexpected(&other)),
-            }
+        for (disk, image) in self.disks.iter_mut().zip(read) {
+            disk.source = image;
         }
         Ok(())
+    }
+
+    /// The image of a disk as lane agents can read it.
+    pub(super) async fn readable(&self, disk: &CopyDisk) -> Result<ImageSpec> {
+        let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
+        let is_ours = chain.iter().all(|image| image.by_qemu.is_empty());
+        if is_ours || self.seen.machine.live.is_some() || disk.kind == Kind::File {
+            return Ok(disk.source.clone());
+        }
+        let order = Request::Export { name: disk.target.to_string(), image: disk.source.clone() };
+        match self.source.host.control.ask(order).await? {
+            Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..disk.source.clone() }),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Resolves when the source machine is not what it was any more, or cannot be watched any more.

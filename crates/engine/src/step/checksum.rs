@@ -1,0 +1,104 @@
+//! What both sides hold, counted and summed up.
+
+use std::collections::BTreeMap;
+
+use kvm_clone_core::blocks::BLOCK;
+use kvm_clone_core::checksum::Algorithm;
+use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::{Error, Result};
+
+use super::Work;
+use crate::host::Host;
+use crate::host::control::unexpected;
+use crate::outcome::{Checksum, DiskResult, DiskSide};
+
+impl Work {
+    /// The checksums of the source's disks, where they were asked for. Read once more, from the same point.
+    pub(super) async fn source_sums(&self) -> Result<Vec<String>> {
+        let Some(algorithm) = self.settings.checksum else { return Ok(Vec::new()) };
+        let mut sums = Vec::new();
+        for disk in &self.disks {
+            let image = self.readable(disk).await?;
+            sums.push(sum(&self.source.host, image, algorithm).await?);
+        }
+        // What qemu read for us ends with the lane agents, of which there are none any more.
+        self.source.host.control.order(Request::EndLanes).await?;
+        Ok(sums)
+    }
+
+    /// Whether the finished images have the source's checksums.
+    pub(super) async fn same_sums(&self) -> Result<()> {
+        let Some(algorithm) = self.settings.checksum else { return Ok(()) };
+        for (disk, expected) in self.disks.iter().zip(&self.sums) {
+            let found = sum(&self.target.host, disk.staging.clone(), algorithm).await?;
+            if found != *expected {
+                return Err(Error::verification(format!(
+                    "disk {} has another {algorithm} checksum than its source",
+                    disk.target
+                ))
+                .with("disk", &disk.target)
+                .with("source", expected)
+                .with("target", found)
+                .help("Memory or storage of one of the hosts is faulty: look at their kernel logs"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether as many blocks with data arrived as were sent, disk by disk.
+    pub(super) fn same_blocks(&self) -> Result<()> {
+        for ((disk, sent), image) in self.disks.iter().zip(&self.moved.source_blocks).zip(&self.finished) {
+            if *sent != image.data_blocks {
+                let message =
+                    format!("disk {} has {} blocks with data, its source {sent}", disk.target, image.data_blocks);
+                return Err(Error::verification(message).with("disk", &disk.target).help("Please report this"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn checksums(&self) -> BTreeMap<DiskTarget, Checksum> {
+        let hex = |root: &[u8; 32]| root.iter().map(|byte| format!("{byte:02x}")).collect();
+        let roots = self.finished.iter().map(|image| Checksum { algorithm: "kvm-clone-root", value: hex(&image.root) });
+        let sums = |algorithm: Algorithm| {
+            self.sums.iter().map(move |sum| Checksum { algorithm: algorithm.word(), value: sum.clone() })
+        };
+        let all: Vec<Checksum> =
+            self.settings.checksum.map_or_else(|| roots.collect(), |algorithm| sums(algorithm).collect());
+        self.disks.iter().map(|disk| disk.target.clone()).zip(all).collect()
+    }
+
+    /// Sizes and counts of both sides.
+    pub(crate) fn disk_results(&self) -> Vec<DiskResult> {
+        let sides = self.disks.iter().zip(&self.moved.source_blocks).zip(&self.finished);
+        sides
+            .map(|((disk, sent), image)| {
+                let side = |path: &str, format: String, allocated, data_blocks| DiskSide {
+                    path: path.to_owned(),
+                    format,
+                    size: disk.size,
+                    allocated,
+                    blocks: disk.size.div_ceil(BLOCK),
+                    data_blocks,
+                };
+                let machine = &self.seen.machine;
+                let chain = machine.images.get(&disk.target).or_else(|| machine.files.get(&disk.source.path));
+                let allocated = chain.into_iter().flatten().map(|image| image.allocated).sum();
+                DiskResult {
+                    target: disk.target.clone(),
+                    source: side(&disk.source.path, disk.source.format.to_string(), allocated, *sent),
+                    dest: side(&disk.path, disk.staging.format.to_string(), image.allocated, image.data_blocks),
+                }
+            })
+            .collect()
+    }
+}
+
+async fn sum(host: &Host, image: ImageSpec, algorithm: Algorithm) -> Result<String> {
+    match host.control.ask(Request::Checksum { image, algorithm }).await? {
+        Reply::Checksum(sum) => Ok(sum),
+        other => Err(unexpected(&other)),
+    }
+}
