@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget, Presence};
+use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, SshOptions};
@@ -121,6 +122,15 @@ pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<Cl
         checksum: args.checksum,
         scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
         ..CloneSettings::default()
+    })
+}
+
+/// What is tried again.
+pub(crate) fn retry_policy(settings: &Settings) -> Result<RetryPolicy> {
+    Ok(RetryPolicy {
+        attempts: settings.retry.attempts.value.narrow()?,
+        base_delay: span(settings.retry.base_delay.value),
+        max_delay: span(settings.retry.max_delay.value),
     })
 }
 

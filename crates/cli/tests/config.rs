@@ -107,3 +107,46 @@ fn a_file_that_was_asked_for_must_be_there() {
     assert_eq!(ended.status, 78);
     assert!(ended.stderr.contains("there is no configuration file nowhere.toml"), "{}", ended.stderr);
 }
+
+#[test]
+fn set_and_unset_change_one_line_of_the_file() {
+    let environment = TestEnvironment::new();
+    // There is no file yet.
+    assert_eq!(environment.run(&["config", "set", "transfer.parallel", "8"]).status, 0);
+    assert_eq!(std::fs::read_to_string(environment.config()).unwrap(), "[transfer]\nparallel = 8\n");
+    let text = "# ours\n[transfer]\nparallel = 2 # the old switch\n";
+    environment.write_config(text);
+    assert_eq!(environment.run(&["config", "set", "transfer.parallel", "3"]).status, 0);
+    assert_eq!(environment.run(&["config", "set", "hosts.backup.address", "ops@192.0.2.1:2222"]).status, 0);
+    let shown = json(&environment.run(&["config", "show", "-o", "json"]).stdout);
+    assert_eq!(shown["transfer"]["parallel"]["value"], 3);
+    assert_eq!(shown["hosts"]["backup"]["address"], "ops@192.0.2.1:2222");
+    let unset = environment.run(&["config", "unset", "hosts.backup.address"]);
+    assert_eq!(unset.status, 0);
+    let file = std::fs::read_to_string(environment.config()).unwrap();
+    assert!(file.starts_with("# ours\n[transfer]\nparallel = 3 # the old switch\n"), "{file}");
+    assert!(!file.contains("192.0.2.1"), "{file}");
+}
+
+#[test]
+fn set_refuses_what_is_no_setting_and_leaves_the_file() {
+    let environment = TestEnvironment::new();
+    let text = "[transfer]\nparallel = 2\n";
+    environment.write_config(text);
+    let mut shown = Vec::new();
+    let tried = [
+        ["transfer.paralel", "8"],
+        ["transfer.parallel", "64"],
+        ["parallel", "8"],
+        ["hosts.a.prot", "22"],
+        ["hosts.a.port", "many"],
+    ];
+    for [key, value] in tried {
+        let ended = environment.run(&["config", "set", key, value]);
+        assert!([64, 78].contains(&ended.status), "{key}: {}", ended.status);
+        shown.push(format!("{key} = {value}\n{}", ended.stderr));
+    }
+    assert_eq!(environment.run(&["config", "unset", "transfer.paralel"]).status, 78);
+    assert_eq!(std::fs::read_to_string(environment.config()).unwrap(), text);
+    insta::assert_snapshot!("set_refused", shown.join("\n"));
+}

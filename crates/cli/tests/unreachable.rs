@@ -104,3 +104,24 @@ fn a_missing_agent_is_named_before_any_connection() {
     assert_eq!(ended.status, 78);
     assert!(ended.stderr.contains("kvm-clone-agent is not installed"), "{}", ended.stderr);
 }
+
+#[test]
+fn what_may_pass_is_tried_again_and_each_try_is_told() {
+    let (environment, host) = (TestEnvironment::new(), closed());
+    let retries = |arguments: &[&str]| {
+        let mut command = environment.command(arguments);
+        command.env("KVM_CLONE_RETRY_ATTEMPTS", "2").env("KVM_CLONE_RETRY_BASE_DELAY", "1");
+        environment.ended(&command.output().unwrap())
+    };
+    let ended = retries(&["clone", &host, &host, "web1", "-o", "json"]);
+    assert_eq!(ended.status, 69);
+    assert_eq!(json(&ended.stdout)["error"]["context"]["attempts"], "2");
+    let events: Vec<_> = ended.stderr.lines().map(json).filter(|event| event["event"] == "retry").collect();
+    assert_eq!(events.len(), 1);
+    assert_eq!((&events[0]["attempt"], &events[0]["code"]), (&2.into(), &1002.into()), "{events:?}");
+    let text = retries(&["clone", &host, &host, "web1"]);
+    assert!(text.stderr.contains("trying again"), "{}", text.stderr);
+    // A name that cannot be is no better the second time.
+    let wrong = retries(&["clone", &host, &host, "web1", "--network", "lan"]);
+    assert!(!wrong.stderr.contains("trying again"), "{}", wrong.stderr);
+}

@@ -74,6 +74,19 @@ pub enum Event {
         /// Its bytes in total.
         bytes_total: u64,
     },
+    /// It failed in passing, and will be tried again.
+    Retry {
+        /// Which try the next one is.
+        attempt: u32,
+        /// Tries in all.
+        attempts: u32,
+        /// How long it waits before that.
+        wait_milliseconds: u64,
+        /// The code of the failure.
+        code: u16,
+        /// The failure.
+        message: String,
+    },
     /// Bytes moved by all disks together, counted since the start.
     Moved {
         /// Read from the source's disks.

@@ -23,6 +23,7 @@ pub mod inventory;
 pub mod journal;
 pub mod name;
 pub mod plan;
+pub mod retry;
 pub mod size;
 pub mod wire;
 

@@ -20,6 +20,7 @@ mod list;
 mod outcome;
 mod reconnect;
 mod recover;
+mod retry;
 mod step;
 mod store;
 
@@ -30,5 +31,6 @@ pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
 pub use lane::{Ends, Joint, Pipes};
-pub use outcome::{Checksum, CloneResult, PhaseTime, Way};
+pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
+pub use retry::retrying;

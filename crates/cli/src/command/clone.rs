@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_clone_core::name::SourceName;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest};
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, Replaced};
+use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Prepared};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events, Prepared, retrying};
 use serde::Serialize;
 
 use super::confirm;
@@ -72,6 +73,7 @@ struct Job<'a> {
     dest: Host,
     request: CloneRequest,
     settings: CloneSettings,
+    retry: RetryPolicy,
 }
 
 impl<'a> Job<'a> {
@@ -88,45 +90,77 @@ impl<'a> Job<'a> {
             request.new_name(machine)?;
         }
         let settings = request::clone_settings(args, &session.settings)?;
+        let retry = request::retry_policy(&session.settings)?;
         let client = session.client().await?;
-        Ok(Self { args, session, client, source, dest, request, settings })
+        Ok(Self { args, session, client, source, dest, request, settings, retry })
     }
 
+    /// Copies one machine; what fails in passing is tried again, from the start.
     async fn one(&self, machine: &SourceName) -> Result<(Outcome, ExitCode)> {
-        let prepared = self.prepare(machine).await?;
+        let until = self.settings.timeout.map(|timeout| Instant::now() + timeout);
+        let mut accepted = None;
+        let cancel = &self.session.interrupts.cancel;
+        retrying(&self.retry, &self.retry_events(), cancel, async || {
+            let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let settings = CloneSettings { timeout, ..self.settings.clone() };
+            self.attempt(machine, settings, &mut accepted).await
+        })
+        .await
+    }
+
+    async fn attempt(
+        &self,
+        machine: &SourceName,
+        settings: CloneSettings,
+        accepted: &mut Option<Replaced>,
+    ) -> Result<(Outcome, ExitCode)> {
+        let prepared = self.prepare(machine, &settings).await?;
         let plan = self.as_named(prepared.plan());
         if self.args.dry_run {
             let status = plan.refusal().map_or(ExitCode::SUCCESS, |error| exit::status(error.code));
             return Ok((Outcome::Planned(Box::new(plan)), status));
         }
-        if plan.refusal().is_none() {
+        // What was agreed to once is not asked for again, unless it is something else now.
+        if plan.refusal().is_none() && plan.replaces != *accepted {
             confirm::replacement(&plan, self.session).await?;
+            accepted.clone_from(&plan.replaces);
         }
-        let mut result = self.execute(prepared).await?;
+        let mut result = self.execute(prepared, &settings).await?;
         result.source_host.clone_from(&self.source.name);
         result.dest_host.clone_from(&self.dest.name);
         Ok((Outcome::Cloned(Box::new(result)), ExitCode::SUCCESS))
     }
 
+    /// Tries are logged; as JSON they are events like all others.
+    fn retry_events(&self) -> Events {
+        let (screen, is_json) = (self.session.screen.clone(), matches!(self.session.style, Style::Json));
+        Arc::new(move |event| {
+            if is_json {
+                screen.event(&event);
+            }
+        })
+    }
+
     /// Reaches both hosts and plans; nothing is to be undone when this is stopped.
-    async fn prepare(&self, machine: &SourceName) -> Result<Prepared> {
+    async fn prepare(&self, machine: &SourceName, settings: &CloneSettings) -> Result<Prepared> {
         let progress = self.progress();
         let prepare =
             self.client.prepare(&self.source.spec, &self.dest.spec, machine, self.request.clone(), progress.events());
-        let limit = self.settings.timeout.unwrap_or(Duration::MAX);
+        let limit = settings.timeout.unwrap_or(Duration::MAX);
         let in_time = async {
             tokio::time::timeout(limit, prepare).await.unwrap_or_else(|_| {
-                Err(Error::timeout(format!("the hosts were not ready within {} s", limit.as_secs()))
+                let seconds = self.settings.timeout.unwrap_or_default().as_secs();
+                Err(Error::timeout(format!("the hosts were not ready within {seconds} s"))
                     .help("Give it more time with --timeout"))
             })
         };
         interrupt::unless_stopped(&self.session.interrupts, in_time).await
     }
 
-    async fn execute(&self, prepared: Prepared) -> Result<CloneResult> {
+    async fn execute(&self, prepared: Prepared, settings: &CloneSettings) -> Result<CloneResult> {
         let progress = self.progress();
         let cancel = self.session.interrupts.cancel.clone();
-        let ended = prepared.execute(&self.settings, Arc::clone(&progress.events()), cancel).await;
+        let ended = prepared.execute(settings, Arc::clone(&progress.events()), cancel).await;
         let warnings = progress.end();
         // The result has the warnings too; a failure has not.
         if ended.is_err() && matches!(self.session.style, Style::Bars | Style::Lines) {

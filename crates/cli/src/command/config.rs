@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::args::{ConfigArgs, ConfigCommand, Global};
 use crate::render::Output;
-use crate::settings::{HostEntry, Row, Settings, find_file};
+use crate::settings::{HostEntry, Row, Settings, find_file, set_in_file, unset_in_file};
 use crate::surroundings::Surroundings;
 
 /// A setting and where it came from.
@@ -20,7 +20,7 @@ struct Shown {
     origin: String,
 }
 
-/// `init` and `path`, which work beside a broken file too.
+/// Everything but `show`: this works beside a broken environment too, and `path` and `init` beside a broken file.
 pub(crate) fn without_settings(
     args: &ConfigArgs,
     global: &Global,
@@ -41,6 +41,23 @@ pub(crate) fn without_settings(
             None => new_file(None, surroundings)?,
         },
     };
+    match &args.command {
+        ConfigCommand::Set { key, value } => {
+            replace(&path, &set_in_file(&path, &present(&path)?, key, value)?)?;
+            output.note(&format!("{} has {key} now", path.display()));
+            return Ok(ExitCode::SUCCESS);
+        }
+        ConfigCommand::Unset { key } => {
+            let (text, was_there) = unset_in_file(&path, &present(&path)?, key)?;
+            if was_there {
+                replace(&path, &text)?;
+            }
+            let now = if was_there { "has no longer" } else { "did not have" };
+            output.note(&format!("{} {now} {key}", path.display()));
+            return Ok(ExitCode::SUCCESS);
+        }
+        ConfigCommand::Init | ConfigCommand::Show | ConfigCommand::Path => {}
+    }
     output.data(&BTreeMap::from([("path", path.display().to_string())]), || format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -50,6 +67,44 @@ fn new_file(asked: Option<&Path>, surroundings: &Surroundings) -> Result<PathBuf
         Error::new(Code::Configuration, "there is no place for a configuration file: HOME is not set")
             .help("Set HOME, or name the file with --config")
     })
+}
+
+/// The file's text; one that is not there yet is empty.
+fn present(path: &Path) -> Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(unwritable(path, &error)),
+    }
+}
+
+/// Puts a new text in the file's place at once: whoever reads it meanwhile finds the old one or the new one.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let failed = |error: std::io::Error| unwritable(path, &error);
+    // Where the path is a link, the file that it leads to is the one to be changed.
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let new = dir.join(format!(".kvm-clone-config-{}", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+        if let Ok(facts) = std::fs::metadata(&path) {
+            file.set_permissions(facts.permissions())?;
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&new);
+        failed(error)
+    })
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(Code::Configuration, format!("{} cannot be changed: {error}", path.display()))
+        .with("file", path.display())
+        .help("Name a file of your own with --config")
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -78,7 +78,7 @@ impl State {
     /// Something happened.
     pub(super) fn apply(&mut self, event: &Event, now: Instant) {
         match event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Retry { .. } => {}
             Event::Phase { phase } => self.phase = Some(*phase),
             Event::Disk { disk, bytes_total } => {
                 self.disks.insert(disk.clone(), Track::begin(*bytes_total, now));

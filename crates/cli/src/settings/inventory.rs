@@ -64,12 +64,18 @@ fn take(entry: &mut HostEntry, name: &str, key: &str, item: &Item) -> Result<()>
             let table = item.as_table_like().ok_or_else(|| bad(Error::validation("it is a table of OLD = \"NEW\"")))?;
             entry.networks = networks(name, table)?;
         }
-        _ => {
-            let error = Error::new(Code::Configuration, format!("there is no setting {name}")).with("key", name);
-            return Err(error.help(format!("[hosts.NAME] has {KEYS}")));
-        }
+        _ => return known(name, key),
     }
     Ok(())
+}
+
+/// Refuses what is no key of an entry.
+pub(super) fn known(name: &str, key: &str) -> Result<()> {
+    if KEYS.split(", ").any(|known| known == key) {
+        return Ok(());
+    }
+    let error = Error::new(Code::Configuration, format!("there is no setting {name}")).with("key", name);
+    Err(error.help(format!("[hosts.NAME] has {KEYS}")))
 }
 
 fn networks(name: &str, table: &dyn TableLike) -> Result<BTreeMap<String, String>> {

@@ -2,13 +2,15 @@
 //!
 //! The table below is all there is to a setting: the file, the environment, `config init` and `config show` follow it.
 
+mod edit;
 mod file;
 mod inventory;
 mod value;
 
 pub(crate) use inventory::HostEntry;
 pub(crate) use value::{
-    HostKeyPolicy, JournalUrl, KeyPath, Lanes, LogFormat, LogLevel, Optional, Percent, Port, Seconds, User, VerifyMode,
+    Attempts, HostKeyPolicy, JournalUrl, KeyPath, Lanes, LogFormat, LogLevel, Optional, Percent, Port, Seconds, User,
+    VerifyMode,
 };
 
 use std::collections::BTreeMap;
@@ -21,6 +23,7 @@ use kvm_clone_core::{Code, Error, Result};
 use crate::args::{Cli, Command, SshArgs};
 use crate::surroundings::Surroundings;
 
+pub(crate) use edit::{set as set_in_file, unset as unset_in_file};
 pub(crate) use file::find as find_file;
 
 /// Where a setting's value came from.
@@ -158,6 +161,11 @@ settings! {
     safety: SafetySettings {
         space_margin_percent: Percent = "15", "Space that must stay free beyond the data, in percent of it";
         scratch_limit: Optional<ByteSize> = "", "Bytes that may pile up at the source of what a running guest overwrites, e.g. 20G; unset: half of what is free";
+    }
+    retry: RetrySettings {
+        attempts: Attempts = "3", "Tries in all of what failed in passing, 1 to 20; 1 does not try again";
+        base_delay: Seconds = "2", "Seconds before the second try; they double with each";
+        max_delay: Seconds = "60", "Seconds that no wait exceeds";
     }
     timeouts: TimeoutSettings {
         silence: Seconds = "30", "Seconds of silence after which controller and agent count each other as gone";

@@ -16,6 +16,8 @@ pub(crate) type Seconds = Bounded<1, 86_400>;
 pub(crate) type Port = Bounded<1, 65_535>;
 /// How many lanes copy at once.
 pub(crate) type Lanes = Bounded<1, 16>;
+/// How often something is tried.
+pub(crate) type Attempts = Bounded<1, 20>;
 /// A share.
 pub(crate) type Percent = Bounded<0, 100>;
 

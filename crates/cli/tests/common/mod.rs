@@ -70,6 +70,10 @@ impl TestEnvironment {
             .env("KVM_CLONE_STATE_URL", format!("sqlite:{}", self.path("state/journal.db").display()))
             .env("NO_COLOR", "1")
             .current_dir(self.dir.path());
+        if arguments.first() == Some(&"clone") {
+            // Waiting is for the test about it.
+            command.env("KVM_CLONE_RETRY_ATTEMPTS", "1");
+        }
         command
     }
 
