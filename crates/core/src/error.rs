@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $code:literal, $kind:literal, $exit:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $kind:literal, $exit:literal, $when:literal, $way_out:literal;)*) => {
         /// What kind of failure it was. The numbers, kinds and exit statuses are a contract with users.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code { $($(#[$doc])* $name,)* }
@@ -29,43 +29,83 @@ macro_rules! codes {
             /// The exit status of a command that ends with this code.
             #[must_use]
             pub const fn exit_status(self) -> u8 { match self { $(Code::$name => $exit,)* } }
+
+            /// When it is raised, for the page about errors.
+            #[must_use]
+            pub const fn when(self) -> &'static str { match self { $(Code::$name => $when,)* } }
+
+            /// What to do next where an error does not know anything better.
+            #[must_use]
+            pub const fn way_out(self) -> &'static str { match self { $(Code::$name => $way_out,)* } }
         }
     };
 }
 
 codes! {
     /// A defect of kvm-clone itself.
-    Internal = 1000, "internal", 70;
+    Internal = 1000, "internal", 70,
+        "a defect of kvm-clone: please report it with its message",
+        "This is a defect of kvm-clone; please report it with this message";
     /// The configuration file, the environment or a setting is wrong.
-    Configuration = 1001, "configuration", 78;
+    Configuration = 1001, "configuration", 78,
+        "the configuration file, a variable or a setting is wrong; the agent program is missing; the journal cannot be used",
+        "kvm-clone config show says what holds, and where it came from";
     /// A host cannot be reached or used.
-    Connection = 1002, "connection", 69;
+    Connection = 1002, "connection", 69,
+        "a host cannot be reached or used: see [what a host needs](hosts.md)",
+        "kvm-clone doctor HOST looks at everything that a host needs";
     /// The machine is not there.
-    VmNotFound = 1003, "vm_not_found", 66;
+    VmNotFound = 1003, "vm_not_found", 66,
+        "the machine is not there",
+        "kvm-clone list HOST shows the machines of a host";
     /// A machine or file of that name is there already.
-    VmExists = 1004, "vm_exists", 73;
+    VmExists = 1004, "vm_exists", 73,
+        "a machine, UUID or file of that name is there already",
+        "Choose another name with --new-name, or replace what is there with --force";
     /// Space, a pool, a network or a program is missing.
-    InsufficientResources = 1005, "insufficient_resources", 72;
+    InsufficientResources = 1005, "insufficient_resources", 72,
+        "space, a pool, a network, memory, CPUs or a program is missing",
+        "kvm-clone doctor HOST names what is missing on a host";
     /// Moving data between hosts failed.
-    Transfer = 1006, "transfer", 74;
+    Transfer = 1006, "transfer", 74,
+        "moving data failed: a stream broke, a frame or a block arrived damaged, a file could not be read or written",
+        "Run the command again; if it fails at the same place, look at the kernel logs of both hosts";
     /// What the user wrote is not valid.
-    Validation = 1007, "validation", 64;
+    Validation = 1007, "validation", 64,
+        "what the user wrote is not valid; found before any connection",
+        "kvm-clone COMMAND --help has examples";
     /// The user stopped it.
-    Cancelled = 1008, "cancelled", 130;
+    Cancelled = 1008, "cancelled", 130,
+        "the user stopped it; everything is undone",
+        "Run the command again when you like";
     /// libvirt refused or failed.
-    Libvirt = 1009, "libvirt", 71;
+    Libvirt = 1009, "libvirt", 71,
+        "libvirt refused, or gave a definition that cannot be used",
+        "Look at libvirt's log on that host: journalctl -u libvirtd -u virtqemud";
     /// It took longer than allowed.
-    Timeout = 1010, "timeout", 75;
+    Timeout = 1010, "timeout", 75,
+        "it took longer than allowed, nothing moved for too long, or somebody did not answer",
+        "Look at the network and the disks, or allow more time with --timeout and --stall-timeout";
     /// Another operation works on this machine.
-    Locked = 1011, "locked", 75;
+    Locked = 1011, "locked", 75,
+        "another operation works on this machine; the message names who",
+        "Wait for the other operation; kvm-clone recover HOST ends what a dead one left";
     /// What arrived is not what was sent, or the image is broken.
-    Verification = 1012, "verification", 65;
+    Verification = 1012, "verification", 65,
+        "what was read back is not what was sent, or an image is broken",
+        "Look at the image with qemu-img check, and at the kernel log of its host";
     /// This cannot be done, or not in this version.
-    Unsupported = 1013, "unsupported", 76;
+    Unsupported = 1013, "unsupported", 76,
+        "it cannot be done, or not in this version",
+        "kvm-clone clone --help has the options that leave things out";
     /// The machine is in a state, or changed in a way, that the operation must not touch.
-    Conflict = 1014, "conflict", 77;
+    Conflict = 1014, "conflict", 77,
+        "the machine is in a state, or changed in a way, that must not be touched: the source was started or written to, the plan is out of date",
+        "Look at the machine; run the command again to see the plan as it is now";
     /// Undoing failed; a person must look.
-    UndoFailed = 1015, "undo_failed", 20;
+    UndoFailed = 1015, "undo_failed", 20,
+        "it failed, and undoing failed too: the message says what is left where, and `recover` how to go on",
+        "kvm-clone recover HOST finishes or undoes what is left there";
 }
 
 impl fmt::Display for Code {
@@ -119,9 +159,18 @@ impl Error {
         self
     }
 
+    /// What the user can do next; never nothing.
+    #[must_use]
+    pub fn ways_out(&self) -> Vec<&str> {
+        match self.help.as_slice() {
+            [] => vec![self.code.way_out()],
+            known => known.iter().map(String::as_str).collect(),
+        }
+    }
+
     /// A defect of kvm-clone itself: an invariant that did not hold.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(Code::Internal, message).help("This is a defect of kvm-clone; please report it with this message")
+        Self::new(Code::Internal, message)
     }
 }
 

@@ -54,7 +54,7 @@ impl ErrorView {
                 kind: error.code.kind(),
                 message: error.message.clone(),
                 context,
-                help: error.help.clone(),
+                help: error.ways_out().into_iter().map(str::to_owned).collect(),
                 transient: error.transient,
             },
             operation_id,

@@ -16,7 +16,7 @@ pub(super) fn text(error: &Error, paint: Paint) -> String {
         }
     }
     let help = paint.good("help:");
-    match error.help.as_slice() {
+    match error.ways_out().as_slice() {
         [one] => lines.push(format!("{help} {one}")),
         several => {
             lines.extend(several.iter().enumerate().map(|(index, hint)| format!("{help} {}. {hint}", index + 1)));

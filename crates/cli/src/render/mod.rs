@@ -1,6 +1,8 @@
 //! What the user sees: data on stdout, everything else on stderr.
 
 mod bars;
+#[cfg(test)]
+mod catalogue;
 mod document;
 mod error;
 mod events;
