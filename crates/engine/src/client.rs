@@ -11,13 +11,14 @@ use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::{Error, Result};
 
-use crate::clone::{self, Events, Look, Phases, Prepared};
+use crate::clone::{self, Events, Look, Prepared};
 use crate::doctor::{self, Finding};
 use crate::host::install::{AgentProgram, Privilege};
 use crate::host::ssh::SshOptions;
 use crate::host::{Access, Host, private};
 use crate::inventory::Site;
 use crate::list;
+use crate::phases::Phases;
 use crate::recover::{self, Recovered, Recovery};
 use crate::store::Store;
 

@@ -18,9 +18,11 @@ use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 
+use crate::boundary::{Boundary, Moment, Straight, Then};
 use crate::inventory::{self, Site, Source};
 use crate::lane::{Joint, Pipes};
-use crate::outcome::{CloneResult, PhaseTime, Way};
+use crate::outcome::{CloneResult, Way};
+use crate::phases::Phases;
 use crate::step::Work;
 use crate::store::{NewOperation, Store};
 
@@ -42,6 +44,8 @@ pub struct CloneSettings {
     pub scratch_limit: Option<u64>,
     /// What whole disks of both sides are summed up with: both are read once more.
     pub checksum: Option<Algorithm>,
+    /// What happens between the steps: nothing, but where tests set faults off.
+    pub boundary: Arc<dyn Boundary>,
     /// How the ends of a lane are joined.
     pub joint: Arc<dyn Joint>,
 }
@@ -55,6 +59,7 @@ impl Default for CloneSettings {
             timeout: None,
             scratch_limit: None,
             checksum: None,
+            boundary: Arc::new(Straight),
             joint: Arc::new(Pipes),
         }
     }
@@ -151,7 +156,7 @@ impl Prepared {
                 biased;
                 () = cancel.cancelled(), if step < Step::Define => Err(cancelled()),
                 () = deadline(self.started, settings.timeout), if step < Step::Define => Err(too_long(settings.timeout)),
-                outcome = self.act(&mut work, step, &mut intended) => outcome,
+                outcome = self.act(&mut work, step, &mut intended, &*settings.boundary) => outcome,
             };
             match outcome {
                 Ok(()) => {}
@@ -241,11 +246,16 @@ impl Prepared {
     }
 
     /// One step: intent journaled, done, journaled.
-    async fn act(&self, work: &mut Work, step: Step, intended: &mut Vec<Step>) -> Result<()> {
+    async fn act(&self, work: &mut Work, step: Step, intended: &mut Vec<Step>, boundary: &dyn Boundary) -> Result<()> {
         let id = self.fresh.operation;
+        boundary.pass(step, Moment::Begun).await?;
         self.store.mark(id, step, Mark::Intended, None).await?;
         intended.push(step);
+        boundary.pass(step, Moment::Intended).await?;
         work.act(step).await?;
+        if boundary.pass(step, Moment::Acted).await? == Then::Again {
+            work.act(step).await?;
+        }
         self.store.mark(id, step, Mark::Done, None).await
     }
 
@@ -353,37 +363,4 @@ pub(crate) fn fresh_identity(interfaces: usize) -> Result<FreshIdentity> {
         macs,
         now: jiff::Timestamp::now().to_string(),
     })
-}
-
-/// Measures phases as they follow each other.
-#[derive(Debug, Default)]
-pub(crate) struct Phases {
-    times: Vec<PhaseTime>,
-    current: Option<(Phase, Instant)>,
-}
-
-impl Phases {
-    /// A phase begins, unless it is the current one.
-    pub(crate) fn enter(&mut self, phase: Phase, events: &Events) {
-        if self.current.is_some_and(|(current, _)| current == phase) {
-            return;
-        }
-        self.finish();
-        self.current = Some((phase, Instant::now()));
-        events(Event::Phase { phase });
-    }
-
-    fn finish(&mut self) {
-        if let Some((name, since)) = self.current.take() {
-            self.times.push(PhaseTime { name, duration: since.elapsed().as_secs_f64(), bytes: 0 });
-        }
-    }
-
-    fn close(&mut self, copied: u64) -> Vec<PhaseTime> {
-        self.finish();
-        for time in self.times.iter_mut().filter(|time| time.name == Phase::Copy) {
-            time.bytes = copied;
-        }
-        std::mem::take(&mut self.times)
-    }
 }

@@ -10,6 +10,7 @@
 //! 6. what a dead process left is finished or undone: `recover`.
 #![deny(unsafe_code)]
 
+mod boundary;
 mod client;
 mod clone;
 mod doctor;
@@ -18,12 +19,14 @@ mod inventory;
 mod lane;
 mod list;
 mod outcome;
+mod phases;
 mod reconnect;
 mod recover;
 mod retry;
 mod step;
 mod store;
 
+pub use boundary::{Boundary, Moment, Straight, Then};
 pub use client::{Client, ClientOptions, HostSpec};
 pub use clone::{CloneSettings, Events, Prepared};
 pub use doctor::{Finding, Verdict};

@@ -55,6 +55,8 @@ pub(crate) struct Work {
     /// The machine that is replaced, once it is known to be still replaceable.
     old: Option<OldMachine>,
     silence: Duration,
+    /// Set when lane agents are about to be started for the first time.
+    copy_begun: bool,
     /// Set right before libvirt is asked to define: from then on it may have.
     define_asked: bool,
     /// Whether libvirt has answered the order to begin the job of a point.
@@ -108,6 +110,7 @@ impl Work {
             finished: Vec::new(),
             old: None,
             silence: prepared.silence,
+            copy_begun: false,
             define_asked: false,
             point_settled: false,
             moved: Moved::default(),
@@ -116,7 +119,8 @@ impl Work {
         }
     }
 
-    /// Does a step.
+    /// Does a step. Each can be done again after it was done, wholly or in part: the answer to an order may be lost. Only the
+    /// copy of a machine that runs cannot, whose point ends with it.
     pub(crate) async fn act(&mut self, step: Step) -> Result<()> {
         match step {
             Step::Mark => self.target.host.control.order(Request::PutMarker(self.marker.clone())).await,
@@ -130,7 +134,9 @@ impl Work {
         }
     }
 
+    /// Whatever an earlier try of this operation staged goes first.
     async fn stage(&self) -> Result<()> {
+        self.remove([self.marker.staging.clone(), self.marker.manifests.clone()].concat()).await?;
         for image in self.new_images() {
             self.target.host.control.order(Request::CreateImage(image)).await?;
         }
@@ -139,6 +145,10 @@ impl Work {
 
     /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.
     async fn copy(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.copy_begun, true) {
+            self.source.host.control.order(Request::OpenLanes).await?;
+            self.target.host.control.order(Request::OpenLanes).await?;
+        }
         self.open_exports().await?;
         let events = Arc::clone(&self.events);
         let copy = lane::copy(Copy {
@@ -172,6 +182,7 @@ impl Work {
 
     async fn finish(&mut self) -> Result<()> {
         self.source_unchanged().await?;
+        self.finished.clear();
         for image in self.new_images() {
             match self.target.host.control.ask(Request::FinishImage(image)).await? {
                 Reply::Image(finished) => self.finished.push(finished),
@@ -189,7 +200,8 @@ impl Work {
 
     async fn place(&mut self) -> Result<()> {
         for disk in &self.disks {
-            let rename = Request::Rename { from: disk.staging.path.clone(), to: disk.path.clone() };
+            let (from, to) = (disk.staging.path.clone(), disk.path.clone());
+            let rename = Request::Rename { operation: self.operation, from, to };
             self.target.host.control.order(rename).await?;
         }
         self.refresh_pools().await;

@@ -4,38 +4,17 @@
 mod common;
 mod oracle;
 
-use common::MIB;
-use kvm_clone_lab::{FsKind, HostSpec};
 use oracle::child::{Task, carry_out_task};
-use oracle::{IMAGES, Now, Scene, assert_boots};
+use oracle::{Now, Scene, assert_boots};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_of_its_own() {
     carry_out_task().await;
 }
 
-/// A target whose images, definitions and markers lie on file systems of which only what was synced survives.
-fn scene(test: &str) -> Option<Scene> {
-    let mut scene = Scene::on(test, HostSpec::named("beta"))?;
-    let definitions = "/etc/libvirt/qemu";
-    scene.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
-    for (place, size) in [(IMAGES, 128), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
-        scene.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
-    }
-    // The agent wants this one for itself.
-    scene
-        .beta
-        .shell(&format!(
-            "cp -a /srv/definitions/. {definitions}; rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync"
-        ))
-        .unwrap();
-    scene.remember();
-    Some(scene)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_right_after_the_success_loses_nothing() {
-    let Some(scene) = scene("a_power_cut_right_after_the_success_loses_nothing") else { return };
+    let Some(scene) = Scene::on_what_was_synced("a_power_cut_right_after_the_success_loses_nothing") else { return };
     scene.clone().await.unwrap();
     scene.beta.crash().unwrap();
     assert_eq!(scene.assert_promise(), Now::New);
@@ -46,7 +25,9 @@ async fn a_power_cut_right_after_the_success_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_right_after_a_replacement_loses_nothing() {
-    let Some(scene) = scene("a_power_cut_right_after_a_replacement_loses_nothing").map(Scene::replacing) else {
+    let Some(scene) =
+        Scene::on_what_was_synced("a_power_cut_right_after_a_replacement_loses_nothing").map(Scene::replacing)
+    else {
         return;
     };
     scene.beta.exec(&["sync"]).unwrap();
@@ -59,7 +40,7 @@ async fn a_power_cut_right_after_a_replacement_loses_nothing() {
 /// At each phase the host loses its power with the controller; whatever stands then is whole, and recover ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_on_the_way_leaves_old_or_new() {
-    let Some(scene) = scene("a_power_cut_on_the_way_leaves_old_or_new") else { return };
+    let Some(scene) = Scene::on_what_was_synced("a_power_cut_on_the_way_leaves_old_or_new") else { return };
     for (task, held) in [
         (Task::new(&scene).gate(), "midway"),
         (Task::new(&scene).hold_at("finish"), "held"),

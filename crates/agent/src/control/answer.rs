@@ -57,7 +57,9 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::FinishImage(new) => {
             session.require_locks().and_then(|()| image::finish(session, &new)).map(Reply::Image)
         }
-        Request::Rename { from, to } => session.require_locks().and_then(|()| files::rename(&from, &to)).map(done),
+        Request::Rename { operation, from, to } => {
+            session.require_locks().and_then(|()| files::rename(&session.place, operation, &from, &to)).map(done)
+        }
         Request::Remove { operation, paths } => {
             session.require_locks().and_then(|()| files::remove(&session.place, operation, &paths)).map(done)
         }
@@ -69,6 +71,7 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::ClearPoints => session.require_locks().and_then(|()| point::sweep(session)).map(done),
         Request::Points => point::all(&session.place).map(Reply::Points),
         Request::SyncDefinitions => files::sync_definitions().map(done),
+        Request::OpenLanes => session.require_locks().map(|()| session.open_lanes()).map(done),
         Request::EndLanes => lanes::end(session).map(done),
     }
 }

@@ -36,8 +36,12 @@ fn facts(path: &Path) -> PathFacts {
     }
 }
 
-/// Gives a file its final name, durably. What is there already stays: the kernel refuses in the same call.
-pub(super) fn rename(from: &str, to: &str) -> Result<()> {
+/// Gives a file its final name, durably; one that has it already, as its operation's marker tells, keeps it. What is there
+/// of others stays: the kernel refuses in the same call.
+pub(super) fn rename(place: &Place, operation: Uuid, from: &str, to: &str) -> Result<()> {
+    if !Path::new(from).exists() && is_ours(&marker::get(place, operation)?, to)? {
+        return Ok(());
+    }
     let (from, to) = (Path::new(from), Path::new(to));
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => {}
@@ -81,8 +85,8 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result
 
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
 /// is why ours was refused: only its identity tells.
-fn is_ours(marker: &Marker, path: &String) -> Result<bool> {
-    if [&marker.staging, &marker.manifests, &marker.replaced].iter().any(|list| list.contains(path)) {
+fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
+    if [&marker.staging, &marker.manifests, &marker.replaced].iter().any(|list| list.iter().any(|file| file == path)) {
         return Ok(true);
     }
     let Some(file) = marker.finals.iter().find(|file| file.path == *path) else {

@@ -204,6 +204,11 @@ impl Session {
         idle && self.lock(&self.locks).as_ref().is_none_or(Locks::without_users)
     }
 
+    /// Takes lane agents in again.
+    pub(super) fn open_lanes(&self) {
+        self.lanes_closed.store(false, Ordering::Release);
+    }
+
     /// Tells every lane agent to end, and takes no more in.
     pub(super) fn close_lanes(&self) {
         let lanes = self.lock(&self.lanes);

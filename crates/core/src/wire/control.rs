@@ -132,6 +132,8 @@ pub enum Request {
     FinishImage(NewImage),
     /// Give a file its final name; an existing file of that name is an error. → [`Reply::Done`]
     Rename {
+        /// The operation whose marker tells a file that has its final name already.
+        operation: Uuid,
         /// Present path.
         from: String,
         /// New path, in the same directory.
@@ -159,6 +161,8 @@ pub enum Request {
     Points,
     /// Make libvirt's definitions durable. → [`Reply::Done`]
     SyncDefinitions,
+    /// Take lane agents in again, after they were ended. → [`Reply::Done`]
+    OpenLanes,
     /// Wait until no lane agent of this session is left. → [`Reply::Done`]
     EndLanes,
 }

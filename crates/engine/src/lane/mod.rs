@@ -138,7 +138,7 @@ async fn carry(
     work: Work,
     told: &mut mpsc::Receiver<(LaneId, LaneEvent)>,
 ) -> Result<Moved> {
-    await_ready(lanes, told).await?;
+    await_ready(copy, lanes, told).await?;
     start(copy, lanes).await?;
     let mut schedule = Schedule::new(work, lanes.len());
     let mut moved = Moved { source_blocks: vec![0; copy.disks.len()], ..Moved::default() };
@@ -176,7 +176,7 @@ async fn carry(
     Ok(moved)
 }
 
-async fn await_ready(lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<()> {
+async fn await_ready(copy: &Copy<'_>, lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<()> {
     let ready = async {
         let mut ready = 0;
         while ready < lanes.len() * 2 {
@@ -194,7 +194,12 @@ async fn await_ready(lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEven
             .help("Look at sshd's log on the hosts: MaxSessions or MaxStartups may be too low")
             .transient()
     };
-    tokio::time::timeout(READY_DEADLINE, ready).await.map_err(late)?
+    tokio::select! {
+        ready = tokio::time::timeout(READY_DEADLINE, ready) => ready.map_err(late)?,
+        // A host that is lost is known to be long before its lanes are late.
+        error = copy.source.control.gone() => Err(error),
+        error = copy.target.control.gone() => Err(error),
+    }
 }
 
 async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {

@@ -20,14 +20,17 @@ impl Work {
     pub(super) async fn define(&mut self) -> Result<()> {
         self.source_unchanged().await?;
         self.target = reconnect::revive(&self.target).await?;
-        match self.plan.replaces.clone() {
-            None => self.place_is_free().await?,
-            Some(replaced) => self.old = Some(self.still_replaceable(&replaced).await?),
-        }
-        let definition = self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
         let uuid = self.plan.new_uuid;
-        self.define_asked = true;
-        self.target.libvirt.define(definition).await?;
+        if !(self.define_asked && self.stands().await?) {
+            match self.plan.replaces.clone() {
+                None => self.place_is_free().await?,
+                Some(replaced) => self.old = Some(self.still_replaceable(&replaced).await?),
+            }
+            let definition =
+                self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
+            self.define_asked = true;
+            self.target.libvirt.define(definition).await?;
+        }
         if self.old.as_ref().is_some_and(|old| old.autostart) {
             // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.
             self.target.libvirt.set_autostart(uuid, false).await?;

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use kvm_clone_core::event::Event;
+use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{CloneRequest, Existing};
-use kvm_clone_engine::{Client, ClientOptions, CloneSettings, Events, SshOptions};
+use kvm_clone_engine::{Boundary, Client, ClientOptions, CloneSettings, Events, Moment, SshOptions, Then};
 use kvm_clone_lab::Lab;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,8 @@ pub struct Task {
     force: bool,
     /// The phase at whose beginning it stands still.
     hold_at: Option<String>,
+    /// The moment of a step at which it dies, in words.
+    die_at: Option<String>,
     /// Whether the copy stands still midway.
     gate: bool,
     /// Whether it is cancelled when it stands there.
@@ -47,6 +51,7 @@ impl Task {
             ssh_config: lab.ssh_config(),
             force: false,
             hold_at: None,
+            die_at: None,
             gate: false,
             cancel: false,
         }
@@ -55,6 +60,12 @@ impl Task {
     /// Stands still at the beginning of a phase.
     pub fn hold_at(mut self, phase: &str) -> Self {
         self.hold_at = Some(phase.to_owned());
+        self
+    }
+
+    /// Dies at a moment of a step, as by `kill -9`.
+    pub fn die_at(mut self, step: Step, moment: Moment) -> Self {
+        self.die_at = Some(words(step, moment));
         self
     }
 
@@ -189,7 +200,28 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
             }
         });
     }
+    if let Some(moment) = task.die_at.clone() {
+        settings.boundary = Arc::new(Death(moment));
+    }
     prepared.execute(&settings, events, cancel).await.map(drop)
+}
+
+fn words(step: Step, moment: Moment) -> String {
+    format!("{} {moment:?}", step.word())
+}
+
+/// The end of this process, at the moment that these words name.
+#[derive(Debug)]
+struct Death(String);
+
+impl Boundary for Death {
+    fn pass(&self, step: Step, moment: Moment) -> BoxFuture<'_, kvm_clone_core::Result<Then>> {
+        if words(step, moment) == self.0 {
+            say("dies");
+            std::process::abort();
+        }
+        Box::pin(async { Ok(Then::Go) })
+    }
 }
 
 /// Past the test harness, which would keep it back.

@@ -9,12 +9,13 @@ mod run;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::Result;
 use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_engine::{Action, Client, ClientOptions, CloneResult, CloneSettings, Recovered, Recovery};
-use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
+use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
 
 use crate::common::{self, MIB, assert_same_contents, machines, spec};
 pub use gate::Gate;
@@ -62,7 +63,7 @@ pub enum Now {
 
 /// Two hosts, a stopped machine `web1` on the first, and what both had before.
 pub struct Scene {
-    pub lab: Lab,
+    pub lab: Arc<Lab>,
     pub alpha: Host,
     pub beta: Host,
     pub source: Machine,
@@ -90,18 +91,59 @@ impl Scene {
         let source = define_machine(&alpha, machine).unwrap();
         beta.provide_guest().unwrap();
         let (alpha_before, beta_before) = (State::of(&alpha), State::of(&beta));
-        Some(Self { lab, alpha, beta, source, request: CloneRequest::default(), alpha_before, beta_before })
+        Some(Self {
+            lab: Arc::new(lab),
+            alpha,
+            beta,
+            source,
+            request: CloneRequest::default(),
+            alpha_before,
+            beta_before,
+        })
+    }
+
+    /// A target whose images, definitions and markers lie on file systems of which only what was synced survives.
+    pub fn on_what_was_synced(test: &str) -> Option<Self> {
+        let mut scene = Self::on(test, HostSpec::named("beta"))?;
+        let definitions = "/etc/libvirt/qemu";
+        scene.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
+        for (place, size) in [(IMAGES, 128), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
+            scene.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
+        }
+        // The agent wants this one for itself.
+        scene
+            .beta
+            .shell(&format!(
+                "cp -a /srv/definitions/. {definitions}; rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync"
+            ))
+            .unwrap();
+        scene.remember();
+        Some(scene)
     }
 
     /// The target has a machine of the new name already, with a disk, and the clone is to replace it.
     pub fn replacing(mut self) -> Self {
+        self.make_old();
+        self
+    }
+
+    fn make_old(&mut self) {
         let old = MachineSpec::named("web1_clone")
             .disk(DiskSpec::qcow2("vda", 16 * MIB).fill(Fill::Random { seed: 9, bytes: 2 * MIB }));
         define_machine(&self.beta, old).unwrap();
         self.beta.exec(&["virsh", "-q", "autostart", "web1_clone"]).unwrap();
         self.request.existing = Existing::Replace;
         self.beta_before = State::of(&self.beta);
-        self
+    }
+
+    /// Takes the clone away, and puts back what it replaced.
+    pub fn begin_again(&mut self) {
+        self.remove_clone();
+        if self.request.existing == Existing::Replace {
+            self.make_old();
+        }
+        // A power cut in the next round takes away only what that round did.
+        self.beta.exec(&["sync"]).unwrap();
     }
 
     pub fn options(&self, journal: &str) -> ClientOptions {

@@ -1,0 +1,225 @@
+//! Every step, failed at every moment, in every way. Looked at before any recovery: the source is what it was, and the
+//! target has the old state or the whole new machine. Then `recover` leaves nothing of ours, and a second try succeeds.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+mod oracle;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::{MIB, silent, spec};
+use futures_util::future::BoxFuture;
+use kvm_clone_core::journal::Step;
+use kvm_clone_core::{Error, Result};
+use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
+use kvm_clone_lab::{FsKind, fault};
+use oracle::child::{Task, carry_out_task};
+use oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_of_its_own() {
+    carry_out_task().await;
+}
+
+/// Between the journal's write and the act, and between the act and the journal's next write.
+const MOMENTS: [Moment; 2] = [Moment::Intended, Moment::Acted];
+
+fn moments() -> impl Iterator<Item = (Step, Moment)> {
+    Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
+}
+
+/// A fault, set off once, at one moment.
+struct Strike<F> {
+    at: (Step, Moment),
+    struck: Arc<AtomicBool>,
+    fault: F,
+}
+
+impl<F> std::fmt::Debug for Strike<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a fault at {:?}", self.at)
+    }
+}
+
+impl<F: Fn() -> Result<Then> + Send + Sync> Boundary for Strike<F> {
+    fn pass(&self, step: Step, moment: Moment) -> BoxFuture<'_, Result<Then>> {
+        let strikes = (step, moment) == self.at && !self.struck.swap(true, Ordering::SeqCst);
+        // Faults are made by programs that are waited for.
+        Box::pin(async move { if strikes { tokio::task::block_in_place(&self.fault) } else { Ok(Then::Go) } })
+    }
+}
+
+/// Clones with a fault at this moment.
+async fn struck(
+    scene: &Scene,
+    at: (Step, Moment),
+    fault: impl Fn() -> Result<Then> + Send + Sync + 'static,
+) -> Result<CloneResult> {
+    let struck = Arc::new(AtomicBool::new(false));
+    let strike = Strike { at, struck: Arc::clone(&struck), fault };
+    let settings = CloneSettings { boundary: Arc::new(strike), ..CloneSettings::default() };
+    let client = scene.client().await;
+    let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
+    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await?;
+    let outcome = prepared.execute(&settings, silent(), CancellationToken::new()).await;
+    assert!(struck.load(Ordering::SeqCst), "{at:?} never came");
+    outcome
+}
+
+/// The oracle: before any recovery, after it, and at the second try.
+async fn judge(scene: &mut Scene, at: (Step, Moment), outcome: Option<&Result<CloneResult>>) -> Now {
+    let before = scene.assert_promise_while_placing();
+    println!("{at:?}: {before:?}, {outcome:?}");
+    if let Some(Ok(_)) = outcome {
+        assert_eq!(before, Now::New, "{at:?}: it said that it succeeded");
+    }
+    scene.recover("other.db").await;
+    assert_eq!(scene.assert_promise(), before, "{at:?}: recover changed the outcome");
+    scene.sweep().await;
+    if before == Now::Old {
+        scene.assert_clean();
+        scene.clone().await.unwrap_or_else(|error| panic!("{at:?}: the second try: {error}"));
+        assert_eq!(scene.assert_promise(), Now::New, "{at:?}");
+    }
+    scene.assert_nothing_of_ours(2);
+    scene.begin_again();
+    before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_fails_is_undone_with_all_before_it() {
+    let Some(mut scene) = Scene::new("a_step_that_fails_is_undone").map(Scene::replacing) else { return };
+    for at in moments() {
+        let outcome = struck(&scene, at, || Err(Error::internal("struck"))).await;
+        let expected = if at.0 == Step::Clean { Now::New } else { Now::Old };
+        assert_eq!(outcome.is_ok(), expected == Now::New, "{at:?}: {outcome:?}");
+        // What was undone needs no recovery.
+        if expected == Now::Old {
+            scene.assert_clean();
+        }
+        assert_eq!(judge(&mut scene, at, Some(&outcome)).await, expected, "{at:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_done_twice_is_as_done_once() {
+    let Some(mut scene) = Scene::new("a_step_that_is_done_twice").map(Scene::replacing) else { return };
+    for step in Step::ALL {
+        let at = (step, Moment::Acted);
+        let outcome = struck(&scene, at, || Ok(Then::Again)).await;
+        assert!(outcome.is_ok(), "{at:?}: {outcome:?}");
+        judge(&mut scene, at, Some(&outcome)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_dies_at_any_moment_leaves_old_or_new() {
+    let Some(mut scene) = Scene::new("a_controller_that_dies_at_any_moment").map(Scene::replacing) else { return };
+    for at in moments() {
+        let mut controller = Task::new(&scene).die_at(at.0, at.1).start();
+        controller.says("dies");
+        controller.kill();
+        scene.await_dead_man();
+        judge(&mut scene, at, None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_at_any_moment_leaves_old_or_new() {
+    let Some(mut scene) = Scene::new("an_agent_that_dies_at_any_moment").map(Scene::replacing) else { return };
+    for (index, at) in moments().enumerate() {
+        // Each host at each step.
+        let host = if index % 2 == 0 { &scene.beta } else { &scene.alpha };
+        let pid = host.clone();
+        let outcome = struck(&scene, at, move || {
+            fault::kill(&pid, "kvm-clone-agent").unwrap();
+            Ok(Then::Go)
+        })
+        .await;
+        judge(&mut scene, at, Some(&outcome)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_cut_at_any_moment_leaves_old_or_new() {
+    let Some(mut scene) = Scene::new("a_network_that_is_cut_at_any_moment") else { return };
+    for at in moments() {
+        let (lab, beta) = (Arc::clone(&scene.lab), scene.beta.clone());
+        // It is mended when the target has noticed, or only after the controller has given up.
+        let stays_cut = at.1 == Moment::Acted && [Step::Stage, Step::Place, Step::Define].contains(&at.0);
+        let mended = Arc::new(Mutex::new(None));
+        let mending = Arc::clone(&mended);
+        let outcome = struck(&scene, at, move || {
+            lab.cut(&beta).unwrap();
+            let (lab, beta) = (Arc::clone(&lab), beta.clone());
+            let mend = std::thread::spawn(move || {
+                fault::wait_gone(&beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+                if !stays_cut {
+                    lab.heal(&beta).unwrap();
+                }
+            });
+            mending.lock().unwrap().replace(mend);
+            Ok(Then::Go)
+        })
+        .await;
+        mended.lock().unwrap().take().unwrap().join().unwrap();
+        scene.lab.heal(&scene.beta).unwrap();
+        judge(&mut scene, at, Some(&outcome)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_fills_up_at_any_moment_leaves_old_or_new() {
+    let test = "a_target_that_fills_up_at_any_moment";
+    let Some(mut scene) = Scene::new(test) else { return };
+    scene.beta.small_filesystem(IMAGES, FsKind::Ext4, 128 * MIB).unwrap();
+    let fill = format!("{IMAGES}/.kvm-clone-test-fill");
+    for at in moments() {
+        let (beta, path) = (scene.beta.clone(), fill.clone());
+        let outcome = struck(&scene, at, move || {
+            // Also the blocks that only root may have.
+            beta.shell(&format!("cat /dev/zero > {path} 2>/dev/null || true")).unwrap();
+            Ok(Then::Go)
+        })
+        .await;
+        scene.beta.shell(&format!("rm -f {fill}")).unwrap();
+        judge(&mut scene, at, Some(&outcome)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_without_power_at_any_moment_has_old_or_new() {
+    let test = "a_target_without_power_at_any_moment_has_old_or_new";
+    let Some(mut scene) = Scene::on_what_was_synced(test) else { return };
+    let mut last = Now::Old;
+    for at in moments() {
+        let beta = scene.beta.clone();
+        let outcome = struck(&scene, at, move || {
+            beta.crash().unwrap();
+            Ok(Then::Go)
+        })
+        .await;
+        last = judge(&mut scene, at, Some(&outcome)).await;
+    }
+    assert_eq!(last, Now::New, "after the last step the machine stands");
+    scene.clone().await.unwrap();
+    assert_boots(&scene.beta.machine("web1_clone").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_be_reached_in_the_end_says_so() {
+    let Some(scene) = Scene::new("a_host_that_cannot_be_reached_in_the_end") else { return };
+    let (lab, beta) = (Arc::clone(&scene.lab), scene.beta.clone());
+    let at = (Step::Define, Moment::Acted);
+    let outcome = struck(&scene, at, move || {
+        lab.cut(&beta).unwrap();
+        Err(Error::internal("struck"))
+    })
+    .await;
+    let error = outcome.unwrap_err();
+    assert_eq!(common::number(&error), 1015, "{error:?}");
+    assert_eq!(scene.assert_promise(), Now::New, "it stands, and the error says so: {error:?}");
+    assert!(error.context["left"].contains("machine web1_clone"), "{error:?}");
+}
