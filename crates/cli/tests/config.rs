@@ -135,7 +135,7 @@ fn set_refuses_what_is_no_setting_and_leaves_the_file() {
     environment.write_config(text);
     let mut shown = Vec::new();
     let tried = [
-        ["transfer.paralel", "8"],
+        ["transfer.lanes", "8"],
         ["transfer.parallel", "64"],
         ["parallel", "8"],
         ["hosts.a.prot", "22"],
@@ -146,7 +146,7 @@ fn set_refuses_what_is_no_setting_and_leaves_the_file() {
         assert!([64, 78].contains(&ended.status), "{key}: {}", ended.status);
         shown.push(format!("{key} = {value}\n{}", ended.stderr));
     }
-    assert_eq!(environment.run(&["config", "unset", "transfer.paralel"]).status, 78);
+    assert_eq!(environment.run(&["config", "unset", "transfer.lanes"]).status, 78);
     assert_eq!(std::fs::read_to_string(environment.config()).unwrap(), text);
     insta::assert_snapshot!("set_refused", shown.join("\n"));
 }

@@ -18,7 +18,7 @@ fn examples() -> Vec<Error> {
     let vm = |error: Error| error.with("vm", "web1");
     vec![
         Error::internal("an image chain is empty").with("disk", "vda"),
-        Error::new(Code::Configuration, "there is no setting transfer.paralel")
+        Error::new(Code::Configuration, "there is no setting transfer.lanes")
             .with("file", "/etc/kvm-clone/config.toml")
             .with("line", 3)
             .help("[transfer] has parallel, verify, stall_timeout"),

@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn what_is_no_setting_or_no_value_is_refused() {
         let refused = [
-            ("transfer.paralel", "8", 1001),
+            ("transfer.lanes", "8", 1001),
             ("transfer.parallel", "64", 1001),
             ("sssh.port", "22", 1001),
             ("hosts.alpha.prot", "22", 1001),
@@ -173,7 +173,7 @@ mod tests {
         let (text, was_there) = unset(FILE, "transfer.parallel").unwrap();
         assert!(was_there && !text.contains("parallel") && text.contains("# ours\n[transfer]\n"), "{text}");
         assert_eq!(unset(FILE, "ssh.port").unwrap(), (FILE.to_owned(), false));
-        for unknown in ["transfer.paralel", "sssh.port", "hosts.x.prot"] {
+        for unknown in ["transfer.lanes", "sssh.port", "hosts.x.prot"] {
             assert!(unset(FILE, unknown).is_err(), "{unknown}");
         }
     }

@@ -111,7 +111,7 @@ fn uefi(os: &str) -> World {
 }
 
 #[test]
-fn firmware_variables_are_carried_to_a_file_of_the_copys_own() {
+fn firmware_variables_are_carried_to_a_file_of_their_own() {
     let flash = "<loader readonly='yes' type='pflash'>/fw/CODE.fd</loader>";
     for nvram in [
         format!("<nvram template='/fw/VARS.fd'>{VARS}</nvram>"),
