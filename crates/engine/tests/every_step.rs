@@ -1,6 +1,7 @@
 //! Every step, failed at every moment, in every way. Looked at before any recovery: the source is what it was, and the
 //! target has the old state or the whole new machine. Then `recover` leaves nothing of ours, and a second try succeeds.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::print_stdout, reason = "a failed test shows what came of each moment")]
 
 mod common;
 mod oracle;
