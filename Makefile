@@ -5,11 +5,12 @@ DESTDIR ?=
 SECONDS_EACH ?= 60
 TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 
-.PHONY: help build demo test lint docs fuzz install uninstall clean
+.PHONY: help build demo test bench lint docs fuzz install uninstall clean
 
 help:
 	@echo 'make demo     two lab hosts, a machine, a clone, its boot: about a minute after the build'
 	@echo 'make test     everything is tested, on real libvirt hosts in namespaces (as root)'
+	@echo 'make bench    kvm-clone against scp, rsync, zstd, qemu-img and nbdcopy, on lab hosts (as root, minutes)'
 	@echo 'make lint     format, clippy, documentation, spelling, the tree itself'
 	@echo 'make docs     rustdoc, and the book where mdbook is installed'
 	@echo 'make fuzz     the decoders of what comes from outside, $(SECONDS_EACH) s each'
@@ -26,6 +27,9 @@ demo: packages
 
 test: packages
 	scripts/test
+
+bench: packages
+	scripts/bench
 
 lint: packages
 	scripts/lint

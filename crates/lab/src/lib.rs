@@ -7,6 +7,7 @@
 //! Reading order: `lab` (who exists), `root` (what a host is made of), `script/` (how it starts and ends), `host`
 //! (what a test does with it), `net`, `storage`, `guest`, `fault`.
 
+pub mod bench;
 mod boot;
 mod cache;
 mod capabilities;

@@ -1,11 +1,12 @@
 //! Raises labs by hand, for the demo and for looking around.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, Result, define_machine};
+use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, Result, bench, define_machine};
 
 const MIB: u64 = 1 << 20;
 /// How long an emulated guest may take to boot on a busy machine.
@@ -87,6 +88,21 @@ enum Verb {
     },
     /// Shows the labs that are up.
     List,
+    /// Measures kvm-clone against the tools that people copy machines with today; prints tables in Markdown.
+    Bench {
+        /// The directory of the programs kvm-clone and kvm-clone-agent.
+        #[arg(long)]
+        programs: PathBuf,
+        /// How often each tool runs.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Only scenarios whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// kvm-clone alone.
+        #[arg(long)]
+        ours: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -117,6 +133,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         }
         Verb::List => list()?,
+        Verb::Bench { programs, rounds, only, ours } => {
+            measure(&bench::Plan { programs, rounds: *rounds, only: only.as_deref(), ours: *ours })?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -165,6 +184,12 @@ fn guest(lab: &Lab, host: &str, name: &str) -> Result<()> {
 #[allow(clippy::print_stdout, reason = "what the user asked for")]
 fn console(machine: &Machine, text: &str) -> Result<()> {
     println!("{}", machine.wait_for_console(text, BOOT_LIMIT)?);
+    Ok(())
+}
+
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "what the user asked for, and how far it is")]
+fn measure(plan: &bench::Plan<'_>) -> Result<()> {
+    println!("{}", bench::run(plan, &|line| eprintln!("{line}"))?);
     Ok(())
 }
 

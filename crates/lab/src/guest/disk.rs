@@ -25,6 +25,14 @@ impl DiskFormat {
             Self::Qcow2 => "qcow2",
         }
     }
+
+    /// The suffix that kvm-clone gives to its files.
+    pub(crate) fn file_suffix(self) -> &'static str {
+        match self {
+            Self::Raw => "img",
+            Self::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// A disk that is to be made.
