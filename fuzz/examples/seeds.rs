@@ -8,6 +8,7 @@ use kvm_clone_core::blocks::{Digest, DigestKey};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::MAGIC;
 use kvm_clone_core::wire::control::{FinalFile, FromAgent, Hello, Marker, NewImage, Reply, Request, ToAgent, Welcome};
+use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::wire::frame::{Encoder, HEADER_LEN, Kind};
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
 use kvm_clone_core::{Error, wire};
@@ -29,7 +30,7 @@ fn main() {
         ("welcome", ToAgent::Welcome(welcome)),
         ("marker", ToAgent::Request(1, Request::PutMarker(marker()))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
-        ("source", ToAgent::Lane(0, LaneCommand::Source { disks: vec![image()], key: key() })),
+        ("source", ToAgent::Lane(0, LaneCommand::Source { disks: vec![image()], key: key(), route: Route::Direct })),
     ] {
         write(&dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
     }
@@ -49,6 +50,7 @@ fn main() {
         manifests: vec!["/m".to_owned()],
         key: key(),
         verify: Verify::Media,
+        route: Route::Relay,
     };
     write(&dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target, 0).unwrap()));
     let done = LaneEvent::Done { segment: segment(), data_blocks: 2 };

@@ -14,11 +14,12 @@ pub mod lane;
 mod lock;
 mod place;
 mod program;
+mod sealed;
 mod stream;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: kvm-clone-agent control | lane SESSION NUMBER | --version";
+const USAGE: &str = "usage: kvm-clone-agent control | lane SESSION NUMBER [SSH_CONNECTION] | --version";
 
 /// Runs the mode that the arguments name.
 #[must_use]
@@ -26,7 +27,8 @@ pub fn run(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["control"] => control::run(),
-        ["lane", session, number] => lane::run(session, number),
+        ["lane", session, number] => lane::run(session, number, ""),
+        ["lane", session, number, connection] => lane::run(session, number, connection),
         ["--version"] => {
             log(&format!("kvm-clone-agent {}", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;

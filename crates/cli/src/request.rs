@@ -9,10 +9,10 @@ use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget, Presence};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, SshOptions};
+use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, RoutePolicy, SshOptions};
 
 use crate::args::CloneArgs;
-use crate::settings::{HostEntry, HostKeyPolicy, Seconds, Settings, VerifyMode};
+use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, VerifyMode};
 use crate::surroundings::Surroundings;
 
 /// A host as the user named it, and how it is reached.
@@ -112,6 +112,11 @@ fn span(seconds: Seconds) -> Duration {
 pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<CloneSettings> {
     Ok(CloneSettings {
         parallel: settings.transfer.parallel.value.narrow()?,
+        route: match settings.transfer.route.value {
+            Route::Auto => RoutePolicy::Auto,
+            Route::Relay => RoutePolicy::Relay,
+            Route::Direct => RoutePolicy::Direct,
+        },
         verify: match settings.transfer.verify.value {
             VerifyMode::On => Verify::On,
             VerifyMode::Off => Verify::Off,

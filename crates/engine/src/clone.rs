@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boundary::{Boundary, Moment, Straight, Then};
 use crate::inventory::{self, Site, Source};
-use crate::lane::{Joint, Pipes};
+use crate::lane::{Joint, Pipes, RoutePolicy};
 use crate::outcome::{CloneResult, Way};
 use crate::phases::Phases;
 use crate::step::Work;
@@ -46,7 +46,9 @@ pub struct CloneSettings {
     pub checksum: Option<Algorithm>,
     /// What happens between the steps: nothing, but where tests set faults off.
     pub boundary: Arc<dyn Boundary>,
-    /// How the ends of a lane are joined.
+    /// The way that lanes take.
+    pub route: RoutePolicy,
+    /// How the ends of a lane that goes over SSH are joined.
     pub joint: Arc<dyn Joint>,
 }
 
@@ -60,6 +62,7 @@ impl Default for CloneSettings {
             scratch_limit: None,
             checksum: None,
             boundary: Arc::new(Straight),
+            route: RoutePolicy::Auto,
             joint: Arc::new(Pipes),
         }
     }
@@ -306,6 +309,7 @@ impl Prepared {
                 Some(replaced) => format!("machine {} was replaced by new images", replaced.name),
                 None => "the machine is new at the target".to_owned(),
             },
+            route: moved.route,
             consistency: self.plan.consistency,
             verified: settings.verify != Verify::Off,
             checksums: work.checksums(),

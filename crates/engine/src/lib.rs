@@ -33,7 +33,7 @@ pub use doctor::{Finding, Verdict};
 pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
-pub use lane::{Ends, Joint, Pipes};
+pub use lane::{Ends, Joint, Pipes, RoutePolicy};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
 pub use retry::retrying;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
 use kvm_clone_core::plan::Consistency;
+use kvm_clone_core::wire::direct::Route;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ pub struct CloneResult {
     pub way: Way,
     /// Why that way.
     pub why: String,
+    /// The way that the blocks took: over SSH, or from host to host.
+    pub route: Route,
     /// What the copy is a copy of.
     pub consistency: Consistency,
     /// Whether every block was read back at the target and compared.

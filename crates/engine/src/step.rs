@@ -160,6 +160,7 @@ impl Work {
             lanes: self.settings.parallel,
             stall: self.settings.stall_timeout,
             joint: &*self.settings.joint,
+            route: self.settings.route,
             events: &*events,
         });
         let summed = async {

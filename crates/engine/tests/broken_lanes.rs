@@ -12,7 +12,7 @@ use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::wire::MAGIC;
 use kvm_clone_core::wire::frame::HEADER_LEN;
 use kvm_clone_core::wire::lane::Verify;
-use kvm_clone_engine::{CloneSettings, Ends, Joint};
+use kvm_clone_engine::{CloneSettings, Ends, Joint, RoutePolicy};
 use kvm_clone_lab::{Host, HostSpec, Lab, available};
 
 /// What happens to the stream after some good frames.
@@ -91,7 +91,8 @@ fn frame(input: &mut File) -> IoResult<Vec<u8>> {
 
 async fn refuses(lab: &Lab, beta: &Host, fault: Fault, verify: Verify) {
     let client = client(lab).await;
-    let settings = CloneSettings { joint: Arc::new(Broken(fault)), verify, ..CloneSettings::default() };
+    let joint = Arc::new(Broken(fault));
+    let settings = CloneSettings { joint, route: RoutePolicy::Relay, verify, ..CloneSettings::default() };
     let error = clone_with(&client, "alpha", "beta", "web1", CloneRequest::default(), &settings).await.unwrap_err();
     assert_eq!(number(&error), 1006, "{fault:?}: {error:?}");
     assert!(!error.help.is_empty(), "{fault:?}: {error:?}");

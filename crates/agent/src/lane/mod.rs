@@ -4,6 +4,7 @@
 //! go through its control agent's socket. When that socket closes, the lane agent ends at once: it never outlives the
 //! holder of the operation's locks.
 
+mod direct;
 mod images;
 mod join;
 mod manifest;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::lock;
 use crate::place::Place;
+use direct::{Direct, SshEnds};
 use join::Events;
 
 /// Processor priority of lane agents: they give way to guests. The control agent keeps its own, since it must answer.
@@ -34,11 +36,12 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 /// `ioprio_set(2)`: class 2 (best effort), level 7 (the last to be served).
 const IOPRIO_LOWEST_BEST_EFFORT: libc::c_int = (2 << 13) | 7;
 
-/// Joins the control agent of `session` as lane `number` and works until that says so or is gone.
+/// Joins the control agent of `session` as lane `number` and works until that says so or is gone. `connection` is
+/// `SSH_CONNECTION` as sshd gave it (ssh(1)), empty where there is no SSH.
 ///
 /// # Errors
 /// The arguments are no session and number, or the control agent is not there.
-pub fn run(session: &str, number: &str) -> Result<()> {
+pub fn run(session: &str, number: &str, connection: &str) -> Result<()> {
     let usage = || Error::validation("lane needs the id of a session and a number");
     let session: Uuid = session.parse().map_err(|_| usage())?;
     let number: LaneId = number.parse().map_err(|_| usage())?;
@@ -47,8 +50,9 @@ pub fn run(session: &str, number: &str) -> Result<()> {
     let (ends, ended) = mpsc::sync_channel(2);
     let (events, commands) = join::join(&place, session, number, ends.clone())?;
     let events = Arc::new(events);
+    let ssh = SshEnds::parse(connection);
     std::thread::spawn(move || {
-        let outcome = work(&place, &events, commands);
+        let outcome = work(&place, &ssh, &events, commands);
         if let Err(error) = &outcome {
             events.tell(&LaneEvent::Failed(error.clone()));
         }
@@ -67,19 +71,30 @@ fn give_way() {
     }
 }
 
-fn work(place: &Place, events: &Arc<Events>, commands: Receiver<LaneCommand>) -> Result<()> {
+fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<LaneCommand>) -> Result<()> {
     let Some(LaneCommand::Hold(keys)) = next(&commands) else {
         return Err(Error::internal("the first command of a lane agent must be to hold its locks"));
     };
     let _users = lock::hold_users(place, &keys)?;
     events.tell(&LaneEvent::Ready);
-    match next(&commands) {
-        Some(LaneCommand::Source { disks, key }) => source::run(&disks, &key, &commands, events)?,
-        Some(LaneCommand::Target { disks, manifests, key, verify }) => {
-            let work = target::Target { disks, manifests, key, verify };
-            target::run(work, commands, events)?;
+    let mut direct = Direct::default();
+    loop {
+        match next(&commands) {
+            Some(LaneCommand::Listen(seal)) => events.tell(&direct.listen(ssh, seal)?),
+            Some(LaneCommand::Connect { addresses, port, seal }) => {
+                events.tell(&LaneEvent::Connected(direct.connect(ssh, &addresses, port, &seal)));
+            }
+            Some(LaneCommand::Source { disks, key, route }) => {
+                source::run(&disks, &key, direct.output(route)?, &commands, events)?;
+                break;
+            }
+            Some(LaneCommand::Target { disks, manifests, key, verify, route }) => {
+                let work = target::Target { disks, manifests, key, verify };
+                target::run(work, direct.input(route)?, commands, events)?;
+                break;
+            }
+            _ => return Err(Error::internal("a lane agent must be told its disks before anything else")),
         }
-        _ => return Err(Error::internal("the second command of a lane agent must name its disks")),
     }
     events.tell(&LaneEvent::Finished);
     Ok(())

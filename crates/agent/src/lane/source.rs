@@ -1,6 +1,5 @@
 //! The source end of a lane: reads segments, digests their blocks, sends those that are not zero.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
@@ -9,6 +8,7 @@ use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment};
 use kvm_clone_core::{Error, Result};
 
+use super::direct::Output;
 use super::images::open_reader;
 use super::join::Events;
 use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers};
@@ -29,6 +29,7 @@ enum Item {
 pub(super) fn run(
     disks: &[ImageSpec],
     key: &DigestKey,
+    output: Output,
     commands: &Receiver<LaneCommand>,
     events: &Arc<Events>,
 ) -> Result<()> {
@@ -37,7 +38,7 @@ pub(super) fn run(
     let (items, queue) = mpsc::sync_channel(IN_FLIGHT);
     let sender = {
         let (readers, events) = (Arc::clone(&readers), Arc::clone(events));
-        std::thread::spawn(move || send(&queue, &readers, &events))
+        std::thread::spawn(move || send(output, &queue, &readers, &events))
     };
     let outcome = enqueue(&devices, commands, &readers, &items);
     drop(items);
@@ -69,8 +70,8 @@ fn enqueue(
     Err(Error::transfer("the control agent is gone"))
 }
 
-fn send(queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()> {
-    let mut output = FrameWriter::new(io::stdout().lock());
+fn send(output: Output, queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()> {
+    let mut output = FrameWriter::new(output);
     output.magic()?;
     let (mut read, mut sent, mut data_blocks) = (0, 0, 0);
     for item in queue {
@@ -102,7 +103,7 @@ fn send(queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()
 }
 
 /// Sends each run of blocks that are not zero as one frame.
-fn send_piece(output: &mut FrameWriter<io::StdoutLock<'_>>, piece: &Piece) -> Result<u64> {
+fn send_piece(output: &mut FrameWriter<Output>, piece: &Piece) -> Result<u64> {
     let mut sent = 0;
     let mut index = 0;
     while index < piece.digests.len() {

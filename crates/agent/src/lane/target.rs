@@ -14,6 +14,7 @@ use kvm_clone_core::wire::frame::{Kind, MAX_PAYLOAD, decode};
 use kvm_clone_core::wire::lane::{FRAME_BLOCKS, ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 
+use super::direct::Input;
 use super::images::open_writer;
 use super::join::Events;
 use super::manifest::ManifestFile;
@@ -41,7 +42,7 @@ enum Item {
 }
 
 /// Takes segments until the source says that there are no more.
-pub(super) fn run(target: Target, commands: Receiver<LaneCommand>, events: &Arc<Events>) -> Result<()> {
+pub(super) fn run(target: Target, input: Input, commands: Receiver<LaneCommand>, events: &Arc<Events>) -> Result<()> {
     let commands = Arc::new(Mutex::new(commands));
     let mut devices = Vec::new();
     for (disk, image) in (0..).zip(&target.disks) {
@@ -60,7 +61,7 @@ pub(super) fn run(target: Target, commands: Receiver<LaneCommand>, events: &Arc<
         let (target, events) = (Arc::clone(&target), Arc::clone(events));
         std::thread::spawn(move || check(&target, &to_check, &events))
     };
-    let received = receive(&target, &items, &spares);
+    let received = receive(&target, input, &items, &spares);
     drop(items);
     let joined = |_| Error::internal("a thread of the lane panicked");
     // The thread nearest to the disk knows why the others stopped.
@@ -70,9 +71,9 @@ pub(super) fn run(target: Target, commands: Receiver<LaneCommand>, events: &Arc<
 }
 
 /// Takes frames from the stream. Everything in them is checked here, before anything is written.
-fn receive(target: &Target, items: &SyncSender<Item>, spares: &Receiver<Vec<u8>>) -> Result<()> {
+fn receive(target: &Target, input: Input, items: &SyncSender<Item>, spares: &Receiver<Vec<u8>>) -> Result<()> {
     let stopped = |_| Error::internal("the writing thread stopped");
-    let mut input = FrameReader::new(io::BufReader::with_capacity(256 << 10, io::stdin().lock()));
+    let mut input = FrameReader::new(input);
     input.expect_magic()?;
     let mut current: Option<Incoming> = None;
     while let Some((header, body)) = input.next()? {

@@ -10,7 +10,7 @@ use kvm_clone_core::plan::{DiskFormat, NetworkTarget};
 use kvm_clone_core::{Error, Result};
 
 use super::SshArgs;
-use crate::settings::{Lanes, Seconds, VerifyMode};
+use crate::settings::{Lanes, Route, Seconds, VerifyMode};
 
 const EXAMPLES: &str = "Examples:
   kvm-clone clone alpha beta web1                       Copy web1 to beta, as web1_clone
@@ -56,6 +56,9 @@ pub(crate) struct CloneArgs {
     /// Lanes that copy at once, 1 to 16 [default: 4]
     #[arg(short, long, value_name = "N", help_heading = "Transfer")]
     pub(crate) parallel: Option<Lanes>,
+    /// The way between the hosts: auto, relay (over SSH, no port is opened) or direct (from host to host, sealed) [default: auto]
+    #[arg(long, value_name = "ROUTE", help_heading = "Transfer")]
+    pub(crate) route: Option<Route>,
     /// Read back what was written (the default); "--verify media" reads from the medium, not from the page cache
     #[arg(
         long,

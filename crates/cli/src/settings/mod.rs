@@ -9,8 +9,8 @@ mod value;
 
 pub(crate) use inventory::HostEntry;
 pub(crate) use value::{
-    Attempts, HostKeyPolicy, JournalUrl, KeyPath, Lanes, LogFormat, LogLevel, Optional, Percent, Port, Seconds, User,
-    VerifyMode,
+    Attempts, HostKeyPolicy, JournalUrl, KeyPath, Lanes, LogFormat, LogLevel, Optional, Percent, Port, Route, Seconds,
+    User, VerifyMode,
 };
 
 use std::collections::BTreeMap;
@@ -152,6 +152,7 @@ settings! {
     }
     transfer: TransferSettings {
         parallel: Lanes = "4", "Lanes that copy at once, 1 to 16";
+        route: Route = "auto", "The way between the hosts: auto, relay (over SSH, no port is opened) or direct (from host to host)";
         verify: VerifyMode = "on", "Read back what was written: on, off, or media (from the medium, not the page cache)";
         stall_timeout: Seconds = "120", "Seconds without progress after which a copy has failed";
     }
@@ -229,6 +230,7 @@ impl Settings {
             Command::Clone(args) => {
                 self.take_ssh(&args.ssh);
                 self.transfer.parallel.overrule("--parallel", args.parallel);
+                self.transfer.route.overrule("--route", args.route);
                 self.transfer.verify.overrule("--verify", args.verify_mode());
                 self.transfer.stall_timeout.overrule("--stall-timeout", args.stall_timeout);
                 self.timeouts.clone.overrule("--timeout", args.timeout.map(Optional::some));

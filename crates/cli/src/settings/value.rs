@@ -110,6 +110,15 @@ words! {
         /// Unknown ones are accepted the first time; changed ones never.
         AcceptNew = "accept-new",
     }
+    /// The way between the hosts.
+    Route {
+        /// Direct where that is possible.
+        Auto = "auto",
+        /// Over SSH.
+        Relay = "relay",
+        /// From host to host.
+        Direct = "direct",
+    }
     /// How what was written is checked.
     VerifyMode {
         /// Read back from the page cache.

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::control::DiskIndex;
+use super::direct::{Route, Seal};
 use crate::blocks::{Digest, DigestKey};
 use crate::error::Error;
 use crate::inventory::ImageFormat;
@@ -90,6 +91,8 @@ pub enum LaneCommand {
         disks: Vec<ImageSpec>,
         /// The key of the digests.
         key: DigestKey,
+        /// Where they go: [`Route::Direct`] only after [`LaneEvent::Connected`].
+        route: Route,
     },
     /// Write what comes to these images, and read it back.
     Target {
@@ -101,6 +104,19 @@ pub enum LaneCommand {
         key: DigestKey,
         /// Whether each segment is read back and compared.
         verify: Verify,
+        /// Where it comes from.
+        route: Route,
+    },
+    /// Target only: wait for the other end to come by TCP, then say [`LaneEvent::Listening`].
+    Listen(Seal),
+    /// Source only: reach the other end by TCP, then say [`LaneEvent::Connected`].
+    Connect {
+        /// Its addresses; none means the host from which our own SSH connection came.
+        addresses: Vec<String>,
+        /// Its port.
+        port: u16,
+        /// How the lane is sealed.
+        seal: Seal,
     },
     /// Source only: send this segment next.
     Send(Segment),
@@ -133,6 +149,15 @@ pub enum Verify {
 pub enum LaneEvent {
     /// The lane agent holds its locks and waits for its command.
     Ready,
+    /// Target: it waits for the other end here.
+    Listening {
+        /// The address at which SSH reached this host, if it did.
+        addresses: Vec<String>,
+        /// The port.
+        port: u16,
+    },
+    /// Source: it has reached the other end by TCP, or says why not.
+    Connected(std::result::Result<(), String>),
     /// Source: bytes read from the disks, and of them sent, since the last such event.
     Sent {
         /// Bytes read.

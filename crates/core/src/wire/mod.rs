@@ -7,6 +7,7 @@
 //!   agent is to do reaches it through its control agent, as [`lane::LaneCommand`].
 
 pub mod control;
+pub mod direct;
 pub mod frame;
 pub mod lane;
 pub mod point;

@@ -57,6 +57,11 @@ impl Child {
 }
 
 impl Transport {
+    /// Whether commands are started over SSH.
+    pub(crate) const fn is_ssh(&self) -> bool {
+        matches!(self, Self::Ssh(_))
+    }
+
     /// Starts a script of ours; we hold its streams.
     pub(crate) async fn start(&self, script: &Script) -> Result<Started> {
         match self {

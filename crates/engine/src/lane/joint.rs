@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use futures_util::future::join_all;
 use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::{Error, Result};
 
 use crate::host::Host;
@@ -55,6 +56,8 @@ const AT_ONCE: usize = 4;
 pub(super) struct Lane {
     pub(super) source: LaneId,
     pub(super) target: LaneId,
+    /// The way that its bytes take.
+    pub(super) route: Route,
     /// What the user should know of how it was opened.
     pub(super) notes: Vec<String>,
     _children: [Child; 2],
@@ -66,13 +69,27 @@ pub(super) fn lane_of(id: LaneId) -> usize {
     usize::from(id / 2)
 }
 
-/// Opens lanes. The first one rides on the hosts' master connections; each further one gets connections of its own,
-/// since one connection is one cipher thread and one window.
-pub(super) async fn open(source: &Host, target: &Host, wanted: u16, joint: &dyn Joint) -> Result<Vec<Lane>> {
+/// How a lane's agents are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connections {
+    /// On the hosts' master connections: enough for what sends little.
+    Shared,
+    /// On connections of the lane's own, since one connection is one cipher thread and one window.
+    Own,
+}
+
+/// Opens lanes with these numbers; all of them go over SSH at first.
+pub(super) async fn open(
+    source: &Host,
+    target: &Host,
+    numbers: std::ops::Range<u16>,
+    connections: Connections,
+    joint: &dyn Joint,
+) -> Result<Vec<Lane>> {
     let mut lanes = Vec::new();
-    let numbers: Vec<u16> = (0..wanted).collect();
+    let numbers: Vec<u16> = numbers.collect();
     for batch in numbers.chunks(AT_ONCE) {
-        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number, joint))).await;
+        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number, connections, joint))).await;
         for lane in opened {
             lanes.push(lane?);
         }
@@ -80,8 +97,15 @@ pub(super) async fn open(source: &Host, target: &Host, wanted: u16, joint: &dyn 
     Ok(lanes)
 }
 
-async fn open_one(source: &Host, target: &Host, number: u16, joint: &dyn Joint) -> Result<Lane> {
-    let ((from, from_note), (to, to_note)) = tokio::join!(transport(source, number), transport(target, number));
+async fn open_one(
+    source: &Host,
+    target: &Host,
+    number: u16,
+    connections: Connections,
+    joint: &dyn Joint,
+) -> Result<Lane> {
+    let ((from, from_note), (to, to_note)) =
+        tokio::join!(transport(source, connections), transport(target, connections));
     let (source_id, target_id) = (number * 2, number * 2 + 1);
     let ends = joint.join().map_err(|error| Error::internal(format!("joining a lane: {error}")))?;
     let (sending, receiving) = tokio::try_join!(
@@ -89,13 +113,13 @@ async fn open_one(source: &Host, target: &Host, number: u16, joint: &dyn Joint) 
         start(target, &to, target_id, ends.target_in, ends.target_out),
     )?;
     let notes = [from_note, to_note].into_iter().flatten().collect();
-    Ok(Lane { source: source_id, target: target_id, notes, _children: [sending, receiving] })
+    Ok(Lane { source: source_id, target: target_id, route: Route::Relay, notes, _children: [sending, receiving] })
 }
 
 /// A connection of the lane's own; one that cannot be made falls back to a session on the master connection, and says
 /// so.
-async fn transport(host: &Host, number: u16) -> (Transport, Option<String>) {
-    if number == 0 {
+async fn transport(host: &Host, connections: Connections) -> (Transport, Option<String>) {
+    if connections == Connections::Shared {
         return (host.transport.clone(), None);
     }
     match host.another_transport().await {
@@ -109,7 +133,9 @@ async fn transport(host: &Host, number: u16) -> (Transport, Option<String>) {
 }
 
 async fn start(host: &Host, transport: &Transport, id: LaneId, stdin: OwnedFd, stdout: OwnedFd) -> Result<Child> {
-    let arguments = format!("lane {} {id}", host.control.hello().session);
+    // What sshd says of the connection; `sudo` would not let it through as a variable.
+    let connection = if transport.is_ssh() { " \"$SSH_CONNECTION\"" } else { "" };
+    let arguments = format!("lane {} {id}{connection}", host.control.hello().session);
     let script: Script = start_script(host.agent_digest(), host.privilege, &arguments)?;
     transport.start_on(&script, stdin, stdout).await.map_err(|error| error.with("host", &host.name))
 }

@@ -1,5 +1,6 @@
 //! Copying disks over lanes: which segments there are, who carries them, what became of them.
 
+mod direct;
 mod joint;
 mod schedule;
 
@@ -9,13 +10,15 @@ use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{LaneId, Reply, Request};
+use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::host::control::unexpected;
-use joint::Lane;
+pub use direct::RoutePolicy;
+use joint::{Connections, Lane};
 pub use joint::{Ends, Joint, Pipes};
 use schedule::{Schedule, Work};
 
@@ -61,8 +64,12 @@ pub(crate) struct Copy<'a> {
     pub(crate) lanes: u16,
     pub(crate) stall: Duration,
     pub(crate) joint: &'a dyn Joint,
+    pub(crate) route: RoutePolicy,
     pub(crate) events: &'a (dyn Fn(Event) + Send + Sync),
 }
+
+/// What lane agents tell.
+type Told = mpsc::Receiver<(LaneId, LaneEvent)>;
 
 /// What was moved.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +80,8 @@ pub(crate) struct Moved {
     pub(crate) data_blocks: u64,
     /// Blocks that hold data, by disk, as the source's lane agents counted them.
     pub(crate) source_blocks: Vec<u64>,
+    /// The way that the lanes took.
+    pub(crate) route: Route,
 }
 
 /// Copies all disks; also returns what the user should know of how. On return, with success or not, no lane agent is
@@ -85,7 +94,7 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     let (tell, mut told) = mpsc::channel(1024);
     copy.source.control.lane_events(tell.clone());
     copy.target.control.lane_events(tell.clone());
-    let lanes = joint::open(copy.source, copy.target, lane_count(&copy, work.bytes()), copy.joint).await;
+    let lanes = open(&copy, work.bytes(), &mut told).await;
     let outcome = match &lanes {
         Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
         Err(error) => Err(error.clone()),
@@ -93,6 +102,25 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     end(&copy).await;
     let notes = lanes.into_iter().flatten().flat_map(|lane| lane.notes).collect();
     outcome.map(|moved| (moved, notes))
+}
+
+/// Opens the lanes: the first one finds out whether there is a direct way, the others follow it.
+async fn open(copy: &Copy<'_>, bytes: u64, told: &mut Told) -> Result<Vec<Lane>> {
+    let count = lane_count(copy, bytes);
+    let mut lanes = joint::open(copy.source, copy.target, 0..1, Connections::Shared, copy.joint).await?;
+    await_ready(copy, &lanes, told).await?;
+    direct::join(copy, &mut lanes[0], bytes, told).await?;
+    let is_direct = lanes[0].route == Route::Direct;
+    let connections = if is_direct { Connections::Shared } else { Connections::Own };
+    let mut others = joint::open(copy.source, copy.target, 1..count, connections, copy.joint).await?;
+    await_ready(copy, &others, told).await?;
+    if is_direct {
+        for lane in &mut others {
+            direct::join(copy, lane, bytes, told).await?;
+        }
+    }
+    lanes.extend(others);
+    Ok(lanes)
 }
 
 /// As many lanes as were asked for, as the data is worth, and as there are processors: a lane keeps one busy at each end.
@@ -132,16 +160,11 @@ async fn find_work(copy: &Copy<'_>) -> Result<Work> {
 }
 
 /// Deals segments to lanes until all are verified at the target.
-async fn carry(
-    copy: &Copy<'_>,
-    lanes: &[Lane],
-    work: Work,
-    told: &mut mpsc::Receiver<(LaneId, LaneEvent)>,
-) -> Result<Moved> {
-    await_ready(copy, lanes, told).await?;
+async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> Result<Moved> {
     start(copy, lanes).await?;
     let mut schedule = Schedule::new(work, lanes.len());
-    let mut moved = Moved { source_blocks: vec![0; copy.disks.len()], ..Moved::default() };
+    let route = lanes.first().map_or(Route::Relay, |lane| lane.route);
+    let mut moved = Moved { source_blocks: vec![0; copy.disks.len()], route, ..Moved::default() };
     let mut finished = 0;
     for lane in 0..lanes.len() {
         deal(copy, lanes, &mut schedule, lane).await?;
@@ -168,7 +191,7 @@ async fn carry(
             }
             LaneEvent::Finished => finished += 1,
             LaneEvent::Failed(error) => return Err(cause(error, told).await),
-            LaneEvent::Ready | LaneEvent::WantChunk(_) => {}
+            LaneEvent::Ready | LaneEvent::Listening { .. } | LaneEvent::Connected(_) | LaneEvent::WantChunk(_) => {}
         }
         let Moved { read, sent, written, .. } = moved;
         (copy.events)(Event::Moved { bytes_read: read, bytes_sent: sent, bytes_written: written });
@@ -176,7 +199,7 @@ async fn carry(
     Ok(moved)
 }
 
-async fn await_ready(copy: &Copy<'_>, lanes: &[Lane], told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<()> {
+async fn await_ready(copy: &Copy<'_>, lanes: &[Lane], told: &mut Told) -> Result<()> {
     let ready = async {
         let mut ready = 0;
         while ready < lanes.len() * 2 {
@@ -203,19 +226,22 @@ async fn await_ready(copy: &Copy<'_>, lanes: &[Lane], told: &mut mpsc::Receiver<
 }
 
 async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
-    let key = copy.key.clone();
-    let disks = copy.disks.iter();
-    let source =
-        LaneCommand::Source { disks: disks.clone().map(|disk| disk.source.clone()).collect(), key: key.clone() };
-    let target = LaneCommand::Target {
-        disks: disks.clone().map(|disk| disk.staging.clone()).collect(),
-        manifests: disks.map(|disk| disk.manifest.clone()).collect(),
-        key,
-        verify: copy.verify,
-    };
+    let disks = || copy.disks.iter();
     for lane in lanes {
-        copy.source.control.lane(lane.source, source.clone()).await?;
-        copy.target.control.lane(lane.target, target.clone()).await?;
+        let source = LaneCommand::Source {
+            disks: disks().map(|disk| disk.source.clone()).collect(),
+            key: copy.key.clone(),
+            route: lane.route,
+        };
+        let target = LaneCommand::Target {
+            disks: disks().map(|disk| disk.staging.clone()).collect(),
+            manifests: disks().map(|disk| disk.manifest.clone()).collect(),
+            key: copy.key.clone(),
+            verify: copy.verify,
+            route: lane.route,
+        };
+        copy.source.control.lane(lane.source, source).await?;
+        copy.target.control.lane(lane.target, target).await?;
     }
     Ok(())
 }
@@ -229,7 +255,7 @@ async fn deal(copy: &Copy<'_>, lanes: &[Lane], schedule: &mut Schedule, lane: us
 }
 
 /// The next event; an error when an agent is gone, or nothing happened for too long.
-async fn next(copy: &Copy<'_>, told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Result<(LaneId, LaneEvent)> {
+async fn next(copy: &Copy<'_>, told: &mut Told) -> Result<(LaneId, LaneEvent)> {
     tokio::select! {
         event = tokio::time::timeout(copy.stall, told.recv()) => match event {
             Ok(Some(event)) => Ok(event),
@@ -244,7 +270,7 @@ async fn next(copy: &Copy<'_>, told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -
 }
 
 /// Of several failures the one that caused the others: a broken stream is a consequence.
-async fn cause(first: Error, told: &mut mpsc::Receiver<(LaneId, LaneEvent)>) -> Error {
+async fn cause(first: Error, told: &mut Told) -> Error {
     let mut cause = first;
     let window = tokio::time::sleep(CAUSE_WINDOW);
     tokio::pin!(window);

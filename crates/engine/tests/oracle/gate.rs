@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 
-use kvm_clone_engine::{CloneSettings, Ends, Joint};
+use kvm_clone_engine::{CloneSettings, Ends, Joint, RoutePolicy};
 
 #[derive(Debug, Default)]
 struct State {
@@ -26,7 +26,7 @@ impl Gate {
     }
 
     pub fn settings(&self) -> CloneSettings {
-        CloneSettings { joint: Arc::new(self.clone()), ..CloneSettings::default() }
+        CloneSettings { joint: Arc::new(self.clone()), route: RoutePolicy::Relay, ..CloneSettings::default() }
     }
 
     /// Waits until a lane stands before it.

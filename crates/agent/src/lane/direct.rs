@@ -1,0 +1,247 @@
+//! The stream of a lane: what SSH gave us as stdin and stdout, or a TCP connection to the other end.
+//!
+//! The target's agent listens only between the controller's order and the first comer who knows the key, on the address
+//! at which SSH reached this host. Strangers are sent away after a moment, and a lane that cannot be joined directly goes
+//! over SSH as if nothing had been tried.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::wire::direct::{Route, Seal};
+use kvm_clone_core::wire::lane::LaneEvent;
+use kvm_clone_core::{Error, Result};
+
+use crate::sealed::{SealedReader, SealedWriter};
+
+/// Where a lane's bytes go.
+pub(super) type Output = Box<dyn Write + Send>;
+/// Where they come from.
+pub(super) type Input = Box<dyn Read + Send>;
+
+/// How long the way to the other end may take: a firewall that drops packets must not hold a copy up.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a comer may take to prove that it knows the key.
+const PROOF_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the other end may take to come.
+const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
+/// Comers that are looked at: an open port is found by scanners.
+const COMERS: usize = 64;
+/// Bytes read from SSH at once.
+const READ_BUFFER: usize = 256 << 10;
+
+/// Both ends of the SSH connection through which this agent was started.
+#[derive(Debug, Default)]
+pub(super) struct SshEnds {
+    client: Option<IpAddr>,
+    server: Option<IpAddr>,
+}
+
+impl SshEnds {
+    /// Reads `SSH_CONNECTION`: client address, its port, server address, its port (ssh(1)). Addresses with a scope lead
+    /// nowhere from another host, and are none.
+    pub(super) fn parse(connection: &str) -> Self {
+        let mut words = connection.split_whitespace();
+        let mut next = || words.next().and_then(|word| word.parse().ok());
+        let client = next();
+        let _port: Option<IpAddr> = next();
+        Self { client, server: next() }
+    }
+}
+
+/// The direct way, as far as it was opened.
+#[derive(Default)]
+pub(super) struct Direct {
+    outgoing: Option<SealedWriter<TcpStream>>,
+    incoming: Option<Receiver<SealedReader<TcpStream>>>,
+}
+
+impl Direct {
+    /// Waits for the other end in the background.
+    pub(super) fn listen(&mut self, ssh: &SshEnds, seal: Seal) -> Result<LaneEvent> {
+        let failed = |error| Error::connection(format!("no port can be opened: {error}"));
+        let listener = bind(ssh.server).map_err(failed)?;
+        let port = listener.local_addr().map_err(failed)?.port();
+        listener.set_nonblocking(true).map_err(failed)?;
+        let (give, taken) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            if let Some(stream) = await_other_end(&listener, &seal) {
+                let _ = give.send(stream);
+            }
+        });
+        self.incoming = Some(taken);
+        let addresses = ssh.server.iter().map(ToString::to_string).collect();
+        Ok(LaneEvent::Listening { addresses, port })
+    }
+
+    /// Reaches the other end, or says why not.
+    pub(super) fn connect(
+        &mut self,
+        ssh: &SshEnds,
+        addresses: &[String],
+        port: u16,
+        seal: &Seal,
+    ) -> std::result::Result<(), String> {
+        let named = addresses.iter().filter_map(|address| address.parse().ok());
+        let targets: Vec<IpAddr> =
+            if addresses.is_empty() { ssh.client.into_iter().collect() } else { named.collect() };
+        let mut why = "no address of the target is known".to_owned();
+        for address in targets {
+            match reach(SocketAddr::new(address, port), seal) {
+                Ok(stream) => {
+                    self.outgoing = Some(stream);
+                    return Ok(());
+                }
+                Err(error) => why = format!("{address} port {port}: {error}"),
+            }
+        }
+        Err(why)
+    }
+
+    /// The stream of a source lane agent.
+    pub(super) fn output(self, route: Route) -> Result<Output> {
+        match (route, self.outgoing) {
+            (Route::Direct, Some(stream)) => Ok(Box::new(stream)),
+            (Route::Direct, None) => Err(not_joined()),
+            // Not `Stdout`, which looks for the ends of lines in what it writes.
+            (Route::Relay, _) => Ok(Box::new(duplicate(std::io::stdout().as_fd())?)),
+        }
+    }
+
+    /// The stream of a target lane agent.
+    pub(super) fn input(self, route: Route) -> Result<Input> {
+        match (route, self.incoming) {
+            (Route::Direct, Some(coming)) => {
+                let stream = coming.recv_timeout(PROOF_DEADLINE).map_err(|_| not_joined())?;
+                Ok(Box::new(stream))
+            }
+            (Route::Direct, None) => Err(not_joined()),
+            (Route::Relay, _) => {
+                let stdin = duplicate(std::io::stdin().as_fd())?;
+                Ok(Box::new(BufReader::with_capacity(READ_BUFFER, stdin)))
+            }
+        }
+    }
+}
+
+fn not_joined() -> Error {
+    Error::transfer("the direct lane was not joined").transient()
+}
+
+fn duplicate(stream: std::os::fd::BorrowedFd<'_>) -> Result<File> {
+    let owned = stream.try_clone_to_owned().map_err(|error| Error::internal(format!("duplicating a stream: {error}")));
+    owned.map(File::from)
+}
+
+/// At the address by which this host was reached; where none is known, at all of them.
+fn bind(address: Option<IpAddr>) -> std::io::Result<TcpListener> {
+    match address {
+        Some(address) => TcpListener::bind((address, 0)),
+        None => {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))
+        }
+    }
+}
+
+fn reach(address: SocketAddr, seal: &Seal) -> std::result::Result<SealedWriter<TcpStream>, String> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_DEADLINE).map_err(|error| error.to_string())?;
+    hurry(&stream, Some(PROOF_DEADLINE)).map_err(|error| error.to_string())?;
+    let joined = SealedWriter::connect(stream, seal).map_err(|error| error.to_string())?;
+    hurry(joined.get_ref(), None).map_err(|error| error.to_string())?;
+    Ok(joined)
+}
+
+/// The first comer who knows the key. The port closes with it, or after a while.
+fn await_other_end(listener: &TcpListener, seal: &Seal) -> Option<SealedReader<TcpStream>> {
+    let began = Instant::now();
+    let mut comers = 0;
+    while began.elapsed() < ACCEPT_DEADLINE && comers < COMERS {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                comers += 1;
+                if let Ok(joined) = admit(stream, seal) {
+                    return Some(joined);
+                }
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    None
+}
+
+fn admit(stream: TcpStream, seal: &Seal) -> std::io::Result<SealedReader<TcpStream>> {
+    stream.set_nonblocking(false)?;
+    hurry(&stream, Some(PROOF_DEADLINE))?;
+    let joined = SealedReader::accept(stream, seal)?;
+    hurry(joined.get_ref(), None)?;
+    Ok(joined)
+}
+
+/// While the other end is not proven, it may not hold us up; later the controller watches over progress.
+fn hurry(stream: &TcpStream, limit: Option<Duration>) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use kvm_clone_core::wire::direct::{Cipher, LaneKey};
+
+    use super::*;
+
+    fn seal(byte: u8) -> Seal {
+        Seal { key: LaneKey::new([byte; 32]), cipher: Cipher::AesGcm }
+    }
+
+    fn listening(direct: &mut Direct) -> u16 {
+        let ssh = SshEnds::parse("192.0.2.9 50000 127.0.0.1 22");
+        let LaneEvent::Listening { addresses, port } = direct.listen(&ssh, seal(1)).unwrap() else { panic!() };
+        assert_eq!(addresses, ["127.0.0.1"]);
+        port
+    }
+
+    #[test]
+    fn strangers_do_not_keep_the_other_end_out() {
+        let (mut target, mut source) = (Direct::default(), Direct::default());
+        let port = listening(&mut target);
+        // One who talks something else, one who says nothing and leaves, one with another key.
+        TcpStream::connect(("127.0.0.1", port)).unwrap().write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let here = ["127.0.0.1".to_owned()];
+        assert!(Direct::default().connect(&SshEnds::default(), &here, port, &seal(2)).is_err());
+        source.connect(&SshEnds::default(), &here, port, &seal(1)).unwrap();
+        let (mut output, mut input) = (source.output(Route::Direct).unwrap(), target.input(Route::Direct).unwrap());
+        output.write_all(b"blocks").and_then(|()| output.flush()).unwrap();
+        drop(output);
+        let mut text = String::new();
+        input.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "blocks");
+        // The port is closed once the other end has come.
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    }
+
+    #[test]
+    fn without_an_address_the_host_is_sought_from_which_ssh_came() {
+        let mut target = Direct::default();
+        let port = listening(&mut target);
+        let ssh = SshEnds::parse("127.0.0.1 40000 192.0.2.1 22");
+        Direct::default().connect(&ssh, &[], port, &seal(1)).unwrap();
+        let why = Direct::default().connect(&SshEnds::parse(""), &[], port, &seal(1)).unwrap_err();
+        assert!(why.contains("no address"), "{why}");
+    }
+
+    #[test]
+    fn a_closed_way_says_why() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let why =
+            Direct::default().connect(&SshEnds::default(), &["127.0.0.1".to_owned()], closed, &seal(1)).unwrap_err();
+        assert!(why.contains("127.0.0.1 port"), "{why}");
+        assert!(Direct::default().output(Route::Direct).is_err());
+        assert!(Direct::default().input(Route::Direct).is_err());
+    }
+}

@@ -1,0 +1,267 @@
+//! A byte stream sealed by the Noise protocol (<https://noiseprotocol.org/noise.html>), pattern `NNpsk0`: both ends prove
+//! that they know one key, agree on fresh ones, and from then on nothing can be read, changed, left out, repeated or
+//! reordered on the way without the reader's notice. The crate `snow` speaks it, with the ciphers of `ring`.
+//!
+//! On the wire each message is its length, two bytes in network order, and so many bytes of ciphertext (section 13 of the
+//! specification leaves the framing to the application).
+
+use std::io::{self, Read, Write};
+
+use kvm_clone_core::wire::direct::{Cipher, Seal};
+use snow::{Builder, HandshakeState, TransportState};
+
+/// The longest Noise message (section 3), its tag included.
+const MESSAGE: usize = 65_535;
+/// Bytes that a message is longer than what it holds (section 5.1).
+const TAG: usize = 16;
+/// Bytes of the message's length.
+const LENGTH: usize = 2;
+/// Messages written to the network at once.
+const BATCH: usize = 4;
+/// Bytes read from the network at once.
+const READ_AHEAD: usize = BATCH * (MESSAGE + LENGTH);
+/// Both ends must mean the same by what follows.
+const PROLOGUE: &[u8] = b"kvm-clone lane 1";
+
+/// The end that sends. What was written is on its way only after a flush.
+pub(crate) struct SealedWriter<S> {
+    stream: S,
+    noise: TransportState,
+    sealed: Vec<u8>,
+    filled: usize,
+}
+
+impl<S: Read + Write> SealedWriter<S> {
+    /// Proves to the other end that we know the key, and has it prove the same.
+    pub(crate) fn connect(mut stream: S, seal: &Seal) -> io::Result<Self> {
+        let mut noise = builder(seal)?.build_initiator().map_err(broken)?;
+        say(&mut stream, &mut noise)?;
+        hear(&mut stream, &mut noise)?;
+        let noise = noise.into_transport_mode().map_err(broken)?;
+        Ok(Self { stream, noise, sealed: vec![0; READ_AHEAD], filled: 0 })
+    }
+}
+
+impl<S> SealedWriter<S> {
+    /// The stream beneath.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+}
+
+impl<S: Write> SealedWriter<S> {
+    fn send(&mut self) -> io::Result<()> {
+        let filled = std::mem::take(&mut self.filled);
+        self.stream.write_all(&self.sealed[..filled])
+    }
+}
+
+impl<S: Write> Write for SealedWriter<S> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let taken = data.len().min(MESSAGE - TAG);
+        if taken == 0 {
+            return Ok(0);
+        }
+        if self.sealed.len() - self.filled < LENGTH + taken + TAG {
+            self.send()?;
+        }
+        let (length, message) = self.sealed[self.filled..].split_at_mut(LENGTH);
+        let written = self.noise.write_message(&data[..taken], message).map_err(broken)?;
+        length.copy_from_slice(&prefix(written)?);
+        self.filled += LENGTH + written;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()?;
+        self.stream.flush()
+    }
+}
+
+/// The end that receives.
+pub(crate) struct SealedReader<S> {
+    stream: io::BufReader<S>,
+    noise: TransportState,
+    sealed: Vec<u8>,
+    plain: Vec<u8>,
+    /// Where in `plain` lies what was not taken yet.
+    left: std::ops::Range<usize>,
+}
+
+impl<S: Read + Write> SealedReader<S> {
+    /// Has the other end prove that it knows the key, and proves the same to it.
+    pub(crate) fn accept(mut stream: S, seal: &Seal) -> io::Result<Self> {
+        let mut noise = builder(seal)?.build_responder().map_err(broken)?;
+        hear(&mut stream, &mut noise)?;
+        say(&mut stream, &mut noise)?;
+        let noise = noise.into_transport_mode().map_err(broken)?;
+        let stream = io::BufReader::with_capacity(READ_AHEAD, stream);
+        Ok(Self { stream, noise, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 })
+    }
+}
+
+impl<S> SealedReader<S> {
+    /// The stream beneath.
+    pub(crate) fn get_ref(&self) -> &S {
+        self.stream.get_ref()
+    }
+}
+
+impl<S: Read> Read for SealedReader<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.left.is_empty() {
+            let Some(length) = read_length(&mut self.stream)? else { return Ok(0) };
+            self.stream.read_exact(&mut self.sealed[..length])?;
+            let sealed = &self.sealed[..length];
+            // What has room is opened where it is wanted.
+            if buffer.len() >= length {
+                return self.noise.read_message(sealed, buffer).map_err(broken);
+            }
+            self.left = 0..self.noise.read_message(sealed, &mut self.plain).map_err(broken)?;
+        }
+        let taken = buffer.len().min(self.left.len());
+        let from = self.left.start;
+        buffer[..taken].copy_from_slice(&self.plain[from..from + taken]);
+        self.left.start += taken;
+        Ok(taken)
+    }
+}
+
+fn builder(seal: &Seal) -> io::Result<Builder<'_>> {
+    let name = match seal.cipher {
+        Cipher::AesGcm => "Noise_NNpsk0_25519_AESGCM_SHA256",
+        Cipher::ChaChaPoly => "Noise_NNpsk0_25519_ChaChaPoly_SHA256",
+    };
+    let pattern = name.parse().map_err(broken)?;
+    Builder::new(pattern).prologue(PROLOGUE).and_then(|builder| builder.psk(0, seal.key.bytes())).map_err(broken)
+}
+
+fn say(stream: &mut impl Write, noise: &mut HandshakeState) -> io::Result<()> {
+    let mut message = [0; LENGTH + 256];
+    let written = noise.write_message(&[], &mut message[LENGTH..]).map_err(broken)?;
+    message[..LENGTH].copy_from_slice(&prefix(written)?);
+    stream.write_all(&message[..LENGTH + written])?;
+    stream.flush()
+}
+
+fn hear(stream: &mut impl Read, noise: &mut HandshakeState) -> io::Result<()> {
+    let mut message = [0; 256];
+    let length = read_length(stream)?.filter(|length| *length <= message.len()).ok_or_else(|| broken("no greeting"))?;
+    stream.read_exact(&mut message[..length])?;
+    noise.read_message(&message[..length], &mut []).map(drop).map_err(broken)
+}
+
+fn prefix(length: usize) -> io::Result<[u8; LENGTH]> {
+    u16::try_from(length).map(u16::to_be_bytes).map_err(broken)
+}
+
+/// The length of the next message; none at the end of the stream between two messages.
+fn read_length(stream: &mut impl Read) -> io::Result<Option<usize>> {
+    let mut bytes = [0; LENGTH];
+    loop {
+        match stream.read(&mut bytes[..1]) {
+            Ok(0) => return Ok(None),
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.read_exact(&mut bytes[1..])?;
+    Ok(Some(usize::from(u16::from_be_bytes(bytes))))
+}
+
+fn broken(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the sealed stream is broken: {}", error.to_string()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use kvm_clone_core::wire::direct::LaneKey;
+
+    use super::*;
+
+    fn seal(byte: u8, cipher: Cipher) -> Seal {
+        Seal { key: LaneKey::new([byte; 32]), cipher }
+    }
+
+    type Pair = (io::Result<SealedWriter<UnixStream>>, io::Result<SealedReader<UnixStream>>);
+
+    fn pair(writer: Seal, reader: Seal) -> Pair {
+        let (near, far) = UnixStream::pair().unwrap();
+        let accepting = thread::spawn(move || SealedReader::accept(far, &reader));
+        let connected = SealedWriter::connect(near, &writer);
+        (connected, accepting.join().unwrap())
+    }
+
+    /// What arrives of a good stream of which the bytes on the wire were changed.
+    fn received(change: impl FnOnce(&mut Vec<u8>)) -> io::Result<Vec<u8>> {
+        let (writer, reader) = pair(seal(1, Cipher::AesGcm), seal(1, Cipher::AesGcm));
+        let (writer, reader) = (writer?, reader?);
+        let mut wire = SealedWriter { stream: Vec::new(), noise: writer.noise, sealed: writer.sealed, filled: 0 };
+        wire.write_all(&content(200_000)).unwrap();
+        wire.flush().unwrap();
+        change(&mut wire.stream);
+        let stream = io::BufReader::new(&wire.stream[..]);
+        let mut reading =
+            SealedReader { stream, noise: reader.noise, sealed: reader.sealed, plain: reader.plain, left: 0..0 };
+        let mut all = Vec::new();
+        reading.read_to_end(&mut all).map(|_| all)
+    }
+
+    fn content(length: usize) -> Vec<u8> {
+        (0..=250).cycle().take(length).collect()
+    }
+
+    #[test]
+    fn what_is_sent_arrives_in_pieces_of_any_size() {
+        for cipher in [Cipher::AesGcm, Cipher::ChaChaPoly] {
+            let (writer, reader) = pair(seal(7, cipher), seal(7, cipher));
+            let (mut writer, mut reader) = (writer.unwrap(), reader.unwrap());
+            let sizes = [1, 2, 100, 65_518, 65_519, 65_520, 70_000, 300_000, 1_000_000];
+            let sending = thread::spawn(move || {
+                for size in sizes {
+                    writer.write_all(&content(size)).unwrap();
+                    writer.flush().unwrap();
+                }
+            });
+            for size in sizes {
+                let mut arrived = vec![0; size];
+                let (head, tail) = arrived.split_at_mut(size / 3);
+                reader.read_exact(head).unwrap();
+                reader.read_exact(tail).unwrap();
+                assert!(arrived == content(size), "{size} bytes");
+            }
+            sending.join().unwrap();
+            assert_eq!(reader.read(&mut [0; 8]).unwrap(), 0, "the end");
+        }
+    }
+
+    #[test]
+    fn another_key_or_cipher_is_not_let_in() {
+        let good = seal(1, Cipher::AesGcm);
+        for other in [seal(2, Cipher::AesGcm), seal(1, Cipher::ChaChaPoly)] {
+            let (writer, reader) = pair(other, good.clone());
+            assert!(writer.is_err() && reader.is_err());
+        }
+    }
+
+    #[test]
+    fn changes_on_the_way_are_noticed() {
+        assert_eq!(received(|_| {}).unwrap(), content(200_000));
+        assert!(received(|wire| wire[100] ^= 1).is_err());
+        assert!(received(|wire| wire[0] ^= 1).is_err());
+        assert!(received(|wire| drop(wire.drain(..MESSAGE + LENGTH))).is_err(), "left out");
+        assert!(received(|wire| wire.extend_from_within(..MESSAGE + LENGTH)).is_err(), "repeated");
+        assert!(received(|wire| wire[..2 * (MESSAGE + LENGTH)].rotate_left(MESSAGE + LENGTH)).is_err(), "swapped");
+        assert!(received(|wire| wire.truncate(wire.len() - 1)).is_err(), "cut in a message");
+        // An end between two messages is found by who knows what must come last.
+        assert!(received(|wire| wire.truncate(MESSAGE + LENGTH)).unwrap().len() < 200_000);
+    }
+}

@@ -1,0 +1,106 @@
+//! The direct route: whether a lane can leave SSH for a connection from host to host, and how it does.
+//!
+//! Trying costs little: both lane agents are there already, and where the hosts do not reach each other the lane goes over
+//! SSH, as it was opened. The key that lets the source in reaches both agents over SSH, so the hosts are as sure of each
+//! other as the controller is of both.
+
+use std::time::Duration;
+
+use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::wire::direct::{Cipher, LaneKey, Route, Seal};
+use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
+use kvm_clone_core::{Error, Result};
+
+use super::joint::Lane;
+use super::{Copy, Told};
+
+/// Which way lanes take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RoutePolicy {
+    /// From host to host where they reach each other and there is enough to be copied, else over SSH.
+    #[default]
+    Auto,
+    /// Over SSH, through the controller; no port is opened.
+    Relay,
+    /// From host to host, or not at all.
+    Direct,
+}
+
+/// For less than this the way over SSH is as fast.
+const WORTH: u64 = 16 << 20;
+/// How long one answer may take: reaching a host that does not answer is given up after one second by the agent itself.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Joins a lane's ends directly, if that is wanted and can be; otherwise it stays as it is.
+pub(super) async fn join(copy: &Copy<'_>, lane: &mut Lane, bytes: u64, told: &mut Told) -> Result<()> {
+    let wanted = match copy.route {
+        RoutePolicy::Relay => false,
+        // Two agents on the controller's own host have a pipe between them.
+        RoutePolicy::Auto => bytes >= WORTH && (copy.source.transport.is_ssh() || copy.target.transport.is_ssh()),
+        RoutePolicy::Direct => true,
+    };
+    if !wanted {
+        return Ok(());
+    }
+    match invite(copy, lane, told).await? {
+        Ok(()) => lane.route = Route::Direct,
+        Err(why) if copy.route == RoutePolicy::Direct => return Err(refused(copy, &why)),
+        Err(why) => tracing::info!("the hosts do not reach each other directly, so the copy goes over SSH: {why}"),
+    }
+    Ok(())
+}
+
+/// Has the target wait and the source come.
+async fn invite(copy: &Copy<'_>, lane: &Lane, told: &mut Told) -> Result<std::result::Result<(), String>> {
+    let seal = seal(copy)?;
+    copy.target.control.lane(lane.target, LaneCommand::Listen(seal.clone())).await?;
+    let (addresses, port) = match answer(copy, lane.target, told).await? {
+        LaneEvent::Listening { addresses, port } => (addresses, port),
+        other => return Err(unexpected(&other)),
+    };
+    copy.source.control.lane(lane.source, LaneCommand::Connect { addresses, port, seal }).await?;
+    match answer(copy, lane.source, told).await? {
+        LaneEvent::Connected(outcome) => Ok(outcome),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What this lane agent says next.
+async fn answer(copy: &Copy<'_>, from: LaneId, told: &mut Told) -> Result<LaneEvent> {
+    let heard = async {
+        loop {
+            match told.recv().await {
+                Some((_, LaneEvent::Failed(error))) => return Err(error),
+                Some((id, event)) if id == from => return Ok(event),
+                Some(_) => {}
+                None => return Err(Error::connection("an agent is gone").transient()),
+            }
+        }
+    };
+    tokio::select! {
+        heard = tokio::time::timeout(ANSWER_DEADLINE, heard) => {
+            heard.map_err(|_| Error::timeout("a lane agent did not answer").transient())?
+        }
+        error = copy.source.control.gone() => Err(error),
+        error = copy.target.control.gone() => Err(error),
+    }
+}
+
+fn seal(copy: &Copy<'_>) -> Result<Seal> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
+    let cipher = if copy.source.facts.aes && copy.target.facts.aes { Cipher::AesGcm } else { Cipher::ChaChaPoly };
+    Ok(Seal { key: LaneKey::new(key), cipher })
+}
+
+fn refused(copy: &Copy<'_>, why: &str) -> Error {
+    let (source, target) = (&copy.source.name, &copy.target.name);
+    Error::connection(format!("{source} does not reach {target} directly: {why}"))
+        .with("source", source)
+        .with("host", target)
+        .help(format!("Let {source} open TCP connections to {target}, or leave --route direct out"))
+}
+
+fn unexpected(event: &LaneEvent) -> Error {
+    Error::internal(format!("a lane agent answered out of turn: {event:?}"))
+}
