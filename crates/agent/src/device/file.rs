@@ -33,6 +33,10 @@ pub(super) fn open_source(path: &Path) -> Result<(File, u64)> {
         )
         .map_err(|error| DeviceError::io(path, "open it for reading", error))?;
     let size = disk_size(&file, path)?;
+    if file.metadata().is_ok_and(|facts| facts.file_type().is_block_device()) {
+        // Others may have written to a device past our cache: a guest without cache, another host.
+        forget(&file, 0, size);
+    }
     Ok((file, size))
 }
 

@@ -13,6 +13,7 @@ pub mod nbd;
 pub mod new_qcow2;
 pub mod qcow2;
 pub mod raw;
+mod uncached;
 
 use kvm_clone_core::blocks::Extent;
 

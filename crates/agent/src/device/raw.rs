@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use kvm_clone_core::blocks::Extent;
 
 use super::file::{self, DataMap};
+use super::uncached::Uncached;
 use super::{DeviceError, ReadDevice, Result, WriteDevice, check_range};
 
 /// A raw file or block device that is read.
@@ -16,6 +17,8 @@ pub struct RawReader {
     path: PathBuf,
     size: u64,
     map: DataMap,
+    /// A block device is read through this where it can be.
+    uncached: Option<Uncached>,
 }
 
 impl RawReader {
@@ -25,11 +28,9 @@ impl RawReader {
     /// Where it cannot be opened, or is no disk.
     pub fn open(path: &Path) -> Result<Self> {
         let (file, size) = file::open_source(path)?;
-        if file.metadata().is_ok_and(|facts| facts.file_type().is_block_device()) {
-            // Others may have written to a device past our cache: a guest without cache, another host.
-            file::forget(&file, 0, size);
-        }
-        Ok(Self { file, path: path.to_owned(), size, map: DataMap::default() })
+        let is_device = file.metadata().is_ok_and(|facts| facts.file_type().is_block_device());
+        let uncached = if is_device { Uncached::open(path) } else { None };
+        Ok(Self { file, path: path.to_owned(), size, map: DataMap::default(), uncached })
     }
 }
 
@@ -48,7 +49,11 @@ impl ReadDevice for RawReader {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(&self.path, self.size, offset, buf.len() as u64)?;
         // Not `read_or_zero`: a raw disk that ends before its size shrank while we read it, which is an error.
-        self.file.read_exact_at(buf, offset).map_err(|error| DeviceError::io(&self.path, "read", error).at(offset))
+        let read = match &self.uncached {
+            Some(device) => device.read_exact_at(buf, offset),
+            None => self.file.read_exact_at(buf, offset),
+        };
+        read.map_err(|error| DeviceError::io(&self.path, "read", error).at(offset))
     }
 
     fn drop_cache(&self, offset: u64, len: u64) {

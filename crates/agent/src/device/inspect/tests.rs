@@ -53,10 +53,12 @@ fn features_are_named() {
         assert_eq!(info.features, expected);
         assert_eq!(info.readable().is_ok(), expected == [Feature::LazyRefcounts], "{option}");
     }
-    let secret =
-        ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
-    let info = inspect(&image(dir.path(), "luks", &secret, &["1M"])).unwrap();
-    assert_eq!(info.features, [Feature::LuksEncryption]);
+    // qemu-img measures the processor to make a LUKS header, which fails on a busy one: the method's number says it as well.
+    let path = image(dir.path(), "luks", &[], &["1M"]);
+    let method = 2u32.to_be_bytes();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &method, 32).unwrap();
+    assert_eq!(inspect(&path).unwrap().features, [Feature::LuksEncryption]);
     let path = image(dir.path(), "bitmaps", &[], &["1M"]);
     qemu_img(&["bitmap", "--add", path.to_str().unwrap(), "b"]);
     assert_eq!(inspect(&path).unwrap().features, [Feature::Bitmaps]);
