@@ -10,7 +10,7 @@ use common::*;
 use kvm_clone_core::Code;
 use kvm_clone_core::domain::Identity;
 use kvm_clone_core::plan::CloneRequest;
-use kvm_clone_engine::{Client, CloneSettings, Verdict};
+use kvm_clone_engine::{Client, CloneSettings, RoutePolicy, Verdict};
 use kvm_clone_lab::{DiskSpec, Host, Lab, MachineSpec, Sudo, available, define_machine, fault};
 use reach::*;
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,8 @@ async fn lanes_get_through_a_low_max_startups() {
     let (host, counting) = (alpha.clone(), CancellationToken::new());
     let stop = counting.clone();
     let counter = std::thread::spawn(move || connections_of_lanes(&host, 2 * lanes, &stop));
-    let cloned = clone(&client, "alpha", "alpha", "big").await;
+    let over_ssh = CloneSettings { route: RoutePolicy::Relay, ..CloneSettings::default() };
+    let cloned = clone_with(&client, "alpha", "alpha", "big", CloneRequest::default(), &over_ssh).await;
     counting.cancel();
     cloned.unwrap();
     let wanted = 1 + 2 * (lanes - 1);
