@@ -95,7 +95,7 @@ fn key() -> DigestKey {
 
 fn image() -> ImageSpec {
     let backing = vec![("/pool/base.img".to_owned(), ImageFormat::Raw)];
-    ImageSpec { path: "/pool/web1.qcow2".to_owned(), format: ImageFormat::Qcow2, backing, export: None }
+    ImageSpec { backing, ..ImageSpec::new("/pool/web1.qcow2", ImageFormat::Qcow2) }
 }
 
 fn new_image() -> NewImage {
@@ -120,6 +120,7 @@ fn marker() -> Marker {
         keys: vec!["name-web1_clone".to_owned()],
         staging: vec!["/pool/.staging".to_owned()],
         finals: vec![FinalFile { path: "/pool/web1_clone-vda.qcow2".to_owned(), identity: None }],
+        directories: vec!["/tpm".to_owned()],
         pools: vec!["default".to_owned()],
         manifests: vec!["/m".to_owned()],
         replaced: Vec::new(),

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 
 use kvm_clone_core::domain::{
-    CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts, redact, refusals,
-    transform, warnings,
+    CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, TpmState, Transform, Whereabouts, redact,
+    refusals, transform, warnings,
 };
 use kvm_clone_core::inventory::{HostId, ImageFormat};
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +21,7 @@ fuzz_target!(|input: &[u8]| {
         paths_present: &nowhere,
         whereabouts: Whereabouts::OtherHost,
         identity: Identity::New,
-        new_tpm: false,
+        tpm: TpmState::New,
     };
     let _ = (warnings(&domain), redact(xml), domain.platform(), domain.memory(), domain.vcpus());
     let refused = !refusals(&domain, &context).is_empty();
@@ -46,6 +46,7 @@ fn wanted(domain: &Domain) -> Transform {
         disks: disks.collect(),
         plugs: Vec::new(),
         nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
+        tpm: TpmState::New,
         machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),

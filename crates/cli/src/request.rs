@@ -76,7 +76,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
             tuning: args.left_out.drop_tuning,
         },
         any_machine: args.made.machine.is_some(),
-        new_tpm: args.made.tpm.is_some(),
+        tpm: args.made.tpm.unwrap_or_default(),
         presence: match (args.live, args.offline) {
             (true, _) => Presence::Live,
             (_, true) => Presence::Offline,

@@ -1,6 +1,8 @@
 //! Inventory and options become what the engine takes.
 #![allow(clippy::unwrap_used)]
 
+use kvm_clone_core::domain::TpmState;
+
 use super::*;
 use crate::args::{Cli, Command, parse};
 
@@ -57,6 +59,7 @@ fn options_win_over_the_inventory() {
     let lan: Vec<_> = asked.networks.iter().filter(|(old, _)| old == "lan").map(|(_, new)| new.to_string()).collect();
     assert_eq!(lan, ["default"]);
     assert_eq!((asked.identity, asked.existing), (Identity::Kept, Existing::Replace));
+    assert_eq!((asked.tpm, request("--tpm copy").unwrap().tpm), (TpmState::Unsaid, TpmState::Copied));
 }
 
 #[test]

@@ -141,6 +141,8 @@ pub struct SourceMachine {
     pub images: BTreeMap<DiskTarget, ImageChain>,
     /// Files beside the disks that the copy gets too, by the path that the definition has; those that exist.
     pub files: BTreeMap<String, ImageChain>,
+    /// Where its host's libvirt keeps the states of emulated TPMs.
+    pub tpm_dir: String,
     /// Its process, where there is one.
     pub live: Option<LiveMachine>,
     /// Whether its host has `qemu-nbd`, which reads what our own readers do not.
@@ -255,6 +257,10 @@ pub struct TargetHost {
     pub links: BTreeSet<String>,
     /// What can run here.
     pub capabilities: Vec<DomainCapabilities>,
+    /// Where its libvirt keeps the states of emulated TPMs.
+    pub tpm_dir: String,
+    /// libvirt's secrets, of which one may be what a machine's TPM is encrypted with.
+    pub secrets: BTreeSet<Uuid>,
     /// The machines that are there.
     pub machines: Vec<ExistingMachine>,
     /// Which of the paths asked about ([`crate::plan::wanted_paths`]) are there.

@@ -7,7 +7,7 @@ use kvm_clone_core::inventory::{
     DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
-use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, source_domain, wanted_paths};
+use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, source_domain, tpm_files, wanted_paths};
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
@@ -60,7 +60,11 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         machine.images.insert(disk.target.clone(), images);
     }
     let mut file_identities = BTreeMap::new();
-    for (path, image) in files_beside(&domain) {
+    machine.tpm_dir.clone_from(&site.host.facts.tpm_dir);
+    let tpm = tpm_files(request, &domain, &machine.tpm_dir, machine.uuid);
+    // The emulator of a machine that runs writes to them; the plan refuses it.
+    let tpm = tpm.into_iter().filter(|_| machine.live.is_none()).map(raw);
+    for (path, image) in files_beside(&domain).into_iter().chain(tpm) {
         let found = look(&site.host, vec![path.clone()]).await?;
         if found.get(&path).is_some_and(|facts| facts.exists) {
             let Inspected { images, identities } = inspect(&site.host, image).await?;
@@ -81,6 +85,10 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         live.scratch_available = found.values().map(|facts| facts.available).min().unwrap_or(0);
     }
     Ok(Source { machine, identities, file_identities })
+}
+
+fn raw(path: String) -> (String, ImageSpec) {
+    (path.clone(), ImageSpec::new(path, ImageFormat::Raw))
 }
 
 /// The files beside the disks that a copy gets too, by their paths.
@@ -117,6 +125,8 @@ pub(crate) async fn target(
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
         capabilities: capabilities.domains,
+        tpm_dir: facts.tpm_dir.clone(),
+        secrets: if needs_secrets(request, source)? { libvirt.secrets().await? } else { BTreeSet::new() },
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
         files: BTreeMap::new(),
@@ -141,6 +151,12 @@ pub(crate) async fn target(
     Ok((target, capabilities.qemu_owner))
 }
 
+/// Whether the machine needs a secret at the target; libvirt's driver for them may be missing where nobody has any.
+fn needs_secrets(request: &CloneRequest, source: &SourceMachine) -> Result<bool> {
+    let (domain, _) = source_domain(request, source)?;
+    Ok(domain.tpm().is_some_and(|tpm| tpm.secret.is_some()))
+}
+
 /// Of these paths those that a machine of the host uses, each with that machine's name.
 pub(crate) async fn in_use(site: &Site, paths: &[String]) -> Result<BTreeMap<String, String>> {
     let mut used = BTreeMap::new();
@@ -157,6 +173,8 @@ pub(crate) async fn in_use(site: &Site, paths: &[String]) -> Result<BTreeMap<Str
 async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: bool) -> Result<ExistingMachine> {
     let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
     machine.uses = domain.host_paths();
+    let tpm = domain.tpm().map(|tpm| tpm.state_files(&site.host.facts.tpm_dir, machine.uuid));
+    machine.uses.extend(tpm.into_iter().flatten().map(|(_, path)| path));
     for disk in domain.disks() {
         let Some(source) = &disk.source else { continue };
         let path = match (&disk.kind, &disk.pool) {

@@ -143,7 +143,7 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
         journal::Recovery::Undo => {
             entry.action = Action::Undo;
             let finals: Vec<String> = marker.finals.iter().map(|file| file.path.clone()).collect();
-            entry.files = [not_in_use(site, &finals).await?, marker.staging.clone(), marker.manifests.clone()].concat();
+            entry.files = [not_in_use(site, &finals).await?, marker.staged()].concat();
             Status::Failed
         }
     };

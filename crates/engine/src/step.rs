@@ -19,8 +19,8 @@ use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity};
-use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Marker, NewImage, Reply, Request};
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, DirectoryPlan, FileKind, FreshIdentity};
+use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Marker, NewDirectory, NewImage, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use uuid::Uuid;
 
@@ -45,7 +45,6 @@ pub(crate) struct Work {
     fresh: FreshIdentity,
     plan: ClonePlan,
     seen: Source,
-    owner: Option<(u32, u32)>,
     key: DigestKey,
     settings: CloneSettings,
     events: Events,
@@ -78,7 +77,7 @@ impl Work {
     ) -> Self {
         let plan = prepared.plan.clone();
         let operation = prepared.fresh.operation;
-        let disks = copy_disks(&plan, &seen, operation, &prepared.target.host);
+        let disks = copy_disks(&plan, &seen, operation, &prepared.target.host, owner);
         let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
         let marker = Marker {
             operation,
@@ -88,6 +87,7 @@ impl Work {
             keys: prepared.target_keys(),
             staging: list(|disk| &disk.staging.path),
             finals: disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
+            directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
             manifests: list(|disk| &disk.manifest),
             replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
             pools: pools(&plan),
@@ -101,7 +101,6 @@ impl Work {
             fresh: prepared.fresh.clone(),
             plan,
             seen,
-            owner,
             key,
             settings,
             events,
@@ -136,7 +135,10 @@ impl Work {
 
     /// Whatever an earlier try of this operation staged goes first.
     async fn stage(&self) -> Result<()> {
-        self.remove([self.marker.staging.clone(), self.marker.manifests.clone()].concat()).await?;
+        self.remove(self.marker.staged()).await?;
+        for directory in self.new_directories() {
+            self.target.host.control.order(Request::MakeDirectory(directory)).await?;
+        }
         for image in self.new_images() {
             self.target.host.control.order(Request::CreateImage(image)).await?;
         }
@@ -258,10 +260,21 @@ impl Work {
             virtual_size: disk.size,
             manifest: disk.manifest.clone(),
             key: self.key.clone(),
-            owner: self.owner,
+            owner: disk.owner,
             mode: IMAGE_MODE,
         };
         (0..).zip(&self.disks).map(new).collect()
+    }
+
+    /// With owners and modes as libvirt gives them when it makes them itself: `qemu_tpm.c`, `qemuTPMEmulatorCreateStorage`.
+    fn new_directories(&self) -> Vec<NewDirectory> {
+        let new = |directory: &DirectoryPlan| NewDirectory {
+            operation: self.operation,
+            path: directory.path.clone(),
+            owner: self.target.host.facts.tpm_owner.filter(|_| directory.private),
+            mode: if directory.private { 0o700 } else { 0o711 },
+        };
+        self.plan.directories.iter().map(new).collect()
     }
 }
 
@@ -274,8 +287,14 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying
 /// the operation's id, so that they cannot be taken for anything else.
-fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -> Vec<CopyDisk> {
-    let staged = |name: DiskTarget, source: ImageSpec, path: &str, format: ImageFormat, size, kind| {
+fn copy_disks(
+    plan: &ClonePlan,
+    seen: &Source,
+    operation: Uuid,
+    target: &Host,
+    qemu: Option<(u32, u32)>,
+) -> Vec<CopyDisk> {
+    let staged = |name: DiskTarget, source: ImageSpec, path: &str, format: ImageFormat, size| {
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
         let staging = format!("{dir}/.kvm-clone-{operation}-{name}.staging");
         CopyDisk {
@@ -284,17 +303,20 @@ fn copy_disks(plan: &ClonePlan, seen: &Source, operation: Uuid, target: &Host) -
             manifest: format!("{}/manifests/{operation}-{name}", target.facts.state_dir),
             size,
             path: path.to_owned(),
-            kind,
+            kind: Kind::Disk,
+            owner: qemu,
             target: name,
         }
     };
     let disks = plan.disks.iter().filter_map(|disk| {
         let source = inventory::spec(seen.machine.images.get(&disk.target)?).ok()?;
-        Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size, Kind::Disk))
+        Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size))
     });
     let files = plan.files.iter().filter_map(|file| {
         let source = ImageSpec::new(&file.source_path, ImageFormat::Raw);
-        Some(staged(file.what.word().parse().ok()?, source, &file.path, ImageFormat::Raw, file.size, Kind::File))
+        let copied = staged(file.name.parse().ok()?, source, &file.path, ImageFormat::Raw, file.size);
+        let owner = if file.what == FileKind::Tpm { target.facts.tpm_owner } else { qemu };
+        Some(CopyDisk { kind: Kind::File, owner, ..copied })
     });
     disks.chain(files).collect()
 }

@@ -3,16 +3,16 @@
 
 mod common;
 mod oracle;
+mod pair;
 
 use std::process::Command;
 
 use common::*;
-use kvm_clone_core::Result;
 use kvm_clone_core::domain::Reduction;
 use kvm_clone_core::plan::{CloneRequest, Existing};
-use kvm_clone_engine::{CloneResult, CloneSettings};
-use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, available, define_machine};
+use kvm_clone_lab::{DiskSpec, Fill, Host, Machine, define_machine};
 use oracle::{Gate, PATIENCE, Run, wait_for};
+use pair::{Pair, web};
 use tokio_util::sync::CancellationToken;
 
 const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
@@ -20,29 +20,7 @@ const NVRAM: &str = "/var/lib/libvirt/qemu/nvram";
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
-struct Pair {
-    lab: Lab,
-    alpha: Host,
-    beta: Host,
-}
-
 impl Pair {
-    fn new(test: &str) -> Option<Self> {
-        if !available(test) {
-            return None;
-        }
-        let lab = Lab::new().unwrap();
-        let mut hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-        let (beta, alpha) = (hosts.pop().unwrap(), hosts.pop().unwrap());
-        beta.provide_guest().unwrap();
-        Some(Self { lab, alpha, beta })
-    }
-
-    async fn clone(&self, request: CloneRequest) -> Result<CloneResult> {
-        let client = client(&self.lab).await;
-        clone_with(&client, "alpha", "beta", "web1", request, &CloneSettings::default()).await
-    }
-
     /// A machine that boots UEFI firmware, with variables of its own.
     fn uefi(&self) -> Machine {
         let machine = define_machine(&self.alpha, web()).unwrap();
@@ -52,7 +30,7 @@ impl Pair {
         let firmware = format!(
             "<loader readonly='yes' type='pflash'>{CODE}</loader><nvram template='{VARS}'>{NVRAM}/web1_VARS.fd</nvram>"
         );
-        self.define(&self.alpha, &format!("{}{firmware}{}", &xml[..start], &xml[end..]));
+        self.define(&format!("{}{firmware}{}", &xml[..start], &xml[end..]));
         machine.start().unwrap();
         machine.destroy().unwrap();
         // Something that no template has.
@@ -62,22 +40,9 @@ impl Pair {
         machine
     }
 
-    fn define(&self, host: &Host, xml: &str) {
-        std::fs::write(host.path("/root/machine.xml"), xml).unwrap();
-        host.exec(&["virsh", "-q", "define", "/root/machine.xml"]).unwrap();
-    }
-
     fn variables(&self, host: &Host, name: &str) -> Vec<u8> {
         std::fs::read(host.path(&format!("{NVRAM}/{name}"))).unwrap()
     }
-
-    fn copy(&self) -> String {
-        self.beta.exec(&["virsh", "-q", "dumpxml", "--inactive", "web1_clone"]).unwrap()
-    }
-}
-
-fn web() -> MachineSpec {
-    MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 32 * MIB).fill(Fill::Random { seed: 1, bytes: 12 * MIB }))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,9 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::RemoveMarker(operation) => {
             session.require_locks().and_then(|()| marker::remove(&session.place, operation)).map(done)
         }
+        Request::MakeDirectory(new) => {
+            session.require_locks().and_then(|()| files::make_directory(&session.place, &new)).map(done)
+        }
         Request::CreateImage(new) => session.require_locks().and_then(|()| image::create(session, &new)).map(done),
         Request::FinishImage(new) => {
             session.require_locks().and_then(|()| image::finish(session, &new)).map(Reply::Image)
@@ -82,6 +85,7 @@ const fn changes(request: &Request) -> bool {
         request,
         Request::PutMarker(_)
             | Request::RemoveMarker(_)
+            | Request::MakeDirectory(_)
             | Request::CreateImage(_)
             | Request::Export { .. }
             | Request::FinishImage(_)

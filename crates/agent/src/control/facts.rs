@@ -9,7 +9,7 @@ use kvm_clone_core::Result;
 use kvm_clone_core::inventory::HostId;
 use kvm_clone_core::wire::control::HostFacts;
 
-use super::relay;
+use super::{relay, tpm};
 use crate::place::Place;
 use crate::program;
 
@@ -40,6 +40,8 @@ pub(super) fn gather(place: &Place) -> Result<HostFacts> {
         libvirt_sockets: relay::sockets().into_iter().filter(|path| Path::new(path).exists()).collect(),
         programs,
         state_dir: place.state.display().to_string(),
+        tpm_dir: tpm::dir(),
+        tpm_owner: tpm::owner(),
         boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
         bridges: network_devices(|device| device.join("bridge").is_dir()),
         links: network_devices(|_| true),

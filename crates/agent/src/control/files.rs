@@ -1,11 +1,12 @@
-//! Files beside the images themselves: looking, renaming, removing.
+//! Files and directories: looking, making, renaming, removing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use kvm_clone_core::wire::control::{Marker, PathFacts};
+use kvm_clone_core::wire::control::{Marker, NewDirectory, PathFacts};
 use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
@@ -36,6 +37,27 @@ fn facts(path: &Path) -> PathFacts {
     }
 }
 
+/// Makes a directory that the operation's marker names, durably. One that is there already keeps what is in it.
+pub(super) fn make_directory(place: &Place, new: &NewDirectory) -> Result<()> {
+    if !marker::get(place, new.operation)?.directories.contains(&new.path) {
+        return Err(Error::internal(format!("the marker does not name {}", new.path)));
+    }
+    let path = Path::new(&new.path);
+    let make = || -> std::io::Result<()> {
+        match fs::DirBuilder::new().mode(new.mode).create(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => {}
+            made => made?,
+        }
+        // Again where it was there: the answer to an earlier order may have been lost with half of it done.
+        fs::set_permissions(path, fs::Permissions::from_mode(new.mode))?;
+        if let Some((user, group)) = new.owner {
+            chown(path, Some(user), Some(group))?;
+        }
+        path.ancestors().take(2).try_for_each(sync_dir)
+    };
+    make().map_err(|error| io_error("making", path, &error))
+}
+
 /// Gives a file its final name, durably; one that has it already, as its operation's marker tells, keeps it. What is there
 /// of others stays: the kernel refuses in the same call.
 pub(super) fn rename(place: &Place, operation: Uuid, from: &str, to: &str) -> Result<()> {
@@ -62,7 +84,7 @@ fn link_then_unlink(from: &Path, to: &Path) -> Result<()> {
     fs::hard_link(from, to).and_then(|()| fs::remove_file(from)).map_err(|error| io_error("renaming", from, &error))
 }
 
-/// Removes files that the marker of this operation names, and no others. Where there is no marker any more, somebody has
+/// Removes files and directories that the marker of this operation names, and no others. Where there is no marker any more, somebody has
 /// finished or undone the operation meanwhile, and nothing here is its own.
 pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result<()> {
     let Some(marker) = marker::find(place, operation)? else { return Ok(()) };
@@ -71,22 +93,30 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result
         if !is_ours(&marker, path)? {
             continue;
         }
+        let is_directory = marker.directories.contains(path);
         let path = Path::new(path);
-        match fs::remove_file(path) {
+        match if is_directory { fs::remove_dir(path) } else { fs::remove_file(path) } {
             Ok(()) => dirs.extend(path.parent().map(Path::to_owned)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // What others put there is theirs.
+            Err(error) if is_directory && error.kind() == ErrorKind::DirectoryNotEmpty => {}
             Err(error) => return Err(io_error("removing", path, &error)),
         }
     }
     dirs.sort();
     dirs.dedup();
+    // Some may have gone with what was in them.
+    dirs.retain(|dir| dir.exists());
     dirs.iter().try_for_each(|dir| sync_dir(dir).map_err(|error| io_error("syncing", dir, &error)))
 }
 
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
 /// is why ours was refused: only its identity tells.
 fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
-    if [&marker.staging, &marker.manifests, &marker.replaced].iter().any(|list| list.iter().any(|file| file == path)) {
+    if [&marker.staging, &marker.manifests, &marker.replaced, &marker.directories]
+        .iter()
+        .any(|list| list.iter().any(|file| file == path))
+    {
         return Ok(true);
     }
     let Some(file) = marker.finals.iter().find(|file| file.path == *path) else {
@@ -101,10 +131,15 @@ pub(super) fn sync_definitions() -> Result<()> {
     let dir: PathBuf = if rustix::process::geteuid().is_root() {
         "/etc/libvirt/qemu".into()
     } else {
-        let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-        config.unwrap_or_else(|| home.join(".config")).join("libvirt/qemu")
+        user_config().join("libvirt/qemu")
     };
     let open = File::open(&dir).map_err(|error| io_error("opening", &dir, &error))?;
     rustix::fs::syncfs(open).map_err(|error| io_error("syncing", &dir, &error.into()))
+}
+
+/// Where the settings of a user's own programs are.
+pub(super) fn user_config() -> PathBuf {
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    config.unwrap_or_else(|| home.join(".config"))
 }

@@ -21,6 +21,7 @@ mod relay;
 mod scratch;
 mod session;
 mod storage;
+mod tpm;
 
 use std::io;
 use std::sync::Arc;

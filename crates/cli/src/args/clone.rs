@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use kvm_clone_core::checksum::Algorithm;
+use kvm_clone_core::domain::TpmState;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::{DiskTarget, ResourceName, SourceName, VmName};
 use kvm_clone_core::plan::{DiskFormat, NetworkTarget};
@@ -17,6 +18,7 @@ const EXAMPLES: &str = "Examples:
   kvm-clone clone alpha beta web1 -n web2               ... as web2
   kvm-clone clone alpha beta web1 --dry-run             Show what would be done, and what hinders it
   kvm-clone clone alpha beta web1 --replica             The same name, UUID and MACs, for fail-over
+  kvm-clone clone alpha beta web1 --replica --tpm copy  ... with what its emulated TPM holds
   kvm-clone clone alpha beta web1 -n web2 --force -y    Replace the machine web2 that beta has
   kvm-clone clone local root@beta:2222 web1 db1 --network lan=br0 --pool fast -p 8
   kvm-clone clone alpha beta web1 -o json 2>events.jsonl >result.json";
@@ -106,9 +108,9 @@ pub(crate) struct MadeArgs {
     /// "auto": a machine type that the target does not have becomes the closest one of its family
     #[arg(long, value_name = "auto", value_parser = machine_choice)]
     pub(crate) machine: Option<AnyMachine>,
-    /// "new": the copy gets an empty TPM, also as a replica
-    #[arg(long, value_name = "new", value_parser = tpm_choice)]
-    pub(crate) tpm: Option<NewTpm>,
+    /// The emulated TPM: new (empty; the default, but for a replica) or copy (its state, of a stopped machine)
+    #[arg(long, value_name = "STATE", value_parser = tpm_state)]
+    pub(crate) tpm: Option<TpmState>,
     /// Plug interfaces of network OLD into NEW; OLD=none unplugs them. Can be repeated
     #[arg(long = "network", value_name = "OLD=NEW")]
     pub(crate) networks: Vec<NetworkChange>,
@@ -122,12 +124,12 @@ fn machine_choice(text: &str) -> Result<AnyMachine> {
     if text == "auto" { Ok(AnyMachine) } else { Err(Error::validation(format!("{text:?} is not auto"))) }
 }
 
-/// `--tpm new`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewTpm;
-
-fn tpm_choice(text: &str) -> Result<NewTpm> {
-    if text == "new" { Ok(NewTpm) } else { Err(Error::validation(format!("{text:?} is not new"))) }
+fn tpm_state(text: &str) -> Result<TpmState> {
+    match text {
+        "new" => Ok(TpmState::New),
+        "copy" => Ok(TpmState::Copied),
+        _ => Err(Error::validation(format!("{text:?} is not one of new, copy"))),
+    }
 }
 
 /// What the copy does not get.

@@ -39,6 +39,7 @@ pub use network::{Interface, Plug};
 pub use nvram::Nvram;
 pub use reduce::{Reduction, reduce};
 pub use refuse::{CarryContext, Whereabouts, refusals, warnings};
+pub use tpm::{EmulatedTpm, TpmState};
 pub use transform::{Transform, redact, transform};
 
 use crate::error::Result;
@@ -181,6 +182,12 @@ impl Domain {
     #[must_use]
     pub fn nvram(&self) -> Option<Nvram> {
         nvram::read(self)
+    }
+
+    /// The machine's emulated TPM, if it has one.
+    #[must_use]
+    pub fn tpm(&self) -> Option<EmulatedTpm> {
+        tpm::read(self)
     }
 
     /// The child elements of `<devices>`.

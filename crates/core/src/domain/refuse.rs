@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Domain, Identity, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
+use super::{Domain, Identity, TpmState, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
 use crate::error::Error;
 
 /// Whether source and target are one host, where two machines could meet in one file.
@@ -23,8 +23,8 @@ pub struct CarryContext<'a> {
     pub whereabouts: Whereabouts,
     /// Whether the copy stands in for its source.
     pub identity: Identity,
-    /// Whether an empty TPM is what the user wants (`--tpm new`).
-    pub new_tpm: bool,
+    /// What the copy's TPM is to hold.
+    pub tpm: TpmState,
 }
 
 type Rule = fn(&Domain) -> Vec<Error>;
@@ -46,8 +46,8 @@ const RULES: [Rule; 10] = [
 #[must_use]
 pub fn refusals(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {
     let errors = RULES.iter().flat_map(|rule| rule(domain));
-    let new_state = tpm::refuse_new_state(domain, context.identity, context.new_tpm);
-    errors.chain(firmware::refuse_missing(domain, context)).chain(new_state).collect()
+    let unsaid = tpm::refuse_unsaid(domain, context.identity, context.tpm);
+    errors.chain(firmware::refuse_missing(domain, context)).chain(unsaid).collect()
 }
 
 /// What is carried although it was made for the source's host.

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::edit::Edits;
 use super::refuse::Whereabouts;
 use super::{
-    Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network, nvram,
-    tpm,
+    Domain, Identity, Lineage, Macs, NewDisk, Plug, TpmState, chardev, devices, disks, identity, lineage, media,
+    network, nvram, tpm,
 };
 use crate::error::{Error, Result};
 use crate::name::{DiskTarget, VmName};
@@ -32,6 +32,8 @@ pub struct Transform {
     pub plugs: Vec<(String, Plug)>,
     /// The file of the copy's own firmware variables; where the source names one, so must this.
     pub nvram: Option<String>,
+    /// What the copy's TPM holds.
+    pub tpm: TpmState,
     /// The machine type, where it is not the source's.
     pub machine: Option<String>,
     /// The target's emulator, where it differs from the source's.
@@ -58,7 +60,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     set_emulator(domain, wanted.emulator.as_deref(), &mut edits);
 
     let mut notes = identity::notes(domain, wanted.identity);
-    notes.extend(tpm::notes(domain));
+    notes.extend(tpm::notes(domain, wanted.identity, wanted.tpm));
     notes.extend(nvram::edit(domain, wanted.nvram.as_deref(), &wanted.paths_present, &mut edits));
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
     notes.extend(chardev::edit(domain, &wanted.name, &mut edits));

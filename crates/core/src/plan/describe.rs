@@ -45,7 +45,7 @@ impl ClonePlan {
         writeln!(out, "\nDisks: {total} of data at most, {needed} with margin")?;
         self.disks.iter().try_for_each(|disk| write_disk(out, disk))?;
         self.files.iter().try_for_each(|file| {
-            writeln!(out, "  {}  {}", file.what.word(), ByteSize(file.size))?;
+            writeln!(out, "  {}  {}", file.name, ByteSize(file.size))?;
             writeln!(out, "    from {}\n    to   {}", file.source_path, file.path)
         })
     }

@@ -30,7 +30,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use check::{Check, Outcome};
-pub use files::{FileKind, FilePlan};
+pub use files::{DirectoryPlan, FileKind, FilePlan, tpm_files};
 pub use live::{backup_xml, is_unchanged};
 pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
 
@@ -61,6 +61,8 @@ pub struct ClonePlan {
     pub disks: Vec<DiskPlan>,
     /// Files beside the disks that will be copied.
     pub files: Vec<FilePlan>,
+    /// Directories that will be made for them, the outermost first.
+    pub directories: Vec<DirectoryPlan>,
     /// What point in time the copy will be.
     pub consistency: Consistency,
     /// The machine that `--force` replaces.
@@ -173,7 +175,7 @@ pub fn plan_clone(
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);
     let storage = storage::place(&facts, replaces.as_ref(), &mut checks);
-    let files = files::place(&facts, replaces.as_ref(), &mut checks);
+    let files = files::place(&facts, uuid, replaces.as_ref(), &mut checks);
 
     let mut plan = ClonePlan {
         vm_name: source.name.clone(),
@@ -186,6 +188,7 @@ pub fn plan_clone(
         space_needed: storage.space_needed,
         disks: storage.disks,
         files: files.carried,
+        directories: files.directories,
         consistency: live::consistency(source),
         replaces,
         warnings: checks.warnings,
@@ -267,6 +270,7 @@ fn wanted(
         disks: disks.collect::<BTreeMap<_, _>>(),
         plugs,
         nvram: None,
+        tpm: request.tpm,
         machine: platform.machine,
         emulator: platform.emulator,
         paths_present: facts.target.paths_present.clone(),
@@ -289,7 +293,7 @@ impl Facts<'_> {
             paths_present: &self.target.paths_present,
             whereabouts: self.whereabouts,
             identity: self.request.identity,
-            new_tpm: self.request.new_tpm,
+            tpm: self.request.tpm,
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::domain::{Identity, Reduction};
+use crate::domain::{Identity, Reduction, TpmState};
 use crate::error::{Error, Result};
 use crate::name::{ResourceName, SourceName, VmName};
 
@@ -32,8 +32,8 @@ pub struct CloneRequest {
     pub reduction: Reduction,
     /// `--machine auto`: a machine type that the target lacks becomes a close one.
     pub any_machine: bool,
-    /// `--tpm new`: an empty TPM is wanted, whatever else is kept.
-    pub new_tpm: bool,
+    /// `--tpm`.
+    pub tpm: TpmState,
     /// `--live` and `--offline`.
     pub presence: Presence,
     /// Space that must stay free beyond the data, in percent of it.
@@ -53,7 +53,7 @@ impl Default for CloneRequest {
             disk_format: DiskFormat::Keep,
             reduction: Reduction::default(),
             any_machine: false,
-            new_tpm: false,
+            tpm: TpmState::Unsaid,
             presence: Presence::Any,
             space_margin_percent: 15,
         }

@@ -126,6 +126,8 @@ pub enum Request {
     Markers,
     /// Take a marker away. → [`Reply::Done`]
     RemoveMarker(Uuid),
+    /// Make a directory that the marker names; one that is there is fine. → [`Reply::Done`]
+    MakeDirectory(NewDirectory),
     /// Make an empty staging image and its manifest. → [`Reply::Done`]
     CreateImage(NewImage),
     /// Make a staged image complete and durable, check it, and give it its owner. → [`Reply::Image`]
@@ -139,7 +141,8 @@ pub enum Request {
         /// New path, in the same directory.
         to: String,
     },
-    /// Remove files that a marker of this operation names; those not there are fine. → [`Reply::Done`]
+    /// Remove files and empty directories that a marker of this operation names; those not there are fine. →
+    /// [`Reply::Done`]
     Remove {
         /// The operation whose marker names them.
         operation: Uuid,
@@ -188,6 +191,19 @@ pub struct NewImage {
     pub mode: u32,
 }
 
+/// A directory to be made at the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDirectory {
+    /// The operation whose marker names it.
+    pub operation: Uuid,
+    /// Its path.
+    pub path: String,
+    /// Owner and group; none leaves it to the agent's user.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
 /// The note on a host that says what an operation makes there, so that anybody can finish or undo it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -205,6 +221,9 @@ pub struct Marker {
     pub staging: Vec<String>,
     /// Files under their final names, removed by undo unless a definition made by this operation stands.
     pub finals: Vec<FinalFile>,
+    /// Directories made for them, the outermost first; undo removes those that are empty.
+    #[serde(default)]
+    pub directories: Vec<String>,
     /// Pools that hold the files.
     pub pools: Vec<String>,
     /// Manifests.
@@ -213,6 +232,15 @@ pub struct Marker {
     pub replaced: Vec<String>,
     /// When it began, RFC 3339.
     pub created: String,
+}
+
+impl Marker {
+    /// What undoing removes beside files that have their final names, in order: a directory goes after what is in it.
+    #[must_use]
+    pub fn staged(&self) -> Vec<String> {
+        let directories = self.directories.iter().rev().cloned().collect();
+        [self.staging.clone(), self.manifests.clone(), directories].concat()
+    }
 }
 
 /// A file that gets its final name.
@@ -342,6 +370,10 @@ pub struct HostFacts {
     pub programs: BTreeMap<String, String>,
     /// Where manifests, markers and agents are kept.
     pub state_dir: String,
+    /// Where libvirt keeps the states of emulated TPMs.
+    pub tpm_dir: String,
+    /// User and group that emulators of TPMs run as; none where that is the agent's user.
+    pub tpm_owner: Option<(u32, u32)>,
     /// Random id of this boot.
     pub boot_id: String,
     /// Bridges that interfaces can be put on.

@@ -2,6 +2,7 @@
 //!
 //! The library blocks, so every call runs on a thread for blocking work, with a deadline.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -128,6 +129,7 @@ impl Libvirt {
                     snapshots: snapshots.collect::<Result<_, _>>()?,
                     images: std::collections::BTreeMap::new(),
                     files: std::collections::BTreeMap::new(),
+                    tpm_dir: String::new(),
                     live: None,
                     qemu_nbd: false,
                 }))
@@ -172,7 +174,7 @@ impl Libvirt {
                     uuid: domain.uuid()?,
                     state: state(domain)?,
                     disk_files: Vec::new(),
-                    uses: std::collections::BTreeSet::new(),
+                    uses: BTreeSet::new(),
                     managed_save: asked && domain.has_managed_save(0)?,
                     snapshots: if asked { count(domain.list_all_snapshots(0)?.len()) } else { 0 },
                     checkpoints: if asked { ffi::checkpoints(domain) } else { 0 },
@@ -201,6 +203,11 @@ impl Libvirt {
             networks.iter().map(|net| Ok(Network { name: net.name()?, active: net.is_active()? })).collect()
         })
         .await
+    }
+
+    /// The UUIDs of the secrets that libvirt keeps.
+    pub(crate) async fn secrets(&self) -> Result<BTreeSet<Uuid>> {
+        self.call(|connection| connection.list_all_secrets(0)?.iter().map(virt::secret::Secret::uuid).collect()).await
     }
 
     /// What the host can run, as whom, and by which version.
@@ -245,7 +252,9 @@ impl Libvirt {
 
     /// Removes a definition; one that is not there is fine.
     pub(crate) async fn undefine(&self, uuid: Uuid) -> Result<()> {
-        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| undefine(&domain))).await
+        let undefine = |connection: &Connect, domain: &Domain| undefine(domain, connection.lib_version()?);
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| undefine(connection, &domain)))
+            .await
     }
 
     /// Has a pool look at its directory, so that it tracks the volumes that we put there.
@@ -254,11 +263,12 @@ impl Libvirt {
     }
 }
 
-/// libvirt refuses to undefine a machine with firmware variables unless it is told what to do with their file: that is
-/// ours to remove.
-fn undefine(domain: &Domain) -> Result<(), virt::error::Error> {
-    let flags = sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
-    domain.undefine_flags(flags)
+/// libvirt refuses to undefine a machine with firmware variables unless it is told what to do with their file, and takes
+/// the state of a TPM away unless it is told not to, which it understands since 8.9. Both are ours to remove, and what
+/// was there before us is to stay.
+fn undefine(domain: &Domain, version: u32) -> Result<(), virt::error::Error> {
+    let tpm = if version >= 8_009_000 { sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM } else { 0 };
+    domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | tpm)
 }
 
 /// Runs a blocking call of libvirt's with a deadline. A call that hangs keeps its thread until the relay closes, which

@@ -44,6 +44,8 @@ pub(crate) struct CopyDisk {
     /// The name of the finished image.
     pub(crate) path: String,
     pub(crate) kind: Kind,
+    /// Whose the finished image is; none leaves it to libvirt.
+    pub(crate) owner: Option<(u32, u32)>,
 }
 
 /// What a thing to be copied is to its machine.

@@ -123,7 +123,7 @@ impl Work {
             if before.is_none_or(|before| *before != now.identities) {
                 return Err(Error::conflict(format!("{path} changed while it was copied"))
                     .with("path", path)
-                    .help("The machine's firmware wrote to it, as it does when it boots; clone the machine again")
+                    .help("The machine wrote to it, as its firmware does when it boots; clone the machine again")
                     .transient());
             }
         }

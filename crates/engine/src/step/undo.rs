@@ -39,7 +39,7 @@ impl Work {
             }
             Step::Copy => self.target.host.control.order(Request::EndLanes).await,
             Step::Point => self.drop_point().await,
-            Step::Stage => self.remove([self.marker.staging.clone(), self.marker.manifests.clone()].concat()).await,
+            Step::Stage => self.remove(self.marker.staged()).await,
             Step::Mark => self.target.host.control.order(Request::RemoveMarker(self.operation)).await,
             Step::Finish | Step::Clean => Ok(()),
         }
@@ -64,7 +64,7 @@ impl Work {
         let all = not_undone.iter().flat_map(|step| match step {
             Step::Define => vec![format!("machine {}", marker.machine)],
             Step::Place => marker.finals.iter().map(|file| file.path.clone()).collect(),
-            Step::Stage => [marker.staging.clone(), marker.manifests.clone()].concat(),
+            Step::Stage => marker.staged(),
             Step::Mark => vec![format!("the marker of operation {}", marker.operation)],
             Step::Point => vec![format!("a backup job on machine {}", self.plan.vm_name)],
             Step::Copy | Step::Finish | Step::Clean => Vec::new(),

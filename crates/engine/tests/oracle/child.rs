@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::journal::Step;
-use kvm_clone_core::plan::{CloneRequest, Existing};
+use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_engine::{Boundary, Client, ClientOptions, CloneSettings, Events, Moment, SshOptions, Then};
 use kvm_clone_lab::Lab;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub const CONTROLLER: &str = "a_controller_of_its_own";
 pub struct Task {
     journal: PathBuf,
     ssh_config: PathBuf,
-    force: bool,
+    request: CloneRequest,
     /// The phase at whose beginning it stands still.
     hold_at: Option<String>,
     /// The moment of a step at which it dies, in words.
@@ -42,14 +42,14 @@ pub struct Task {
 
 impl Task {
     pub fn new(scene: &Scene) -> Self {
-        Self { force: scene.request.existing == Existing::Replace, ..Self::in_lab(&scene.lab) }
+        Self { request: scene.request.clone(), ..Self::in_lab(&scene.lab) }
     }
 
     pub fn in_lab(lab: &Lab) -> Self {
         Self {
             journal: lab.dir().join("child.db"),
             ssh_config: lab.ssh_config(),
-            force: false,
+            request: CloneRequest::default(),
             hold_at: None,
             die_at: None,
             gate: false,
@@ -172,8 +172,6 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
     options.ssh = SshOptions { configs: vec![task.ssh_config.clone()], ..SshOptions::default() };
     options.silence = SILENCE;
     let client = Client::new(options).await?;
-    let existing = if task.force { Existing::Replace } else { Existing::Refuse };
-    let request = CloneRequest { existing, ..CloneRequest::default() };
     let (hold_at, go) = (task.hold_at.clone(), task.go());
     let events: Events = Arc::new(move |event| {
         let Event::Phase { phase } = event else { return };
@@ -185,8 +183,9 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
             }
         }
     });
-    let prepared =
-        client.prepare(&spec("alpha"), &spec("beta"), &"web1".parse()?, request, Arc::clone(&events)).await?;
+    let prepared = client
+        .prepare(&spec("alpha"), &spec("beta"), &"web1".parse()?, task.request.clone(), Arc::clone(&events))
+        .await?;
     let cancel = CancellationToken::new();
     let mut settings = CloneSettings::default();
     if task.gate {

@@ -32,6 +32,7 @@ pub(crate) fn lay_out(host: &Host) -> Result<()> {
     }
     make_dir(&root.join("var/cache/libvirt"))?;
     make_dir(&root.join("var/log/libvirt/qemu"))?;
+    certificates(&root)?;
     settings(host, &root.join("etc/libvirt"))?;
     if host.spec().qemu_unprivileged {
         for name in ["var/lib/libvirt/qemu", "var/cache/libvirt"] {
@@ -39,6 +40,18 @@ pub(crate) fn lay_out(host: &Host) -> Result<()> {
         }
     }
     capabilities::reuse(host)
+}
+
+/// Where the emulator of TPMs keeps the keys of its certificates: empty, as its package leaves it.
+fn certificates(root: &Path) -> Result<()> {
+    let machines = Path::new("/var/lib/swtpm-localca");
+    if !machines.exists() {
+        return Ok(());
+    }
+    let (like, own) = (machines.to_string_lossy(), root.join("var/lib/swtpm-localca"));
+    make_dir(&own)?;
+    run(&["chown", &format!("--reference={like}"), &own.to_string_lossy()])?;
+    run(&["chmod", &format!("--reference={like}"), &own.to_string_lossy()]).map(drop)
 }
 
 fn settings(host: &Host, etc: &Path) -> Result<()> {

@@ -120,7 +120,7 @@ proptest! {
         let at = (0..=at).rev().find(|at| WEB.is_char_boundary(*at)).unwrap_or(0);
         let (head, tail) = WEB.split_at(at);
         if let Ok(domain) = Domain::parse(&format!("{head}{piece}{tail}")) {
-            let _ = refusals(&domain, &CarryContext { paths_present: &BTreeSet::new(), whereabouts: Whereabouts::SameHost, identity: Identity::New, new_tpm: false });
+            let _ = refusals(&domain, &CarryContext { paths_present: &BTreeSet::new(), whereabouts: Whereabouts::SameHost, identity: Identity::New, tpm: TpmState::New });
             let _ = transform(&domain, &clone_of(&domain));
         }
     }

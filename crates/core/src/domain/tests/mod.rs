@@ -35,6 +35,7 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
         disks: domain.data_disks().map(|disk| (disk.target.clone(), image(disk))).collect(),
         plugs: Vec::new(),
         nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
+        tpm: TpmState::New,
         machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),

@@ -9,7 +9,7 @@ fn refuse(xml: &str) -> Vec<(u16, String)> {
         paths_present: &paths_present,
         whereabouts: Whereabouts::OtherHost,
         identity: Identity::New,
-        new_tpm: false,
+        tpm: TpmState::Unsaid,
     };
     let errors = refusals(&domain, &context);
     assert!(errors.iter().all(|error| !error.help.is_empty()), "{errors:?}");
@@ -27,6 +27,11 @@ fn devices_of_the_host_are_refused() {
     let cases = [
         ("<tpm model='tpm-tis'><backend type='passthrough'/></tpm>", "TPM of its host"),
         ("<tpm model='tpm-tis'><backend type='external'/></tpm>", "outside of libvirt"),
+        (
+            "<tpm><backend type='emulator' version='2.0'><source type='dir' path='/a'/></backend></tpm>",
+            "place of its own",
+        ),
+        ("<tpm><backend type='emulator' version='3.0'/></tpm>", "\"3.0\""),
         ("<hostdev mode='subsystem' type='pci'/>", "device of its host"),
         ("<filesystem type='mount'><source dir='/a'/></filesystem>", "directory of its host"),
         ("<shmem name='x'/>", "shares memory"),

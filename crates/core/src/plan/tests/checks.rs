@@ -38,7 +38,7 @@ fn the_source() {
             |w| {
                 w.add_device("<tpm><backend type='emulator'/></tpm>");
                 w.request.identity = Identity::Kept;
-                w.request.new_tpm = true;
+                w.request.tpm = TpmState::New;
             },
             0,
         ),

@@ -7,12 +7,14 @@ mod live;
 mod placing;
 mod reducing;
 mod replacing;
+mod tpm;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
 use super::*;
+use crate::domain::TpmState;
 use crate::inventory::*;
 
 /// All that a plan is made from, ready to be changed.
@@ -40,6 +42,7 @@ pub(super) fn world() -> World {
         snapshots: Vec::new(),
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
         files: BTreeMap::new(),
+        tpm_dir: "/a/swtpm".to_owned(),
         live: None,
         qemu_nbd: true,
     };
@@ -89,6 +92,8 @@ fn beta() -> TargetHost {
             emulator: "/usr/bin/qemu-system-x86_64".to_owned(),
             machines: vec!["q35".to_owned(), "pc-q35-7.2".to_owned()],
         }],
+        tpm_dir: "/b/swtpm".to_owned(),
+        secrets: BTreeSet::new(),
         machines: Vec::new(),
         files: BTreeMap::new(),
         paths_present: BTreeSet::new(),

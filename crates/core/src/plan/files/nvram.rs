@@ -1,51 +1,10 @@
-//! Files that a machine has beside its disks, carried as they are: the variables of its firmware.
+//! The variables of UEFI firmware, which get a file of the copy's own.
 
-use serde::Serialize;
-
-use super::check::Checks;
-use super::{Facts, Replaced};
-use crate::error::{Code, Error};
-use crate::inventory::ImageFacts;
+use super::{FileKind, Files, carried, taken};
+use crate::error::Error;
 use crate::name::VmName;
-
-/// A file that will be copied byte for byte.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FilePlan {
-    /// What it is.
-    pub what: FileKind,
-    /// Its path at the source.
-    pub source_path: String,
-    /// The file that the copy becomes.
-    pub path: String,
-    /// Its length.
-    pub size: u64,
-}
-
-/// What a file is to its machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FileKind {
-    /// Variables of UEFI firmware.
-    Nvram,
-}
-
-impl FileKind {
-    /// As one word.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Nvram => "nvram",
-        }
-    }
-}
-
-/// What becomes of a machine's files.
-#[derive(Default)]
-pub(super) struct Files {
-    pub(super) carried: Vec<FilePlan>,
-    /// The path of the copy's own variables, whether there are any yet or not.
-    pub(super) nvram: Option<String>,
-}
+use crate::plan::check::Checks;
+use crate::plan::{Facts, Replaced};
 
 pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Files {
     let Some((old, [plain, other])) = nvram_paths(facts) else { return Files::default() };
@@ -55,31 +14,26 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
         return Files::default();
     }
     let chain = facts.source.files.get(&old).map_or(&[][..], Vec::as_slice);
-    let carried = match chain {
+    let mut files = Files { nvram: Some(path.clone()), ..Files::default() };
+    match chain {
         [] => {
             checks.ok("nvram", "the firmware has no variables yet; libvirt makes them at the first start");
-            Vec::new()
         }
         [file] if file.regular_file => {
             checks.ok("nvram", format!("the firmware's variables become {path}"));
-            vec![carried(file, &path)]
+            files.carried.push(carried(FileKind::Nvram, "nvram", file, path));
         }
         _ => {
             let error = Error::unsupported(format!("the firmware's variables {old} are no plain file by itself"));
             checks.fail("nvram", error.with("path", &old).help("Make one file of them: qemu-img convert"));
-            Vec::new()
         }
-    };
-    Files { carried, nvram: Some(path) }
+    }
+    files
 }
 
 /// Every path that [`place`] may choose.
 pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
     nvram_paths(facts).map(|(_, paths)| paths.to_vec()).unwrap_or_default()
-}
-
-fn carried(file: &ImageFacts, path: &str) -> FilePlan {
-    FilePlan { what: FileKind::Nvram, source_path: file.path.clone(), path: path.to_owned(), size: file.file.length }
 }
 
 /// The source's path, and two names for the copy's: in the same directory, which is libvirt's own as a rule, as libvirt
@@ -106,10 +60,7 @@ fn is_free(facts: &Facts<'_>, path: &str) -> Result<(), Error> {
         return Ok(());
     }
     let owner = used.map(|machine| format!(" and belongs to machine {}", machine.name)).unwrap_or_default();
-    Err(Error::new(Code::VmExists, format!("the file {path} is there already{owner}; it is never overwritten"))
-        .with("path", path)
-        .with("host", &facts.target.host_name)
-        .help("Move the file away, or choose another name with --new-name"))
+    Err(taken(facts, path, &owner).help("Move the file away, or choose another name with --new-name"))
 }
 
 fn has_directory(facts: &Facts<'_>, path: &str) -> Result<(), Error> {

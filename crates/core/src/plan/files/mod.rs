@@ -1,0 +1,80 @@
+//! Files that a machine has beside its disks, carried as they are: the variables of its firmware, the state of its TPM.
+
+mod nvram;
+mod tpm;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::check::Checks;
+use super::{Facts, Replaced};
+use crate::error::{Code, Error};
+use crate::inventory::ImageFacts;
+pub use tpm::tpm_files;
+
+/// A file that will be copied byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FilePlan {
+    /// What it is.
+    pub what: FileKind,
+    /// What it is called where progress is told, and no disk is.
+    pub name: String,
+    /// Its path at the source.
+    pub source_path: String,
+    /// The file that the copy becomes.
+    pub path: String,
+    /// Its length.
+    pub size: u64,
+}
+
+/// What a file is to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// Variables of UEFI firmware.
+    Nvram,
+    /// State of an emulated TPM.
+    Tpm,
+}
+
+/// A directory that will be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DirectoryPlan {
+    /// Its path.
+    pub path: String,
+    /// Whether only the emulator of the TPM may enter it.
+    pub private: bool,
+}
+
+/// What becomes of a machine's files.
+#[derive(Default)]
+pub(super) struct Files {
+    pub(super) carried: Vec<FilePlan>,
+    pub(super) directories: Vec<DirectoryPlan>,
+    /// The path of the copy's own variables, whether there are any yet or not.
+    pub(super) nvram: Option<String>,
+}
+
+pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, replaces: Option<&Replaced>, checks: &mut Checks) -> Files {
+    let mut files = nvram::place(facts, replaces, checks);
+    let (carried, directories) = tpm::place(facts, uuid, checks);
+    files.carried.extend(carried);
+    files.directories = directories;
+    files
+}
+
+/// Every path that [`place`] may choose or wants to know of.
+pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
+    [nvram::candidates(facts), tpm::candidates(facts)].concat()
+}
+
+fn carried(what: FileKind, name: &'static str, file: &ImageFacts, path: String) -> FilePlan {
+    let source_path = file.path.clone();
+    FilePlan { what, name: name.to_owned(), source_path, path, size: file.file.length }
+}
+
+fn taken(facts: &Facts<'_>, path: &str, owner: &str) -> Error {
+    Error::new(Code::VmExists, format!("{path} is there already{owner}; it is never overwritten"))
+        .with("path", path)
+        .with("host", &facts.target.host_name)
+}

@@ -1,0 +1,128 @@
+//! The state of an emulated TPM. libvirt finds it by the machine's UUID, so the copy's can lie in one place only.
+
+use uuid::Uuid;
+
+use super::{DirectoryPlan, FileKind, FilePlan, carried, taken};
+use crate::domain::{Domain, EmulatedTpm, TpmState};
+use crate::error::Error;
+use crate::plan::check::Checks;
+use crate::plan::{CloneRequest, Facts};
+
+/// Where the state to be copied is at the source; nothing where none is asked for.
+#[must_use]
+pub fn tpm_files(request: &CloneRequest, domain: &Domain, all: &str, machine: Uuid) -> Vec<String> {
+    let wanted = domain.tpm().filter(|_| request.tpm == TpmState::Copied);
+    wanted.map_or_else(Vec::new, |tpm| tpm.state_files(all, machine).map(|(_, path)| path).to_vec())
+}
+
+pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<FilePlan>, Vec<DirectoryPlan>) {
+    let wants = facts.request.tpm == TpmState::Copied;
+    let Some(tpm) = facts.domain.tpm() else {
+        if wants {
+            checks.ok("tpm", "the machine has no emulated TPM whose state could be copied");
+        }
+        return Default::default();
+    };
+    if let Some(secret) = unknown_secret(facts, &tpm) {
+        checks.fail("tpm", secret);
+    }
+    if !wants {
+        warn_of_old_state(facts, uuid, checks);
+        return Default::default();
+    }
+    let failures: Vec<Error> = [refuse_live(facts), refuse_taken(facts, uuid)].into_iter().flatten().collect();
+    let is_refused = !failures.is_empty();
+    failures.into_iter().for_each(|error| checks.fail("tpm", error));
+    if is_refused { Default::default() } else { carry(facts, &tpm, uuid, checks) }
+}
+
+fn carry(facts: &Facts<'_>, tpm: &EmulatedTpm, uuid: Uuid, checks: &mut Checks) -> (Vec<FilePlan>, Vec<DirectoryPlan>) {
+    let from = tpm.state_files(&facts.source.tpm_dir, facts.source.uuid);
+    let to = tpm.state_files(&facts.target.tpm_dir, uuid);
+    let mut files = Vec::new();
+    for ((name, from), (_, to)) in from.into_iter().zip(to) {
+        match facts.source.files.get(&from).map(Vec::as_slice) {
+            None | Some([]) => {}
+            Some([file, ..]) if file.regular_file => files.push(carried(FileKind::Tpm, name, file, to)),
+            Some(_) => {
+                let error = Error::unsupported(format!("{from}, state of the machine's TPM, is no plain file"));
+                checks.fail("tpm", error.with("path", &from).help("Look at it, or say --tpm new"));
+            }
+        }
+    }
+    if files.is_empty() {
+        checks.ok("tpm", "the TPM has no state yet; libvirt makes it at the first start");
+        return Default::default();
+    }
+    let dir = tpm.state_dir(&facts.target.tpm_dir, uuid);
+    checks.ok("tpm", format!("the TPM's state is copied to {dir}"));
+    (files, directories(facts, &dir))
+}
+
+/// Those of the state's directory and the two above it that are missing.
+fn directories(facts: &Facts<'_>, state: &str) -> Vec<DirectoryPlan> {
+    let own = state.rsplit_once('/').map_or("", |(own, _)| own);
+    let all = [(facts.target.tpm_dir.as_str(), false), (own, false), (state, true)];
+    let missing = all.into_iter().filter(|(path, _)| !facts.target.paths_present.contains(*path));
+    missing.map(|(path, private)| DirectoryPlan { path: path.to_owned(), private }).collect()
+}
+
+/// Every path whose being there matters, whatever UUID the copy will have.
+pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
+    if facts.domain.tpm().is_none() {
+        return Vec::new();
+    }
+    let replaced = facts.target.machines.iter().filter(|machine| machine.name.as_str() == facts.new_name.as_str());
+    let uuids = replaced.map(|machine| machine.uuid).chain([facts.source.uuid, facts.fresh.uuid]);
+    let own = uuids.map(|uuid| own_dir(facts, uuid));
+    own.chain([facts.target.tpm_dir.clone()]).collect()
+}
+
+/// The directory that belongs to one machine.
+fn own_dir(facts: &Facts<'_>, uuid: Uuid) -> String {
+    format!("{}/{uuid}", facts.target.tpm_dir)
+}
+
+/// The emulator writes its state whenever the guest uses the TPM, and keeps part of it in memory.
+fn refuse_live(facts: &Facts<'_>) -> Option<Error> {
+    let name = &facts.source.name;
+    facts.source.live.as_ref().map(|_| {
+        Error::unsupported(format!("machine {name} runs; the state of its TPM can be copied only while it is stopped"))
+            .with("vm", name)
+            .with("device", "tpm")
+            .help(format!("Shut it down: virsh shutdown {name}; or say --tpm new for an empty one"))
+    })
+}
+
+fn refuse_taken(facts: &Facts<'_>, uuid: Uuid) -> Option<Error> {
+    let dir = own_dir(facts, uuid);
+    let owner = facts.target.machines.iter().find(|machine| machine.uuid == uuid);
+    let help = match owner {
+        Some(machine) => format!("Delete machine {} with its TPM first, or say --tpm new", machine.name),
+        None => format!("It belongs to no machine that is there; move it away, or say --tpm new: {dir}"),
+    };
+    let owner = owner.map(|machine| format!(" and belongs to machine {}", machine.name)).unwrap_or_default();
+    facts.target.paths_present.contains(&dir).then(|| taken(facts, &dir, &owner).help(help))
+}
+
+/// What lies where the new machine's TPM will look is no new TPM.
+fn warn_of_old_state(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) {
+    let dir = own_dir(facts, uuid);
+    if facts.target.paths_present.contains(&dir) {
+        let message = format!("the copy takes over the TPM state that the target has for its UUID: {dir}");
+        checks.warn("tpm", message, Some("For an empty TPM, remove that directory before the first start"));
+    }
+}
+
+/// libvirt cannot start the machine without the secret, whatever its TPM holds; its value is nobody else's to know.
+fn unknown_secret(facts: &Facts<'_>, tpm: &EmulatedTpm) -> Option<Error> {
+    let secret = tpm.secret.as_ref()?;
+    let is_known = secret.parse().is_ok_and(|uuid: Uuid| facts.target.secrets.contains(&uuid));
+    let refuse = || {
+        Error::unsupported(format!("the machine's TPM is encrypted with the secret {secret}, which the target lacks"))
+            .with("secret", secret)
+            .with("host", &facts.target.host_name)
+            .help("Define it there with the same UUID and value: virsh secret-define, virsh secret-set-value")
+    };
+    (!is_known).then(refuse)
+}
