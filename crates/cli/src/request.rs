@@ -82,6 +82,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
             (_, true) => Presence::Offline,
             _ => Presence::Any,
         },
+        discard_managed_save: args.left_out.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
     })
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use common::*;
 use kvm_clone_core::domain::Reduction;
-use kvm_clone_core::plan::{CloneRequest, Existing};
+use kvm_clone_core::plan::{CloneRequest, Consistency, Existing};
 use kvm_clone_lab::{DiskSpec, Fill, Host, Machine, define_machine};
 use oracle::{Gate, PATIENCE, Run, wait_for};
 use pair::{Pair, web};
@@ -142,6 +142,33 @@ async fn a_tuned_machine_with_host_devices_is_cloned_without_them_by_word() {
     assert!(xml.contains("http://example.org/app"), "{xml}");
     let said = result.warnings.join("\n");
     assert!(said.contains("disk vdb is left out"), "{said}");
+}
+
+/// Saved memory stays at the source, which goes on from it as if nobody had looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn saved_memory_stays_at_the_source() {
+    let Some(pair) = Pair::new("saved_memory_stays_at_the_source") else { return };
+    let machine = define_machine(&pair.alpha, web()).unwrap();
+    machine.start().unwrap();
+    machine.wait_for_console("kvm-clone-guest: up", PATIENCE).unwrap();
+    pair.alpha.exec(&["virsh", "-q", "managedsave", "web1"]).unwrap();
+    let saved = || pair.alpha.shell("sha256sum /var/lib/libvirt/qemu/save/web1.save").unwrap();
+    let before = saved();
+    let refused = pair.clone(CloneRequest::default()).await.unwrap_err();
+    assert_eq!(number(&refused), 1013, "{refused:?}");
+    assert!(refused.help.iter().any(|help| help.contains("--discard-managed-save")), "{refused:?}");
+
+    let request = CloneRequest { discard_managed_save: true, ..CloneRequest::default() };
+    let result = pair.clone(request).await.unwrap();
+    assert_eq!(result.consistency, Consistency::Crash);
+    assert!(result.warnings.iter().any(|warning| warning.contains("saved memory")), "{:?}", result.warnings);
+    let copy = pair.beta.path(&oracle::disk_path(&pair.copy(), "vda"));
+    assert_same_contents(&pair.alpha.path(&machine.disks()[0].path), "qcow2", &copy, "qcow2");
+    oracle::assert_boots(&pair.beta.machine("web1_clone").unwrap());
+    assert_eq!(saved(), before);
+    machine.start().unwrap();
+    assert_eq!(machine.state().unwrap(), "running");
+    assert_eq!(machine.console().matches("kvm-clone-guest: up").count(), 1, "it went on and did not boot again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

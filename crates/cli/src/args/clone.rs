@@ -148,6 +148,9 @@ pub(crate) struct LeftOutArgs {
     /// CPU pinning, NUMA placement, cgroups, huge pages
     #[arg(long)]
     pub(crate) drop_tuning: bool,
+    /// The memory that was saved with "virsh managedsave"; the copy's disks are as after a power cut
+    #[arg(long)]
+    pub(crate) discard_managed_save: bool,
 }
 
 /// Where it is put.

@@ -24,7 +24,7 @@ const SCRATCH_NEEDED: u64 = 64 << 20;
 
 /// What point in time a copy of this machine is.
 pub(super) fn consistency(source: &SourceMachine) -> Consistency {
-    if source.live.is_some() { Consistency::Crash } else { Consistency::Stopped }
+    if source.live.is_some() || source.managed_save { Consistency::Crash } else { Consistency::Stopped }
 }
 
 /// Whether the machine is still what it was when the plan was made, as far as its copy goes: the same process with the
@@ -47,13 +47,7 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
             "state",
             refuse("is stopped; --live copies machines that run", "Leave --live out, or start it".to_owned()),
         ),
-        (MachineState::Stopped, _) if source.managed_save => checks.fail(
-            "state",
-            refuse(
-                "has a saved memory image, so its disks alone are not a consistent machine",
-                format!("Start it and shut it down (virsh start {name}; virsh shutdown {name})"),
-            ),
-        ),
+        (MachineState::Stopped, _) if source.managed_save => check_saved(facts, checks),
         (MachineState::Stopped, _) => checks.ok("state", format!("machine {name} is stopped")),
         (state, Presence::Offline) => checks.fail(
             "state",
@@ -66,6 +60,23 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
             .fail("state", refuse("is crashed; its process is of no use", format!("End it: virsh destroy {name}"))),
         (state, _) => check_live(facts, state, checks),
     }
+}
+
+/// Saved memory and disks are two halves of one machine: what the guest had not written to its disks is in the memory.
+fn check_saved(facts: &Facts<'_>, checks: &mut Checks) {
+    let name = &facts.source.name;
+    if facts.request.discard_managed_save {
+        let message = format!(
+            "the saved memory of machine {name} stays with the source; the copy's disks are as a power cut would leave them"
+        );
+        return checks.warn("state", message, None);
+    }
+    let error = refuse(
+        facts.source,
+        "has saved memory, without which its disks are as a power cut would leave them",
+        format!("Start it and shut it down: virsh start {name}; virsh shutdown {name}"),
+    );
+    checks.fail("state", error.help("Or say --discard-managed-save: the copy is made without the memory"));
 }
 
 fn refuse(source: &SourceMachine, what: &str, help: String) -> Error {

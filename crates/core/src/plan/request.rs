@@ -36,6 +36,8 @@ pub struct CloneRequest {
     pub tpm: TpmState,
     /// `--live` and `--offline`.
     pub presence: Presence,
+    /// `--discard-managed-save`: memory that was saved with `virsh managedsave` is left out.
+    pub discard_managed_save: bool,
     /// Space that must stay free beyond the data, in percent of it.
     pub space_margin_percent: u8,
 }
@@ -55,6 +57,7 @@ impl Default for CloneRequest {
             any_machine: false,
             tpm: TpmState::Unsaid,
             presence: Presence::Any,
+            discard_managed_save: false,
             space_margin_percent: 15,
         }
     }
@@ -90,7 +93,7 @@ pub enum Presence {
 pub enum Consistency {
     /// The machine was stopped.
     Stopped,
-    /// The machine ran: all disks at one moment, as a power cut would have left them.
+    /// The machine ran, or its memory was saved: all disks at one moment, as a power cut would have left them.
     Crash,
 }
 

@@ -34,6 +34,22 @@ fn what_runs_is_copied_as_of_one_moment() {
 }
 
 #[test]
+fn saved_memory_is_left_out_by_word() {
+    let saved = |w: &mut World| w.source.managed_save = true;
+    let refused = world().with(saved).refusal().unwrap();
+    assert_eq!(refused.code.number(), 1013);
+    assert!(refused.help.iter().any(|help| help.contains("--discard-managed-save")), "{refused:?}");
+    let plan = world().with(|w| {
+        saved(w);
+        w.request.discard_managed_save = true;
+    });
+    assert_eq!((code(&plan), plan.consistency), (0, Consistency::Crash));
+    assert!(plan.warnings.iter().any(|warning| warning.contains("power cut")), "{:?}", plan.warnings);
+    // Nothing is left out where nothing was saved.
+    assert_eq!(world().with(|w| w.request.discard_managed_save = true).consistency, Consistency::Stopped);
+}
+
+#[test]
 fn what_cannot_be_copied_while_it_runs_has_another_way() {
     type Change = fn(&mut World);
     let cases: [(&str, Change, u16); 9] = [
