@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::domain::{
     CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, TpmState, Transform, Whereabouts, redact,
@@ -44,6 +44,7 @@ fn wanted(domain: &Domain) -> Transform {
         genid: Uuid::from_u128(8),
         macs: Macs::Fresh((0..=255).map(|byte| [0xff, 0xff, 0xff, 1, 2, byte]).collect()),
         disks: disks.collect(),
+        media: BTreeMap::new(),
         plugs: Vec::new(),
         nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
         tpm: TpmState::New,

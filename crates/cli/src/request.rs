@@ -69,6 +69,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         networks: networks(args, dest)?,
         pool,
         disk_format: args.storage.disk_format,
+        copy_media: args.storage.copy_media,
         reduction: Reduction {
             disks: args.left_out.exclude.iter().cloned().collect(),
             host_devices: args.left_out.drop_hostdev,

@@ -222,11 +222,8 @@ impl Prepared {
         }
         let same = plan.definition == self.plan.definition
             && plan.replaces == self.plan.replaces
-            && plan.disks.iter().map(|disk| (&disk.path, disk.size)).eq(self
-                .plan
-                .disks
-                .iter()
-                .map(|d| (&d.path, d.size)));
+            && plan.disks.iter().map(|disk| &disk.path).eq(self.plan.disks.iter().map(|disk| &disk.path))
+            && plan.lengths().eq(self.plan.lengths());
         if !same {
             return Err(Error::conflict("source or target changed since the plan was made")
                 .help("Run the command again to see and accept the new plan")
@@ -302,7 +299,7 @@ impl Prepared {
             bytes_read: moved.read,
             bytes_transferred: moved.sent,
             bytes_written: moved.written,
-            blocks_total: self.plan.disks.iter().map(|disk| disk.size.div_ceil(BLOCK)).sum(),
+            blocks_total: self.plan.lengths().map(|len| len.div_ceil(BLOCK)).sum(),
             blocks_synchronized: moved.data_blocks,
             way: Way::Full,
             why: match &self.plan.replaces {

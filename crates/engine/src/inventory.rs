@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_clone_core::domain::{DiskKind, Domain};
+use kvm_clone_core::domain::{DiskKind, Domain, Whereabouts};
 use kvm_clone_core::inventory::{
     DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
-use kvm_clone_core::plan::{CloneRequest, Existing, FreshIdentity, source_domain, tpm_files, wanted_paths};
+use kvm_clone_core::plan::{
+    CloneRequest, Existing, FreshIdentity, is_copied_medium, source_domain, tpm_files, wanted_paths,
+};
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
@@ -61,10 +63,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     }
     let mut file_identities = BTreeMap::new();
     machine.tpm_dir.clone_from(&site.host.facts.tpm_dir);
-    let tpm = tpm_files(request, &domain, &machine.tpm_dir, machine.uuid);
-    // The emulator of a machine that runs writes to them; the plan refuses it.
-    let tpm = tpm.into_iter().filter(|_| machine.live.is_none()).map(raw);
-    for (path, image) in files_beside(&domain).into_iter().chain(tpm) {
+    for (path, image) in files_to_copy(&domain, &machine, request) {
         let found = look(&site.host, vec![path.clone()]).await?;
         if found.get(&path).is_some_and(|facts| facts.exists) {
             let Inspected { images, identities } = inspect(&site.host, image).await?;
@@ -72,26 +71,47 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
             machine.files.insert(path, images);
         }
     }
-    if let Some(live) = &mut machine.live {
-        live.virsh = site.host.facts.programs.contains_key("virsh");
-        let images = machine.images.values().filter_map(|chain| chain.first());
-        let dir = |image: &ImageFacts| match image.path.rsplit_once('/') {
-            Some((dir, _)) if image.regular_file => dir.to_owned(),
-            _ => SCRATCH_FOR_DEVICES.to_owned(),
-        };
-        let dirs = images.map(dir);
-        let dirs: BTreeSet<String> = dirs.collect();
-        let found = look(&site.host, dirs.into_iter().collect()).await?;
-        live.scratch_available = found.values().map(|facts| facts.available).min().unwrap_or(0);
+    if machine.live.is_some() {
+        look_at_scratch(site, &mut machine).await?;
     }
     Ok(Source { machine, identities, file_identities })
 }
 
-fn raw(path: String) -> (String, ImageSpec) {
-    (path.clone(), ImageSpec::new(path, ImageFormat::Raw))
+/// Where the scratch files of a machine that runs will lie, and what is free there.
+async fn look_at_scratch(site: &Site, machine: &mut SourceMachine) -> Result<()> {
+    let Some(live) = &mut machine.live else { return Ok(()) };
+    live.virsh = site.host.facts.programs.contains_key("virsh");
+    let images = machine.images.values().filter_map(|chain| chain.first());
+    let dir = |image: &ImageFacts| match image.path.rsplit_once('/') {
+        Some((dir, _)) if image.regular_file => dir.to_owned(),
+        _ => SCRATCH_FOR_DEVICES.to_owned(),
+    };
+    let dirs: BTreeSet<String> = images.map(dir).collect();
+    let found = look(&site.host, dirs.into_iter().collect()).await?;
+    live.scratch_available = found.values().map(|facts| facts.available).min().unwrap_or(0);
+    Ok(())
 }
 
-/// The files beside the disks that a copy gets too, by their paths.
+/// The files beside the disks that this copy may get, by the paths that the source has for them.
+fn files_to_copy(domain: &Domain, machine: &SourceMachine, request: &CloneRequest) -> Vec<(String, ImageSpec)> {
+    let mut files = files_beside(domain);
+    // The emulator of a machine that runs writes to its state; the plan refuses it.
+    if machine.live.is_none() {
+        let states = tpm_files(request, domain, &machine.tpm_dir, machine.uuid).into_iter();
+        files.extend(states.map(|path| (path.clone(), ImageSpec::new(path, ImageFormat::Raw))));
+    }
+    if request.copy_media {
+        // What the target has is not known yet.
+        let drives = domain.media_to_copy(&BTreeSet::new(), Whereabouts::OtherHost).into_iter();
+        files.extend(drives.filter_map(|drive| {
+            let path = drive.source.clone()?;
+            Some((path.clone(), ImageSpec::new(path, drive.format())))
+        }));
+    }
+    files
+}
+
+/// The files beside its disks that every machine has for itself, by their paths.
 fn files_beside(domain: &Domain) -> Vec<(String, ImageSpec)> {
     let nvram = domain.nvram();
     let nvram = nvram.and_then(|nvram| Some((nvram.path.clone()?, ImageSpec::new(nvram.path?, nvram.format))));
@@ -186,7 +206,8 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: 
             _ => continue,
         };
         machine.uses.insert(path.clone());
-        if disk.readonly || disk.shareable || disk.device.is_removable() || disk.kind == DiskKind::Block {
+        let is_others = disk.readonly || disk.shareable || disk.device.is_removable();
+        if is_others && !is_copied_medium(&machine.name, disk) || disk.kind == DiskKind::Block {
             continue;
         }
         let format = format(disk.format.as_deref().unwrap_or("raw"));

@@ -279,7 +279,8 @@ impl Work {
 }
 
 fn pools(plan: &ClonePlan) -> Vec<String> {
-    let mut pools: Vec<String> = plan.disks.iter().map(|disk| disk.pool.clone()).collect();
+    let files = plan.files.iter().filter_map(|file| file.pool.clone());
+    let mut pools: Vec<String> = plan.disks.iter().map(|disk| disk.pool.clone()).chain(files).collect();
     pools.sort();
     pools.dedup();
     pools

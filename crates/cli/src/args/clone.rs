@@ -163,6 +163,9 @@ pub(crate) struct StorageArgs {
     /// The format of the disks: keep, qcow2 or raw [default: keep]
     #[arg(long, value_name = "FORMAT", value_parser = disk_format, default_value = "keep", hide_default_value = true)]
     pub(crate) disk_format: DiskFormat,
+    /// Copy what is in CD-ROM and floppy drives where the target lacks it; otherwise it is ejected
+    #[arg(long)]
+    pub(crate) copy_media: bool,
     /// Replace a machine of that name; it is shown, and asked for, first
     #[arg(short, long)]
     pub(crate) force: bool,

@@ -57,6 +57,18 @@ impl DiskDevice {
     }
 }
 
+impl DiskElement {
+    /// Its format; libvirt takes one that is not said as raw.
+    #[must_use]
+    pub fn format(&self) -> ImageFormat {
+        match self.format.as_deref() {
+            Some("raw") | None => ImageFormat::Raw,
+            Some("qcow2") => ImageFormat::Qcow2,
+            Some(other) => ImageFormat::Other(other.to_owned()),
+        }
+    }
+}
+
 /// Where a disk's data comes from (`type`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskKind {
@@ -177,13 +189,7 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
         let new = new.get(&disk.target).ok_or_else(|| Error::internal(format!("disk {} has no image", disk.target)))?;
         let source = element.child("source");
         let source = source.ok_or_else(|| Error::internal(format!("disk {} has no source", disk.target)))?;
-        edits.set_attribute(element, "type", "file");
-        edits.replace(source, &new_source(source, new));
-        set_driver(element, source, new, edits);
-        // The chain is flattened into one image; `mirror` describes a job of the source that the copy does not have.
-        for name in ["backingStore", "mirror"] {
-            element.all(name).for_each(|stale| edits.remove(stale));
-        }
+        repoint(element, source, new, edits);
         if disk.readonly {
             notes.push(format!("disk {} is read-only; the copy has an image of its own all the same", disk.target));
         }
@@ -196,6 +202,17 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
         }
     }
     Ok(notes)
+}
+
+/// Makes an image the source of a disk or drive.
+pub(super) fn repoint(element: &Element, source: &Element, new: &NewDisk, edits: &mut Edits<'_>) {
+    edits.set_attribute(element, "type", "file");
+    edits.replace(source, &new_source(source, new));
+    set_driver(element, source, new, edits);
+    // The chain is flattened into one image; `mirror` describes a job of the source that the copy does not have.
+    for name in ["backingStore", "mirror"] {
+        element.all(name).for_each(|stale| edits.remove(stale));
+    }
 }
 
 fn new_source(source: &Element, new: &NewDisk) -> String {

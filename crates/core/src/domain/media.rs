@@ -1,23 +1,36 @@
-//! Exchangeable media: CD-ROMs and floppies are not copied. They stay in where the target has the same path.
+//! Exchangeable media: CD-ROMs and floppies stay in where the target has the same path, and are copied by word only.
 
 use std::collections::BTreeSet;
 
-use super::Domain;
-use super::disks::{DiskDevice, DiskElement, DiskKind};
+use super::disks::{self, DiskDevice, DiskElement, DiskKind};
 use super::edit::Edits;
 use super::refuse::Whereabouts;
 use super::tree::Element;
+use super::{Domain, Transform};
 
-/// Ejects what the target does not have; an empty drive stays, so the guest finds its hardware unchanged.
-pub(super) fn edit(
-    domain: &Domain,
+/// Drives whose images the target lacks, or must not share with the source.
+pub(super) fn to_copy<'a>(
+    domain: &'a Domain,
     paths_present: &BTreeSet<String>,
     whereabouts: Whereabouts,
-    edits: &mut Edits<'_>,
-) -> Vec<String> {
+) -> Vec<&'a DiskElement> {
+    let filled = domain.disk_elements().filter(|(disk, _)| disk.device.is_removable() && disk.kind == DiskKind::File);
+    let lacking = filled.filter(|(disk, element)| {
+        disk.source.is_some() && reason_to_eject(disk, element, paths_present, whereabouts).is_some()
+    });
+    lacking.map(|(disk, _)| disk).collect()
+}
+
+/// Puts in what was copied, and ejects what the target does not have; an empty drive stays, so the guest finds its
+/// hardware unchanged.
+pub(super) fn edit(domain: &Domain, wanted: &Transform, edits: &mut Edits<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     for (disk, element) in domain.disk_elements().filter(|(disk, _)| disk.device.is_removable()) {
-        let Some(why) = reason_to_eject(disk, element, paths_present, whereabouts) else { continue };
+        if let (Some(new), Some(source)) = (wanted.media.get(&disk.target), element.child("source")) {
+            disks::repoint(element, source, new, edits);
+            continue;
+        }
+        let Some(why) = reason_to_eject(disk, element, &wanted.paths_present, wanted.whereabouts) else { continue };
         eject(element, edits);
         let medium = disk.source.as_deref().unwrap_or("its medium");
         notes.push(format!("{medium} is ejected from {}: {why}", disk.target));

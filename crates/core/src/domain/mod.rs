@@ -184,6 +184,12 @@ impl Domain {
         nvram::read(self)
     }
 
+    /// Drives with an image that the target lacks, or must not share with the source.
+    #[must_use]
+    pub fn media_to_copy(&self, paths_present: &BTreeSet<String>, whereabouts: Whereabouts) -> Vec<&DiskElement> {
+        media::to_copy(self, paths_present, whereabouts)
+    }
+
     /// The machine's emulated TPM, if it has one.
     #[must_use]
     pub fn tpm(&self) -> Option<EmulatedTpm> {

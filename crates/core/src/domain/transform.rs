@@ -28,6 +28,8 @@ pub struct Transform {
     pub macs: Macs,
     /// The image of each disk; every one of [`Domain::data_disks`] must be there.
     pub disks: BTreeMap<DiskTarget, NewDisk>,
+    /// The copies of media, by drive; the others stay where the target has them, and are ejected elsewhere.
+    pub media: BTreeMap<DiskTarget, NewDisk>,
     /// What becomes of the source's networks, bridges and host devices, by name; others stay as they are.
     pub plugs: Vec<(String, Plug)>,
     /// The file of the copy's own firmware variables; where the source names one, so must this.
@@ -65,7 +67,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
     notes.extend(chardev::edit(domain, &wanted.name, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
-    notes.extend(media::edit(domain, &wanted.paths_present, wanted.whereabouts, &mut edits));
+    notes.extend(media::edit(domain, wanted, &mut edits));
     notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));
     if wanted.identity == Identity::New {
         notes.extend(devices::edit(domain, &mut edits));

@@ -46,7 +46,8 @@ impl ClonePlan {
         self.disks.iter().try_for_each(|disk| write_disk(out, disk))?;
         self.files.iter().try_for_each(|file| {
             writeln!(out, "  {}  {}", file.name, ByteSize(file.size))?;
-            writeln!(out, "    from {}\n    to   {}", file.source_path, file.path)
+            let pool = file.pool.as_ref().map(|pool| format!(" (pool {pool})")).unwrap_or_default();
+            writeln!(out, "    from {}\n    to   {}{pool}", file.source_path, file.path)
         })
     }
 

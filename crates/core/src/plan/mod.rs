@@ -30,12 +30,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use check::{Check, Outcome};
-pub use files::{DirectoryPlan, FileKind, FilePlan, tpm_files};
+pub use files::{DirectoryPlan, FileKind, FilePlan, is_copied_medium, tpm_files};
 pub use live::{backup_xml, is_unchanged};
 pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
 
 use crate::domain::{
-    self, CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
+    self, CarryContext, DiskElement, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
 };
 use crate::error::{Error, Result};
 use crate::inventory::{ImageFacts, ImageFormat, SourceMachine, TargetHost};
@@ -69,7 +69,7 @@ pub struct ClonePlan {
     pub replaces: Option<Replaced>,
     /// What a user should know, and what does not hinder.
     pub warnings: Vec<String>,
-    /// Bytes of data that the disks hold.
+    /// Bytes of data that the disks and copied media hold.
     pub bytes_total: u64,
     /// Bytes that must be free at the target, margin included.
     pub space_needed: u64,
@@ -130,6 +130,11 @@ pub struct Replaced {
 }
 
 impl ClonePlan {
+    /// The lengths of all disks, then of all files beside them.
+    pub fn lengths(&self) -> impl Iterator<Item = u64> {
+        self.disks.iter().map(|disk| disk.size).chain(self.files.iter().map(|file| file.size))
+    }
+
     /// The first reason not to carry the plan out.
     #[must_use]
     pub fn refusal(&self) -> Option<Error> {
@@ -174,8 +179,10 @@ pub fn plan_clone(
     let platform = target::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);
-    let storage = storage::place(&facts, replaces.as_ref(), &mut checks);
+    let disks = storage::place(&facts, replaces.as_ref(), &mut checks);
     let files = files::place(&facts, uuid, replaces.as_ref(), &mut checks);
+    let space_needed = storage::check_space(&facts, &disks, &files.carried, &mut checks);
+    let in_pools = files.carried.iter().filter(|file| file.pool.is_some()).map(|file| file.allocated);
 
     let mut plan = ClonePlan {
         vm_name: source.name.clone(),
@@ -184,9 +191,9 @@ pub fn plan_clone(
         dest_host: target.host_name.clone(),
         new_uuid: uuid,
         checks: checks.list,
-        bytes_total: storage.disks.iter().map(|disk| disk.allocated).sum(),
-        space_needed: storage.space_needed,
-        disks: storage.disks,
+        bytes_total: disks.iter().map(|disk| disk.allocated).chain(in_pools).sum(),
+        space_needed,
+        disks,
         files: files.carried,
         directories: files.directories,
         consistency: live::consistency(source),
@@ -269,6 +276,7 @@ fn wanted(
         macs: if kept_macs { Macs::Kept } else { Macs::Fresh(fresh.macs.clone()) },
         disks: disks.collect::<BTreeMap<_, _>>(),
         plugs,
+        media: media(facts, plan),
         nvram: None,
         tpm: request.tpm,
         machine: platform.machine,
@@ -285,6 +293,18 @@ fn wanted(
             policy,
         },
     }
+}
+
+/// The copies of media, each in the format that its drive has.
+fn media(facts: &Facts<'_>, plan: &ClonePlan) -> BTreeMap<DiskTarget, NewDisk> {
+    let copied = |drive: &&DiskElement| {
+        let is_its = |file: &&FilePlan| file.what == FileKind::Medium && file.name == drive.target.as_str();
+        plan.files.iter().find(is_its)
+    };
+    let drives = facts.domain.disks().iter().filter_map(|drive| Some((drive, copied(&drive)?)));
+    drives
+        .map(|(drive, file)| (drive.target.clone(), NewDisk { path: file.path.clone(), format: drive.format() }))
+        .collect()
 }
 
 impl Facts<'_> {

@@ -28,6 +28,8 @@ pub struct CloneRequest {
     pub pool: Option<ResourceName>,
     /// `--disk-format`.
     pub disk_format: DiskFormat,
+    /// `--copy-media`: what is in CD-ROM and floppy drives is copied where the target lacks it.
+    pub copy_media: bool,
     /// What is left out of the copy.
     pub reduction: Reduction,
     /// `--machine auto`: a machine type that the target lacks becomes a close one.
@@ -53,6 +55,7 @@ impl Default for CloneRequest {
             networks: Vec::new(),
             pool: None,
             disk_format: DiskFormat::Keep,
+            copy_media: false,
             reduction: Reduction::default(),
             any_machine: false,
             tpm: TpmState::Unsaid,

@@ -9,19 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checks;
 use super::request::DiskFormat;
-use super::{ChainLink, DiskPlan, Facts, Replaced};
+use super::{ChainLink, DiskPlan, Facts, FilePlan, Replaced};
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
 use crate::size::ByteSize;
 
-/// The disks that have a place, and the space that they need.
-pub(super) struct Storage {
-    pub(super) disks: Vec<DiskPlan>,
-    pub(super) space_needed: u64,
-}
-
-pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Storage {
+/// The disks that have a place.
+pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Vec<DiskPlan> {
     let mut disks = Vec::new();
     let mut pool_failures: Vec<Error> = Vec::new();
     let mut name_failures = Vec::new();
@@ -43,8 +38,7 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
     let pools = pools.into_iter().collect::<Vec<_>>().join(", ");
     checks.all("pools", pool_failures, format!("{} new image(s) in pool {pools}", disks.len()));
     checks.all("files", name_failures, "no file is in the way");
-    let space_needed = check_space(facts, &disks, checks);
-    Storage { disks, space_needed }
+    disks
 }
 
 /// Every path that [`place`] may choose, so that the target can be asked which of them are there.
@@ -52,20 +46,18 @@ pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
     let mut paths = Vec::new();
     for (target, chain) in images(facts) {
         let Ok(directory) = choose_pool(facts, chain).and_then(directory) else { continue };
-        let format = new_format(facts, chain);
-        paths.push(plain_path(facts, directory, target, &format));
-        paths.push(other_path(facts, directory, target, &format));
+        paths.extend(names(facts, directory, target, extension(&new_format(facts, chain))));
     }
     paths
 }
 
 /// The disks whose images are known; one whose are not has failed its check already.
-fn images<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = (&'a DiskTarget, &'a [ImageFacts])> {
+pub(super) fn images<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = (&'a DiskTarget, &'a [ImageFacts])> {
     let known = |target| facts.source.images.get(target).filter(|chain| !chain.is_empty());
     facts.domain.data_disks().filter_map(move |disk| Some((&disk.target, known(&disk.target)?.as_slice())))
 }
 
-fn choose_pool<'a>(facts: &Facts<'a>, chain: &[ImageFacts]) -> Result<&'a Pool, Error> {
+pub(super) fn choose_pool<'a>(facts: &Facts<'a>, chain: &[ImageFacts]) -> Result<&'a Pool, Error> {
     let find = |name: &str| facts.target.pools.iter().find(|pool| pool.name == name);
     let suitable = |pool: &&Pool| pool.holds_files();
     let source_pool = chain.first().and_then(|image| image.pool.as_deref());
@@ -101,7 +93,7 @@ fn no_pool(facts: &Facts<'_>, name: &str) -> Error {
         .help(format!("{CHOOSE_POOL}; the target has {there}"))
 }
 
-fn directory(pool: &Pool) -> Result<&str, Error> {
+pub(super) fn directory(pool: &Pool) -> Result<&str, Error> {
     let path = pool.path.as_deref().map(|path| path.trim_end_matches('/'));
     path.ok_or_else(|| Error::internal(format!("pool {} has no path", pool.name)))
 }
@@ -114,15 +106,23 @@ fn file_path(
     chain: &[ImageFacts],
     replaces: Option<&Replaced>,
 ) -> Result<String, Error> {
-    let directory = directory(pool)?;
-    let format = new_format(facts, chain);
-    let mut path = plain_path(facts, directory, target, &format);
+    let names = names(facts, directory(pool)?, target, extension(&new_format(facts, chain)));
+    free_path(facts, target, names, replaces)
+}
+
+/// The first of two names, unless the machine that is replaced has it.
+pub(super) fn free_path(
+    facts: &Facts<'_>,
+    target: &DiskTarget,
+    [mut path, other]: [String; 2],
+    replaces: Option<&Replaced>,
+) -> Result<String, Error> {
     let belongs_to_replaced = |path: &str| {
         let replaced = facts.target.machines.iter().find(|machine| Some(machine.uuid) == replaces.map(|r| r.uuid));
         replaced.is_some_and(|machine| machine.uses.contains(path) || machine.disk_files.iter().any(|d| d.path == path))
     };
     if belongs_to_replaced(&path) {
-        path = other_path(facts, directory, target, &format);
+        path = other;
     }
     let is_named = facts.target.machines.iter().find(|machine| machine.uses.contains(&path));
     if !facts.target.paths_present.contains(&path) && is_named.is_none() {
@@ -136,15 +136,13 @@ fn file_path(
         .help("Move the file away, or choose another name with --new-name or another pool with --pool"))
 }
 
-fn plain_path(facts: &Facts<'_>, directory: &str, target: &DiskTarget, format: &ImageFormat) -> String {
-    format!("{directory}/{}-{target}.{}", facts.new_name, extension(format))
-}
-
-fn other_path(facts: &Facts<'_>, directory: &str, target: &DiskTarget, format: &ImageFormat) -> String {
+/// The name of a disk's file, and one for where a machine that is replaced has that.
+pub(super) fn names(facts: &Facts<'_>, directory: &str, target: &DiskTarget, extension: &str) -> [String; 2] {
     // The first bytes of a UUIDv7 are the time; only its end is random.
     let [.., a, b, c, d] = facts.fresh.operation.into_bytes();
     let tail = format!("{a:02x}{b:02x}{c:02x}{d:02x}");
-    format!("{directory}/{}-{target}-{tail}.{}", facts.new_name, extension(format))
+    let name = facts.new_name;
+    [format!("{directory}/{name}-{target}.{extension}"), format!("{directory}/{name}-{target}-{tail}.{extension}")]
 }
 
 fn extension(format: &ImageFormat) -> &'static str {
@@ -181,12 +179,14 @@ fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool:
 }
 
 /// Compares what goes into each pool with what it has, and returns what is needed in all.
-fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], checks: &mut Checks) -> u64 {
+pub(super) fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], files: &[FilePlan], checks: &mut Checks) -> u64 {
     let mut by_pool: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for disk in disks {
-        let (allocated, size) = by_pool.entry(&disk.pool).or_default();
-        *allocated = allocated.saturating_add(disk.allocated);
-        *size = size.saturating_add(disk.size);
+    let disks = disks.iter().map(|disk| (disk.pool.as_str(), disk.allocated, disk.size));
+    let files = files.iter().filter_map(|file| Some((file.pool.as_deref()?, file.allocated, file.size)));
+    for (pool, data, len) in disks.chain(files) {
+        let (allocated, size) = by_pool.entry(pool).or_default();
+        *allocated = allocated.saturating_add(data);
+        *size = size.saturating_add(len);
     }
     let mut total: u64 = 0;
     for (name, (allocated, size)) in by_pool {

@@ -117,13 +117,16 @@ impl Work {
     pub(super) async fn same_files(&self) -> Result<()> {
         for (path, chain) in &self.seen.machine.files {
             let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
+            if self.plan.files.iter().all(|file| file.source_path != top.path) {
+                continue;
+            }
             let spec = ImageSpec::new(path, top.format.clone());
             let now = inventory::inspect(&self.source.host, spec).await?;
             let before = self.seen.file_identities.get(path);
             if before.is_none_or(|before| *before != now.identities) {
                 return Err(Error::conflict(format!("{path} changed while it was copied"))
                     .with("path", path)
-                    .help("The machine wrote to it, as its firmware does when it boots; clone the machine again")
+                    .help("Something wrote to it, as firmware does when its machine boots; clone the machine again")
                     .transient());
             }
         }

@@ -33,6 +33,7 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
         genid: Uuid::from_u128(8),
         macs: Macs::Fresh((10..20).map(|byte| [0xff, 0xff, 0xff, 1, 2, byte]).collect()),
         disks: domain.data_disks().map(|disk| (disk.target.clone(), image(disk))).collect(),
+        media: BTreeMap::new(),
         plugs: Vec::new(),
         nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
         tpm: TpmState::New,

@@ -1,5 +1,7 @@
-//! Files that a machine has beside its disks, carried as they are: the variables of its firmware, the state of its TPM.
+//! Files that a machine has beside its disks, carried as they are: the variables of its firmware, the state of its TPM,
+//! the media in its drives.
 
+mod media;
 mod nvram;
 mod tpm;
 
@@ -10,6 +12,7 @@ use super::check::Checks;
 use super::{Facts, Replaced};
 use crate::error::{Code, Error};
 use crate::inventory::ImageFacts;
+pub use media::is_copied_medium;
 pub use tpm::tpm_files;
 
 /// A file that will be copied byte for byte.
@@ -25,6 +28,10 @@ pub struct FilePlan {
     pub path: String,
     /// Its length.
     pub size: u64,
+    /// Bytes of data, at most.
+    pub allocated: u64,
+    /// The pool that holds it, where it is one's.
+    pub pool: Option<String>,
 }
 
 /// What a file is to its machine.
@@ -35,6 +42,8 @@ pub enum FileKind {
     Nvram,
     /// State of an emulated TPM.
     Tpm,
+    /// What is in a CD-ROM or floppy drive.
+    Medium,
 }
 
 /// A directory that will be made.
@@ -59,18 +68,20 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, replaces: Option<&Replaced>, 
     let mut files = nvram::place(facts, replaces, checks);
     let (carried, directories) = tpm::place(facts, uuid, checks);
     files.carried.extend(carried);
+    files.carried.extend(media::place(facts, replaces, checks));
     files.directories = directories;
     files
 }
 
 /// Every path that [`place`] may choose or wants to know of.
 pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
-    [nvram::candidates(facts), tpm::candidates(facts)].concat()
+    [nvram::candidates(facts), tpm::candidates(facts), media::candidates(facts)].concat()
 }
 
-fn carried(what: FileKind, name: &'static str, file: &ImageFacts, path: String) -> FilePlan {
+fn carried(what: FileKind, name: &str, file: &ImageFacts, path: String) -> FilePlan {
     let source_path = file.path.clone();
-    FilePlan { what, name: name.to_owned(), source_path, path, size: file.file.length }
+    let size = file.file.length;
+    FilePlan { what, name: name.to_owned(), source_path, path, size, allocated: size, pool: None }
 }
 
 fn taken(facts: &Facts<'_>, path: &str, owner: &str) -> Error {

@@ -4,6 +4,7 @@
 
 mod checks;
 mod live;
+mod media;
 mod placing;
 mod reducing;
 mod replacing;
