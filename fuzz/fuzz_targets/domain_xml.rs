@@ -51,6 +51,7 @@ fn wanted(domain: &Domain) -> Transform {
         machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),
+        libvirt_version: 9_002_000,
         whereabouts: Whereabouts::OtherHost,
         lineage: Lineage {
             host: HostId("h-1".to_owned()),

@@ -141,6 +141,8 @@ pub struct SourceMachine {
     pub images: BTreeMap<DiskTarget, ImageChain>,
     /// Files beside the disks that the copy gets too, by the path that the definition has; those that exist.
     pub files: BTreeMap<String, ImageChain>,
+    /// Where its host's libvirt keeps firmware variables that no definition names.
+    pub nvram_dir: String,
     /// Where its host's libvirt keeps the states of emulated TPMs.
     pub tpm_dir: String,
     /// Its process, where there is one.
@@ -257,6 +259,8 @@ pub struct TargetHost {
     pub links: BTreeSet<String>,
     /// What can run here.
     pub capabilities: Vec<DomainCapabilities>,
+    /// Where its libvirt keeps firmware variables that no definition names.
+    pub nvram_dir: String,
     /// Where its libvirt keeps the states of emulated TPMs.
     pub tpm_dir: String,
     /// libvirt's secrets, of which one may be what a machine's TPM is encrypted with.

@@ -62,6 +62,7 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         machine.images.insert(disk.target.clone(), images);
     }
     let mut file_identities = BTreeMap::new();
+    machine.nvram_dir.clone_from(&site.host.facts.nvram_dir);
     machine.tpm_dir.clone_from(&site.host.facts.tpm_dir);
     for (path, image) in files_to_copy(&domain, &machine, request) {
         let found = look(&site.host, vec![path.clone()]).await?;
@@ -94,7 +95,7 @@ async fn look_at_scratch(site: &Site, machine: &mut SourceMachine) -> Result<()>
 
 /// The files beside the disks that this copy may get, by the paths that the source has for them.
 fn files_to_copy(domain: &Domain, machine: &SourceMachine, request: &CloneRequest) -> Vec<(String, ImageSpec)> {
-    let mut files = files_beside(domain);
+    let mut files = files_beside(domain, &machine.nvram_dir);
     // The emulator of a machine that runs writes to its state; the plan refuses it.
     if machine.live.is_none() {
         let states = tpm_files(request, domain, &machine.tpm_dir, machine.uuid).into_iter();
@@ -112,10 +113,9 @@ fn files_to_copy(domain: &Domain, machine: &SourceMachine, request: &CloneReques
 }
 
 /// The files beside its disks that every machine has for itself, by their paths.
-fn files_beside(domain: &Domain) -> Vec<(String, ImageSpec)> {
-    let nvram = domain.nvram();
-    let nvram = nvram.and_then(|nvram| Some((nvram.path.clone()?, ImageSpec::new(nvram.path?, nvram.format))));
-    nvram.into_iter().collect()
+fn files_beside(domain: &Domain, nvram_dir: &str) -> Vec<(String, ImageSpec)> {
+    let nvram = domain.nvram_file(nvram_dir);
+    nvram.map(|(path, format)| (path.clone(), ImageSpec::new(path, format))).into_iter().collect()
 }
 
 /// The target host, seen with the eyes of this request. Also says as whom qemu runs there.
@@ -145,6 +145,7 @@ pub(crate) async fn target(
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
         capabilities: capabilities.domains,
+        nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),
         secrets: if needs_secrets(request, source)? { libvirt.secrets().await? } else { BTreeSet::new() },
         machines: Vec::new(),
@@ -217,7 +218,7 @@ async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: 
         let file: Option<FileId> = chain.images.first().map(|image| image.file);
         machine.disk_files.push(DiskFile { path, file });
     }
-    for (path, image) in files_beside(&domain) {
+    for (path, image) in files_beside(&domain, &site.host.facts.nvram_dir) {
         let chain = if chains { inspect(&site.host, image).await.unwrap_or_default() } else { Inspected::default() };
         machine.uses.insert(path.clone());
         machine.disk_files.push(DiskFile { path, file: chain.images.first().map(|image| image.file) });

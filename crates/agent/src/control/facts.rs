@@ -9,7 +9,7 @@ use kvm_clone_core::Result;
 use kvm_clone_core::inventory::HostId;
 use kvm_clone_core::wire::control::HostFacts;
 
-use super::{relay, tpm};
+use super::{files, relay, tpm};
 use crate::place::Place;
 use crate::program;
 
@@ -40,6 +40,7 @@ pub(super) fn gather(place: &Place) -> Result<HostFacts> {
         libvirt_sockets: relay::sockets().into_iter().filter(|path| Path::new(path).exists()).collect(),
         programs,
         state_dir: place.state.display().to_string(),
+        nvram_dir: nvram_dir(),
         tpm_dir: tpm::dir(),
         tpm_owner: tpm::owner(),
         boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
@@ -47,6 +48,15 @@ pub(super) fn gather(place: &Place) -> Result<HostFacts> {
         links: network_devices(|_| true),
         clock: i64::try_from(clock).unwrap_or(i64::MAX),
     })
+}
+
+/// `qemu_conf.c` of libvirt, `virQEMUDriverConfigNew`.
+fn nvram_dir() -> String {
+    if rustix::process::geteuid().is_root() {
+        "/var/lib/libvirt/qemu/nvram".to_owned()
+    } else {
+        files::user_config().join("libvirt/qemu/nvram").display().to_string()
+    }
 }
 
 fn read(path: &str) -> String {

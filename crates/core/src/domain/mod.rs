@@ -37,12 +37,14 @@ pub(crate) use limits::unreadable;
 pub use lineage::{Lineage, LineagePolicy};
 pub use network::{Interface, Plug};
 pub use nvram::Nvram;
+pub(crate) use nvram::is_read_by;
 pub use reduce::{Reduction, reduce};
 pub use refuse::{CarryContext, Whereabouts, refusals, warnings};
 pub use tpm::{EmulatedTpm, TpmState};
 pub use transform::{Transform, redact, transform};
 
 use crate::error::Result;
+use crate::inventory::ImageFormat;
 use crate::name::SourceName;
 use crate::size::ByteSize;
 use tree::Element;
@@ -182,6 +184,14 @@ impl Domain {
     #[must_use]
     pub fn nvram(&self) -> Option<Nvram> {
         nvram::read(self)
+    }
+
+    /// The file of the machine's firmware variables, which may not be there yet, and its format. `dir` is where libvirt has
+    /// those that no definition names.
+    #[must_use]
+    pub fn nvram_file(&self, dir: &str) -> Option<(String, ImageFormat)> {
+        let nvram = self.nvram()?;
+        Some((nvram.path.unwrap_or_else(|| nvram::unnamed(dir, self.name().as_str())), nvram.format))
     }
 
     /// Drives with an image that the target lacks, or must not share with the source.

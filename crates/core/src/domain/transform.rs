@@ -32,7 +32,7 @@ pub struct Transform {
     pub media: BTreeMap<DiskTarget, NewDisk>,
     /// What becomes of the source's networks, bridges and host devices, by name; others stay as they are.
     pub plugs: Vec<(String, Plug)>,
-    /// The file of the copy's own firmware variables; where the source names one, so must this.
+    /// The file of the copy's own firmware variables; where the source names one, so must this. None leaves it to libvirt.
     pub nvram: Option<String>,
     /// What the copy's TPM holds.
     pub tpm: TpmState,
@@ -42,6 +42,8 @@ pub struct Transform {
     pub emulator: Option<String>,
     /// Which of [`Domain::host_paths`] the target has.
     pub paths_present: BTreeSet<String>,
+    /// The version of the target's libvirt as it counts: 9.1.2 is 9001002.
+    pub libvirt_version: u64,
     /// Where the target is.
     pub whereabouts: Whereabouts,
     /// What ties the new machine to its source.
@@ -63,7 +65,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
 
     let mut notes = identity::notes(domain, wanted.identity);
     notes.extend(tpm::notes(domain, wanted.identity, wanted.tpm));
-    notes.extend(nvram::edit(domain, wanted.nvram.as_deref(), &wanted.paths_present, &mut edits));
+    notes.extend(nvram::edit(domain, wanted, &mut edits));
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
     notes.extend(chardev::edit(domain, &wanted.name, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
@@ -106,7 +108,7 @@ fn check(xml: &str, source: &Domain, wanted: &Transform) -> Result<()> {
         return Err(wrong("disks"));
     }
     let variables = |domain: &Domain| domain.nvram().and_then(|nvram| nvram.path);
-    if variables(source).is_some() && variables(&made) != wanted.nvram {
+    if (variables(source).is_some() || wanted.nvram.is_some()) && variables(&made) != wanted.nvram {
         return Err(wrong("firmware variables"));
     }
     if made.lineage().as_ref() != Some(&wanted.lineage) {

@@ -282,6 +282,7 @@ fn wanted(
         machine: platform.machine,
         emulator: platform.emulator,
         paths_present: facts.target.paths_present.clone(),
+        libvirt_version: facts.target.libvirt_version,
         whereabouts: facts.whereabouts,
         lineage: Lineage {
             host: source.host.clone(),

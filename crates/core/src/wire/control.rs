@@ -370,6 +370,8 @@ pub struct HostFacts {
     pub programs: BTreeMap<String, String>,
     /// Where manifests, markers and agents are kept.
     pub state_dir: String,
+    /// Where libvirt keeps firmware variables that no definition names.
+    pub nvram_dir: String,
     /// Where libvirt keeps the states of emulated TPMs.
     pub tpm_dir: String,
     /// User and group that emulators of TPMs run as; none where that is the agent's user.

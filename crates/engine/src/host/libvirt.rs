@@ -129,6 +129,7 @@ impl Libvirt {
                     snapshots: snapshots.collect::<Result<_, _>>()?,
                     images: std::collections::BTreeMap::new(),
                     files: std::collections::BTreeMap::new(),
+                    nvram_dir: String::new(),
                     tpm_dir: String::new(),
                     live: None,
                     qemu_nbd: false,

@@ -83,6 +83,7 @@ fn firmware_and_hypervisors_that_we_do_not_carry_are_refused() {
     let cases = [
         ("</os>", "<nvram type='network'><source protocol='iscsi' name='x'/></nvram></os>", "\"network\""),
         ("</os>", "<nvram format='vmdk'>/a/VARS.fd</nvram></os>", "vmdk"),
+        ("</os>", "<varstore path='/a/VARS.json'/></os>", "<varstore>"),
         ("type='kvm'", "type='xen'", "\"xen\""),
         ("</os>", "</os><launchSecurity type='sev'/>", "sealed"),
     ];

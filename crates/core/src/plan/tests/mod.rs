@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checks;
+mod firmware;
 mod live;
 mod media;
 mod placing;
@@ -43,6 +44,7 @@ pub(super) fn world() -> World {
         snapshots: Vec::new(),
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
         files: BTreeMap::new(),
+        nvram_dir: "/a/nvram".to_owned(),
         tpm_dir: "/a/swtpm".to_owned(),
         live: None,
         qemu_nbd: true,
@@ -93,6 +95,7 @@ fn beta() -> TargetHost {
             emulator: "/usr/bin/qemu-system-x86_64".to_owned(),
             machines: vec!["q35".to_owned(), "pc-q35-7.2".to_owned()],
         }],
+        nvram_dir: "/b/nvram".to_owned(),
         tpm_dir: "/b/swtpm".to_owned(),
         secrets: BTreeSet::new(),
         machines: Vec::new(),

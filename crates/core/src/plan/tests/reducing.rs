@@ -5,7 +5,7 @@ use crate::domain::Reduction;
 
 type Change = fn(&mut World);
 
-fn xml(plan: &ClonePlan) -> &str {
+pub(super) fn xml(plan: &ClonePlan) -> &str {
     plan.target_xml.as_deref().unwrap_or_else(|| panic!("{:?}", plan.refusal()))
 }
 
@@ -96,10 +96,10 @@ fn a_machine_type_that_is_not_there_becomes_a_close_one_by_word() {
     assert_eq!(code(&with("pc-i440fx-9.0", &["pc-q35-7.2"], true)), 1013, "no relative is there");
 }
 
-const VARS: &str = "/var/lib/libvirt/qemu/nvram/small_VARS.fd";
-const DIR: &str = "/var/lib/libvirt/qemu/nvram";
+pub(super) const VARS: &str = "/var/lib/libvirt/qemu/nvram/small_VARS.fd";
+pub(super) const DIR: &str = "/var/lib/libvirt/qemu/nvram";
 
-fn uefi(os: &str) -> World {
+pub(super) fn uefi(os: &str) -> World {
     let mut world = world();
     world.source.xml = world.source.xml.replace("</os>", &format!("{os}</os>"));
     world.target.paths_present = BTreeSet::from([DIR.to_owned(), "/fw/CODE.fd".to_owned()]);
