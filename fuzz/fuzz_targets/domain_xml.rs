@@ -47,7 +47,6 @@ fn wanted(domain: &Domain) -> Transform {
         media: BTreeMap::new(),
         plugs: Vec::new(),
         nvram: domain.nvram().and_then(|nvram| nvram.path).map(|_| "/new/copy_VARS.fd".to_owned()),
-        tpm: TpmState::New,
         machine: None,
         emulator: None,
         paths_present: BTreeSet::new(),

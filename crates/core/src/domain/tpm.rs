@@ -117,20 +117,3 @@ pub(super) fn refuse_unsaid(domain: &Domain, identity: Identity, wanted: TpmStat
         .with("device", "tpm")
     })
 }
-
-/// What becomes of the keys in the module.
-pub(super) fn notes(domain: &Domain, identity: Identity, wanted: TpmState) -> Option<String> {
-    domain.devices_named("tpm").next()?;
-    match wanted {
-        TpmState::Copied if identity == Identity::Kept => None,
-        TpmState::Copied => Some(
-            "the copy's TPM holds the keys of the source's: whoever trusts one of the two machines trusts both"
-                .to_owned(),
-        ),
-        TpmState::New | TpmState::Unsaid => Some(
-            "the copy gets a new, empty TPM: keys that the source sealed with its own (BitLocker, LUKS with TPM, SSH \
-             and VPN keys) do not open there; have recovery keys at hand, or copy its state with --tpm copy"
-                .to_owned(),
-        ),
-    }
-}

@@ -7,8 +7,7 @@ use uuid::Uuid;
 use super::edit::Edits;
 use super::refuse::Whereabouts;
 use super::{
-    Domain, Identity, Lineage, Macs, NewDisk, Plug, TpmState, chardev, devices, disks, identity, lineage, media,
-    network, nvram, tpm,
+    Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network, nvram,
 };
 use crate::error::{Error, Result};
 use crate::name::{DiskTarget, VmName};
@@ -34,8 +33,6 @@ pub struct Transform {
     pub plugs: Vec<(String, Plug)>,
     /// The file of the copy's own firmware variables; where the source names one, so must this. None leaves it to libvirt.
     pub nvram: Option<String>,
-    /// What the copy's TPM holds.
-    pub tpm: TpmState,
     /// The machine type, where it is not the source's.
     pub machine: Option<String>,
     /// The target's emulator, where it differs from the source's.
@@ -64,7 +61,6 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     set_emulator(domain, wanted.emulator.as_deref(), &mut edits);
 
     let mut notes = identity::notes(domain, wanted.identity);
-    notes.extend(tpm::notes(domain, wanted.identity, wanted.tpm));
     notes.extend(nvram::edit(domain, wanted, &mut edits));
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
     notes.extend(chardev::edit(domain, &wanted.name, &mut edits));

@@ -278,7 +278,6 @@ fn wanted(
         plugs,
         media: media(facts, plan),
         nvram: None,
-        tpm: request.tpm,
         machine: platform.machine,
         emulator: platform.emulator,
         paths_present: facts.target.paths_present.clone(),

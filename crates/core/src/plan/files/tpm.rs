@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{DirectoryPlan, FileKind, FilePlan, carried, taken};
-use crate::domain::{Domain, EmulatedTpm, TpmState};
+use crate::domain::{Domain, EmulatedTpm, Identity, TpmState};
 use crate::error::Error;
 use crate::plan::check::Checks;
 use crate::plan::{CloneRequest, Facts};
@@ -27,7 +27,7 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<
         checks.fail("tpm", secret);
     }
     if !wants {
-        warn_of_old_state(facts, uuid, checks);
+        warn_of_other_keys(facts, uuid, checks);
         return Default::default();
     }
     let failures: Vec<Error> = [refuse_live(facts), refuse_taken(facts, uuid)].into_iter().flatten().collect();
@@ -56,6 +56,11 @@ fn carry(facts: &Facts<'_>, tpm: &EmulatedTpm, uuid: Uuid, checks: &mut Checks) 
     }
     let dir = tpm.state_dir(&facts.target.tpm_dir, uuid);
     checks.ok("tpm", format!("the TPM's state is copied to {dir}"));
+    if facts.request.identity == Identity::New {
+        let message =
+            "the copy's TPM holds the keys of the source's: whoever trusts one of the two machines trusts both";
+        checks.warn("tpm", message, None);
+    }
     (files, directories(facts, &dir))
 }
 
@@ -105,13 +110,16 @@ fn refuse_taken(facts: &Facts<'_>, uuid: Uuid) -> Option<Error> {
     facts.target.paths_present.contains(&dir).then(|| taken(facts, &dir, &owner).help(help))
 }
 
-/// What lies where the new machine's TPM will look is no new TPM.
-fn warn_of_old_state(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) {
+/// A TPM whose state is not copied is empty, unless something lies where it will look.
+fn warn_of_other_keys(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) {
     let dir = own_dir(facts, uuid);
     if facts.target.paths_present.contains(&dir) {
         let message = format!("the copy takes over the TPM state that the target has for its UUID: {dir}");
-        checks.warn("tpm", message, Some("For an empty TPM, remove that directory before the first start"));
+        return checks.warn("tpm", message, Some("For an empty TPM, remove that directory before the first start"));
     }
+    let message = "the copy gets a new, empty TPM: keys that the source sealed with its own (BitLocker, LUKS with TPM, \
+                   SSH and VPN keys) do not open there";
+    checks.warn("tpm", message, Some("Have recovery keys at hand, or copy the TPM's state with --tpm copy"));
 }
 
 /// libvirt cannot start the machine without the secret, whatever its TPM holds; its value is nobody else's to know.

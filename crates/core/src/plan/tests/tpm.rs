@@ -129,7 +129,10 @@ fn a_state_that_the_target_has_already_is_no_empty_tpm() {
         taken(w);
     });
     assert_eq!(code(&plan), 0);
-    assert!(plan.warnings.iter().any(|warning| warning.contains("takes over the TPM state")), "{:?}", plan.warnings);
+    let said = plan.warnings.join("\n");
+    assert!(said.contains("takes over the TPM state") && !said.contains("empty TPM:"), "{said}");
+    let empty = stateful().with(|w| w.request.tpm = TpmState::Unsaid).warnings.join("\n");
+    assert!(empty.contains("new, empty TPM"), "{empty}");
 }
 
 #[test]
