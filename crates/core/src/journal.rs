@@ -1,11 +1,17 @@
 //! What a saga's journal says, and what follows from it. Pure: `engine` keeps the records.
 
+mod trail;
+
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::error::{Error, Result};
 use crate::name::VmName;
+
+pub use trail::Trail;
 
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -74,6 +80,15 @@ impl fmt::Display for Step {
     }
 }
 
+impl FromStr for Step {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|step| step.word() == word);
+        found.ok_or_else(|| Error::internal(format!("the journal names a step {word:?}, which there is not")))
+    }
+}
+
 /// What is written down about a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +99,36 @@ pub enum Mark {
     Done,
     /// It was undone.
     Undone,
+}
+
+impl Mark {
+    /// All of them.
+    pub const ALL: [Mark; 3] = [Mark::Intended, Mark::Done, Mark::Undone];
+
+    /// The mark as one word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Intended => "intended",
+            Self::Done => "done",
+            Self::Undone => "undone",
+        }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl FromStr for Mark {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|mark| mark.word() == word);
+        found.ok_or_else(|| Error::internal(format!("the journal has a mark {word:?}, which there is not")))
+    }
 }
 
 /// What a later process must do with an operation whose controller is gone.

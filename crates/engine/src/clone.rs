@@ -10,7 +10,7 @@ use kvm_clone_core::blocks::{BLOCK, DigestKey};
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::inventory::ImageFormat;
-use kvm_clone_core::journal::{LockKey, Mark, Status, Step};
+use kvm_clone_core::journal::{LockKey, Mark, Status, Step, Trail};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity, plan_clone};
 use kvm_clone_core::wire::control::Request;
@@ -152,14 +152,14 @@ impl Prepared {
         self.begin().await?;
         let key = random_key()?;
         let mut work = Work::new(&self, source, owner, key, settings.clone(), Arc::clone(&events));
-        let mut intended = Vec::new();
+        let mut trail = Trail::default();
         for step in Step::ALL {
             self.phases.enter(phase_of(step), &events);
             let outcome = tokio::select! {
                 biased;
                 () = cancel.cancelled(), if step < Step::Define => Err(cancelled()),
                 () = deadline(self.started, settings.timeout), if step < Step::Define => Err(too_long(settings.timeout)),
-                outcome = self.act(&mut work, step, &mut intended, &*settings.boundary) => outcome,
+                outcome = self.act(&mut work, step, &mut trail, &*settings.boundary) => outcome,
             };
             match outcome {
                 Ok(()) => {}
@@ -172,7 +172,7 @@ impl Prepared {
                 }
                 Err(error) => {
                     self.phases.enter(Phase::Undo, &events);
-                    return Err(self.fail(work, intended, error).await);
+                    return Err(self.fail(work, trail, error).await);
                 }
             }
         }
@@ -246,28 +246,27 @@ impl Prepared {
     }
 
     /// One step: intent journaled, done, journaled.
-    async fn act(&self, work: &mut Work, step: Step, intended: &mut Vec<Step>, boundary: &dyn Boundary) -> Result<()> {
+    async fn act(&self, work: &mut Work, step: Step, trail: &mut Trail, boundary: &dyn Boundary) -> Result<()> {
         let id = self.fresh.operation;
         boundary.pass(step, Moment::Begun).await?;
         self.store.mark(id, step, Mark::Intended, None).await?;
-        intended.push(step);
+        trail.take(step, Mark::Intended)?;
         boundary.pass(step, Moment::Intended).await?;
         work.act(step).await?;
         if boundary.pass(step, Moment::Acted).await? == Then::Again {
             work.act(step).await?;
         }
-        self.store.mark(id, step, Mark::Done, None).await
+        self.store.mark(id, step, Mark::Done, None).await?;
+        trail.take(step, Mark::Done)
     }
 
     /// Undoes what may have been done, journals that, and gives the error that the user sees.
-    async fn fail(&self, mut work: Work, intended: Vec<Step>, error: Error) -> Error {
+    async fn fail(&self, mut work: Work, mut trail: Trail, error: Error) -> Error {
         let id = self.fresh.operation;
         let mut undone = work.reach_target().await;
-        let mut left = intended;
-        while let (Ok(()), Some(step)) = (&undone, left.last().copied()) {
-            undone = work.undo(step).await;
+        while let (Ok(()), Some(step)) = (&undone, trail.to_undo()) {
+            undone = work.undo(step).await.and_then(|()| trail.take(step, Mark::Undone));
             if undone.is_ok() {
-                left.pop();
                 // The journal's failure must not stop the undoing.
                 let _ = self.store.mark(id, step, Mark::Undone, None).await;
             }
@@ -275,7 +274,7 @@ impl Prepared {
         let (status, error) = match undone {
             Ok(()) if error.code == Code::Cancelled => (Status::Cancelled, error),
             Ok(()) => (Status::Failed, error),
-            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure, &left)),
+            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure, trail.open())),
         };
         let outcome = serde_json::to_string(&error).unwrap_or_default();
         let _ = self.store.end(id, status, &outcome).await;

@@ -8,9 +8,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kvm_clone_core::journal::{Mark, Status, Step};
+use kvm_clone_core::journal::{Mark, Status, Step, Trail};
 use kvm_clone_core::{Code, Error, Result};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Executor, Row};
 use uuid::Uuid;
 
@@ -150,7 +152,7 @@ impl Store {
         sqlx::query("INSERT INTO step (operation, step, mark, time, detail) VALUES (?, ?, ?, ?, ?)")
             .bind(operation.to_string())
             .bind(step.word())
-            .bind(word(mark))
+            .bind(mark.word())
             .bind(Timestamp::now().to_string())
             .bind(detail)
             .execute(&self.pool)
@@ -188,16 +190,22 @@ impl Store {
     /// Closes an operation of which its target knows nothing any more: one that was committed only lacks the word that it
     /// was, any other made nothing or was undone.
     pub(crate) async fn close_forgotten(&self, operation: Uuid) -> Result<()> {
-        let row = sqlx::query("SELECT count(*) FROM step WHERE operation = ? AND step = ? AND mark = ?")
-            .bind(operation.to_string())
-            .bind(Step::Define.word())
-            .bind(word(Mark::Done))
-            .fetch_one(&self.pool)
-            .await
-            .and_then(|row| row.try_get::<i64, _>(0))
-            .map_err(|error| self.failed(&error))?;
-        let status = if row > 0 { Status::Completed } else { Status::Failed };
+        let status = if self.trail(operation).await?.is_committed() { Status::Completed } else { Status::Failed };
         self.end(operation, status, RECOVERED).await
+    }
+
+    /// How far an operation went.
+    async fn trail(&self, operation: Uuid) -> Result<Trail> {
+        let rows = sqlx::query("SELECT step, mark FROM step WHERE operation = ? ORDER BY number")
+            .bind(operation.to_string())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let words = |row: &SqliteRow| Ok((row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?));
+        let records: Vec<(String, String)> =
+            rows.iter().map(words).collect::<sqlx::Result<_>>().map_err(|error| self.failed(&error))?;
+        Trail::read(records.iter().map(|(step, mark)| (step.as_str(), mark.as_str())))
+            .map_err(|error| unusable(&self.path, &error.message))
     }
 
     /// Waits until everything is on disk and closes.
@@ -251,6 +259,34 @@ mod tests {
         store.close().await;
         let again = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
         assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_operation_is_closed_by_its_trail() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+        let status = async |id: Uuid| {
+            let row = sqlx::query("SELECT status FROM operation WHERE id = ?").bind(id.to_string());
+            row.fetch_one(&store.pool).await.unwrap().get::<String, _>(0)
+        };
+        for (taken_back, expected) in [(false, "completed"), (true, "failed")] {
+            let id = Uuid::now_v7();
+            store.begin(&new(id)).await.unwrap();
+            for step in Step::ALL.into_iter().filter(|step| *step <= Step::Define) {
+                store.mark(id, step, Mark::Intended, None).await.unwrap();
+                store.mark(id, step, Mark::Done, None).await.unwrap();
+            }
+            if taken_back {
+                store.mark(id, Step::Define, Mark::Undone, None).await.unwrap();
+            }
+            store.close_forgotten(id).await.unwrap();
+            assert_eq!(status(id).await, expected);
+        }
+        let impossible = Uuid::now_v7();
+        store.begin(&new(impossible)).await.unwrap();
+        store.mark(impossible, Step::Copy, Mark::Done, None).await.unwrap();
+        let error = store.close_forgotten(impossible).await.unwrap_err();
+        assert_eq!(error.code, Code::Configuration, "{error:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -3,13 +3,14 @@
 //! A client of our own: no crate has structured replies, allocation and several connections at once. The protocol's
 //! source is named in [`reply`].
 
-mod connection;
+pub mod connection;
 pub mod handshake;
 pub mod reply;
 
 #[cfg(test)]
 mod tests;
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -33,7 +34,7 @@ pub struct NbdReader {
 
 /// Connections that nobody uses now, and how many there are in all.
 struct Pool {
-    idle: Vec<Connection>,
+    idle: Vec<Connection<UnixStream>>,
     open: usize,
 }
 
@@ -50,7 +51,7 @@ impl NbdReader {
 
     /// Uses a connection that is idle, or a new one while there are few. One that failed is not used again: answers to
     /// what was asked may still stand in it.
-    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, work: impl FnOnce(&mut Connection<UnixStream>) -> Result<T>) -> Result<T> {
         let mut connection = self.take()?;
         let outcome = work(&mut connection);
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,7 +64,7 @@ impl NbdReader {
         outcome
     }
 
-    fn take(&self) -> Result<Connection> {
+    fn take(&self) -> Result<Connection<UnixStream>> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(connection) = pool.idle.pop() {

@@ -1,6 +1,8 @@
-//! One connection to an NBD server: one request at a time.
+//! One connection to an NBD server, over any byte stream: one request at a time.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,31 +30,64 @@ const STATE_ZERO: u32 = 2;
 /// "Error values": those of Linux that stand for something to whoever has to react.
 const KNOWN_ERRORS: [i32; 7] = [1, 5, 12, 22, 28, 95, 108];
 
-pub(super) struct Connection {
-    stream: BufReader<UnixStream>,
+/// Which bytes of a request were told already: ranges that do not meet, from start to end.
+#[derive(Default)]
+struct Told(BTreeMap<usize, usize>);
+
+impl Told {
+    /// Adds a range that is not empty; false where a part of it was told before.
+    fn take(&mut self, range: Range<usize>) -> bool {
+        let before = self.0.range(..range.end).next_back().map(|(start, end)| (*start, *end));
+        let start = match before {
+            Some((_, end)) if end > range.start => return false,
+            Some((start, end)) if end == range.start => start,
+            _ => range.start,
+        };
+        self.0.insert(start, range.end);
+        true
+    }
+
+    fn covers(&self, len: usize) -> bool {
+        let end = self.0.iter().try_fold(0, |at, (start, end)| (*start == at).then_some(*end));
+        end == Some(len)
+    }
+}
+
+/// A connection on which an export is agreed.
+pub struct Connection<S: Read + Write> {
+    stream: BufReader<S>,
     path: PathBuf,
     cookie: u64,
     read_flags: u16,
 }
 
-impl Connection {
-    pub(super) fn open(socket: &Path, export: &str) -> Result<(Self, ExportInfo)> {
+impl Connection<UnixStream> {
+    /// Opens an export of the server that listens here.
+    ///
+    /// # Errors
+    /// Nobody listens, and as [`Connection::over`].
+    pub fn open(socket: &Path, export: &str) -> Result<(Self, ExportInfo)> {
         let open = || -> std::io::Result<UnixStream> {
             let stream = UnixStream::connect(socket)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)
         };
-        let mut stream = open().map_err(|error| DeviceError::io(socket, "connect to the NBD server", error))?;
+        let stream = open().map_err(|error| DeviceError::io(socket, "connect to the NBD server", error))?;
+        Self::over(stream, socket, export)
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Agrees on an export with the server at the other end of a stream; `socket` is its name in errors.
+    ///
+    /// # Errors
+    /// As [`negotiate`].
+    pub fn over(mut stream: S, socket: &Path, export: &str) -> Result<(Self, ExportInfo)> {
         let info = negotiate(&mut stream, export).map_err(|error| failed(socket, "open the NBD export", error))?;
         let stream = BufReader::with_capacity(BUFFER, stream);
         let read_flags = if info.whole { FLAG_DF } else { 0 };
         Ok((Self { stream, path: socket.to_owned(), cookie: 0, read_flags }, info))
-    }
-
-    fn failed(&self, offset: u64) -> impl Fn(ReplyError) -> DeviceError + use<> {
-        let path = self.path.clone();
-        move |error| failed(&path, "read from the NBD server", error).at(offset)
     }
 
     fn broken(&self, offset: u64, what: &'static str) -> DeviceError {
@@ -70,13 +105,13 @@ impl Connection {
         request[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         request[16..24].copy_from_slice(&offset.to_be_bytes());
         request[24..].copy_from_slice(&len.to_be_bytes());
-        let failed = self.failed(offset);
+        let failed = failed_at(&self.path, offset);
         self.stream.get_mut().write_all(&request).map_err(|error| failed(error.into()))
     }
 
     /// The next part of the answer; a failure that it tells is an error of ours.
     fn next(&mut self, offset: u64) -> Result<Chunk> {
-        let failed = self.failed(offset);
+        let failed = failed_at(&self.path, offset);
         let chunk = chunk(&mut self.stream).map_err(failed)?;
         if chunk.cookie != self.cookie {
             return Err(self.broken(offset, "it answers what was not asked"));
@@ -98,45 +133,50 @@ impl Connection {
         told
     }
 
-    /// Fills `buf` with what is at `offset`. Every byte must be told exactly once.
-    pub(super) fn read(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills `buf` with what is at `offset`. Every byte must be told exactly once: a buffer is used again, and what was in it
+    /// before must not pass for this disk's.
+    ///
+    /// # Errors
+    /// The server fails, hangs up, or tells anything else.
+    pub fn read(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = u32::try_from(buf.len()).map_err(|_| self.broken(offset, "a request is too long"))?;
         self.ask(CMD_READ, offset, len)?;
-        let mut told = 0u64;
+        let mut told = Told::default();
         loop {
             let chunk = self.next(offset)?;
-            let place = match chunk.content {
+            match chunk.content {
                 Content::Data { offset: at, len } | Content::Hole { offset: at, len } => {
                     let start = at.checked_sub(offset).and_then(|start| usize::try_from(start).ok());
-                    let place = start.and_then(|start| buf.get_mut(start..start.checked_add(len as usize)?));
-                    told += u64::from(len);
-                    Some(place.ok_or_else(|| self.broken(at, "it tells bytes that were not asked for"))?)
+                    let range = start.and_then(|start| Some(start..start.checked_add(len as usize)?));
+                    let place = range.clone().and_then(|range| buf.get_mut(range));
+                    let (Some(place), Some(range)) = (place, range) else {
+                        return Err(self.broken(at, "it tells bytes that were not asked for"));
+                    };
+                    if !told.take(range) {
+                        return Err(self.broken(at, "it tells bytes twice"));
+                    }
+                    if matches!(chunk.content, Content::Data { .. }) {
+                        let failed = failed_at(&self.path, offset);
+                        self.stream.read_exact(place).map_err(|error| failed(error.into()))?;
+                    } else {
+                        place.fill(0);
+                    }
                 }
-                Content::None => None,
+                Content::None => {}
                 _ => return Err(self.broken(offset, "it answers a read with something else")),
-            };
-            match (place, chunk.content) {
-                (Some(place), Content::Data { .. }) => {
-                    let failed = self.failed(offset);
-                    self.stream.read_exact(place).map_err(|error| failed(error.into()))?;
-                }
-                (Some(place), _) => place.fill(0),
-                (None, _) => {}
             }
             if chunk.done {
                 break;
             }
         }
-        // "`NBD_CMD_READ`": chunks must not overlap, so their sum says whether all is there.
-        if told == u64::from(len) {
-            Ok(())
-        } else {
-            Err(self.broken(offset, "it tells less or more than was asked for"))
-        }
+        if told.covers(buf.len()) { Ok(()) } else { Err(self.broken(offset, "it tells less than was asked for")) }
     }
 
     /// Extents from `offset` on, at least one, and perhaps fewer bytes or more than were asked for.
-    pub(super) fn block_status(&mut self, offset: u64, len: u32, context: u32) -> Result<Vec<Extent>> {
+    ///
+    /// # Errors
+    /// As [`Connection::read`].
+    pub fn block_status(&mut self, offset: u64, len: u32, context: u32) -> Result<Vec<Extent>> {
         self.ask(CMD_BLOCK_STATUS, offset, len)?;
         let mut found = Vec::new();
         loop {
@@ -166,7 +206,13 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+/// What makes an error of the protocol's, on the way to what lies at an offset, one of this disk's.
+fn failed_at(path: &Path, offset: u64) -> impl Fn(ReplyError) -> DeviceError + use<> {
+    let path = path.to_owned();
+    move |error| failed(&path, "read from the NBD server", error).at(offset)
+}
+
+impl<S: Read + Write> Drop for Connection<S> {
     /// "`NBD_CMD_DISC`": the server need not take the end of the stream for a failure.
     fn drop(&mut self) {
         let _ = self.ask(CMD_DISC, 0, 0);

@@ -131,9 +131,10 @@ pub fn chunk(stream: &mut impl Read) -> Result<Chunk> {
     let (flags, kind) = (u16_from(stream)?, u16_from(stream)?);
     let (cookie, len) = (u64_from(stream)?, u32_from(stream)?);
     let content = match kind {
-        TYPE_NONE if len == 0 => Content::None,
+        // Without these two rules a server could go on for ever and say nothing.
+        TYPE_NONE if len == 0 && flags & FLAG_DONE != 0 => Content::None,
         TYPE_OFFSET_DATA if len > 8 => Content::Data { offset: u64_from(stream)?, len: len - 8 },
-        TYPE_OFFSET_HOLE if len == 12 => Content::Hole { offset: u64_from(stream)?, len: u32_from(stream)? },
+        TYPE_OFFSET_HOLE if len == 12 => hole(stream)?,
         TYPE_BLOCK_STATUS => extents(stream, len)?,
         TYPE_ERROR | TYPE_ERROR_OFFSET => failure(stream, len, kind == TYPE_ERROR_OFFSET)?,
         _ => return Err(ReplyError::Broken("a chunk is of no type that was asked for")),
@@ -149,6 +150,14 @@ fn simple(stream: &mut impl Read) -> Result<Chunk> {
         error => Content::Failed { error, message: String::new(), offset: None },
     };
     Ok(Chunk { cookie, done: true, content })
+}
+
+fn hole(stream: &mut impl Read) -> Result<Content> {
+    let (offset, len) = (u64_from(stream)?, u32_from(stream)?);
+    if len == 0 {
+        return Err(ReplyError::Broken("a hole is empty"));
+    }
+    Ok(Content::Hole { offset, len })
 }
 
 fn extents(stream: &mut impl Read, len: u32) -> Result<Content> {

@@ -171,8 +171,13 @@ fn head(kind: u16, cookie: u64, len: u32) -> Vec<u8> {
     bytes
 }
 
-/// A server that agrees to everything as it should, and answers the first request with these bytes.
 fn answers(reply: Vec<u8>) -> DeviceError {
+    answered(reply).unwrap_err()
+}
+
+/// What is read at 8192 from a server that agrees to everything as it should, and answers the first request with these
+/// bytes.
+fn answered(reply: Vec<u8>) -> Result<[u8; 4096]> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -197,10 +202,11 @@ fn answers(reply: Vec<u8>) -> DeviceError {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let disk = NbdReader::open(&socket, "vda").unwrap();
-    let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
+    let mut read = [0; 4096];
+    let outcome = disk.read_at(&mut read, 8192);
     drop(disk);
     server.join().unwrap();
-    error
+    outcome.map(|()| read)
 }
 
 #[test]
@@ -211,6 +217,12 @@ fn replies_that_cannot_be_are_errors() {
         bytes.resize(bytes.len() + len, 9);
         bytes
     };
+    let not_done = |mut chunk: Vec<u8>| {
+        chunk[5] = 0;
+        chunk
+    };
+    let hole =
+        |offset: u64, len: u32| [head(2, 1, 12), offset.to_be_bytes().to_vec(), len.to_be_bytes().to_vec()].concat();
     for (what, reply) in [
         ("less than asked", data(8192, 100)),
         ("bytes before what was asked", data(4096, 4096)),
@@ -218,19 +230,28 @@ fn replies_that_cannot_be_are_errors() {
         ("another request's answer", head(0, 2, 0)),
         ("no magic", vec![0; 20]),
         ("an unknown type", head(9, 1, 0)),
-        (
-            "a hole too many",
-            [data(8192, 4096), head(2, 1, 12), 8192u64.to_be_bytes().to_vec(), vec![0, 0, 16, 0]].concat(),
-        ),
+        ("a hole too many", [not_done(data(8192, 4096)), hole(8192, 4096)].concat()),
+        ("one half twice", [not_done(data(8192, 2048)), data(8192, 2048)].concat()),
+        ("an empty hole", not_done(hole(8192, 0))),
+        ("nothing, and not done", not_done(head(0, 1, 0))),
     ] {
-        let mut reply = reply;
-        if what == "a hole too many" {
-            // The first chunk is not the last one.
-            reply[5] = 0;
-        }
         let error = answers(reply);
         assert!(matches!(error.problem, Problem::Corrupt(_)), "{what}: {error:?}");
     }
+}
+
+#[test]
+fn pieces_may_come_in_any_order() {
+    let piece = |offset: u64, byte: u8, done: u8| {
+        let mut bytes = head(1, 1, 8 + 1024);
+        bytes[5] = done;
+        bytes.extend_from_slice(&offset.to_be_bytes());
+        bytes.resize(bytes.len() + 1024, byte);
+        bytes
+    };
+    let reply = [piece(9216, 2, 0), piece(8192, 1, 0), piece(11264, 4, 0), piece(10240, 3, 1)].concat();
+    let read = answered(reply).unwrap();
+    assert!(read.chunks(1024).zip(1..).all(|(part, byte)| part.iter().all(|told| *told == byte)));
 }
 
 #[test]

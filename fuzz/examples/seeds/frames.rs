@@ -1,8 +1,6 @@
-//! Writes the seeds of `frame_decoder` into the directory that is named: `cargo run --example seeds -- corpus/frame_decoder`.
-//! Run it again after a change of the wire, and commit what changed.
+//! What agents, controllers and lanes say to each other.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kvm_clone_core::blocks::{Digest, DigestKey};
 use kvm_clone_core::inventory::ImageFormat;
@@ -14,9 +12,10 @@ use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage,
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
 
-fn main() {
-    let dir = PathBuf::from(std::env::args().nth(1).expect("usage: seeds DIRECTORY"));
-    fs::create_dir_all(&dir).unwrap();
+use super::seed;
+
+/// Writes the seeds of `frame_decoder`.
+pub(super) fn write(dir: &Path) {
     let frame = |kind, message: &ToAgent| Encoder::default().encode(kind, message, 0).unwrap();
     let body = |frame: Vec<u8>| frame[HEADER_LEN..].to_vec();
     let hello =
@@ -24,15 +23,15 @@ fn main() {
     let welcome =
         Welcome { protocol: wire::PROTOCOL_VERSION, silence_seconds: 30, controller: "here pid 1".to_owned() };
 
-    write(&dir, "stream-of-an-agent", 0, &agent_stream(&hello));
-    write(&dir, "stream-of-a-lane", 0, &lane_stream());
+    seed(dir, "stream-of-an-agent", 0, &agent_stream(&hello));
+    seed(dir, "stream-of-a-lane", 0, &lane_stream());
     for (name, message) in [
         ("welcome", ToAgent::Welcome(welcome)),
         ("marker", ToAgent::Request(1, Request::PutMarker(marker()))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
         ("source", ToAgent::Lane(0, LaneCommand::Source { disks: vec![image()], key: key(), route: Route::Direct })),
     ] {
-        write(&dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
+        seed(dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
     }
     let answers = [
         ("hello", hello),
@@ -41,10 +40,10 @@ fn main() {
     ];
     for (name, message) in answers {
         let made = Encoder::default().encode(Kind::Message, &message, 0).unwrap();
-        write(&dir, &format!("from-agent-{name}"), 2, &body(made));
+        seed(dir, &format!("from-agent-{name}"), 2, &body(made));
     }
     let blocks = LaneMessage::Blocks { offset: 65536, digests: vec![Digest([7; 16]); 2], crc: 7 };
-    write(&dir, "lane-blocks", 3, &body(Encoder::default().encode(Kind::Lane, &blocks, 0).unwrap()));
+    seed(dir, "lane-blocks", 3, &body(Encoder::default().encode(Kind::Lane, &blocks, 0).unwrap()));
     let target = LaneCommand::Target {
         disks: vec![image()],
         manifests: vec!["/m".to_owned()],
@@ -52,13 +51,9 @@ fn main() {
         verify: Verify::Media,
         route: Route::Relay,
     };
-    write(&dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target, 0).unwrap()));
+    seed(dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target, 0).unwrap()));
     let done = LaneEvent::Done { segment: segment(), data_blocks: 2 };
-    write(&dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
-}
-
-fn write(dir: &Path, name: &str, choice: u8, bytes: &[u8]) {
-    fs::write(dir.join(name), [&[choice], bytes].concat()).unwrap();
+    seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
 }
 
 fn agent_stream(hello: &FromAgent) -> Vec<u8> {
@@ -111,7 +106,7 @@ fn new_image() -> NewImage {
     }
 }
 
-fn marker() -> Marker {
+pub(super) fn marker() -> Marker {
     Marker {
         operation: Uuid::nil(),
         source: "web1 on alpha".to_owned(),
