@@ -6,71 +6,24 @@
 mod common;
 mod oracle;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{MIB, silent, spec};
-use futures_util::future::BoxFuture;
+use common::MIB;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
+use kvm_clone_engine::{CloneResult, Moment, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
+use oracle::strike::{At, moments, struck};
 use oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
-use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_of_its_own() {
     carry_out_task().await;
 }
 
-/// Between the journal's write and the act, and between the act and the journal's next write.
-const MOMENTS: [Moment; 2] = [Moment::Intended, Moment::Acted];
-
-fn moments() -> impl Iterator<Item = (Step, Moment)> {
-    Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
-}
-
-/// A fault, set off once, at one moment.
-struct Strike<F> {
-    at: (Step, Moment),
-    struck: Arc<AtomicBool>,
-    fault: F,
-}
-
-impl<F> std::fmt::Debug for Strike<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a fault at {:?}", self.at)
-    }
-}
-
-impl<F: Fn() -> Result<Then> + Send + Sync> Boundary for Strike<F> {
-    fn pass(&self, step: Step, moment: Moment) -> BoxFuture<'_, Result<Then>> {
-        let strikes = (step, moment) == self.at && !self.struck.swap(true, Ordering::SeqCst);
-        // Faults are made by programs that are waited for.
-        Box::pin(async move { if strikes { tokio::task::block_in_place(&self.fault) } else { Ok(Then::Go) } })
-    }
-}
-
-/// Clones with a fault at this moment.
-async fn struck(
-    scene: &Scene,
-    at: (Step, Moment),
-    fault: impl Fn() -> Result<Then> + Send + Sync + 'static,
-) -> Result<CloneResult> {
-    let struck = Arc::new(AtomicBool::new(false));
-    let strike = Strike { at, struck: Arc::clone(&struck), fault };
-    let settings = CloneSettings { boundary: Arc::new(strike), ..CloneSettings::default() };
-    let client = scene.client().await;
-    let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
-    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await?;
-    let outcome = prepared.execute(&settings, silent(), CancellationToken::new()).await;
-    assert!(struck.load(Ordering::SeqCst), "{at:?} never came");
-    outcome
-}
-
 /// The oracle: before any recovery, after it, and at the second try.
-async fn judge(scene: &mut Scene, at: (Step, Moment), outcome: Option<&Result<CloneResult>>) -> Now {
+async fn judge(scene: &mut Scene, at: At, outcome: Option<&Result<CloneResult>>) -> Now {
     let before = scene.assert_promise_while_placing();
     println!("{at:?}: {before:?}, {outcome:?}");
     if let Some(Ok(_)) = outcome {

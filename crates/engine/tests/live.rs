@@ -5,16 +5,13 @@
 mod common;
 mod oracle;
 
-use std::process::Command;
-
 use common::*;
 use kvm_clone_core::plan::{CloneRequest, Consistency, Presence};
 use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{Action, Client, CloneResult, CloneSettings, Recovery};
-use kvm_clone_lab::guest::records;
 use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, available, define_machine, fault};
 use oracle::child::{CONTROLLER, Task, carry_out_task};
-use oracle::{Gate, PATIENCE, SILENCE, held_locks, wait_for};
+use oracle::{Gate, PATIENCE, SILENCE, held_locks, records, wait_for};
 
 /// Two hosts, and on the first one a guest that writes records to two disks without pause.
 struct Scene {
@@ -67,42 +64,23 @@ impl Scene {
         (run, gate)
     }
 
+    fn copy_xml(&self) -> String {
+        self.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap()
+    }
+
     /// The copy is one point in time across its disks.
     fn assert_one_point(&self) -> u64 {
-        let xml = self.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap();
-        let last: Vec<u64> = ["vda", "vdb"].map(|disk| self.last_record(&xml, disk)).into();
-        assert!(last[0] >= 20, "{last:?}");
-        assert!(last[0] == last[1] || last[0] == last[1] + 1, "the disks are of different moments: {last:?}");
-        last[0]
+        records::assert_one_point(self.lab.dir(), &self.beta, &self.copy_xml())
     }
 
     /// The disk that the guest leaves alone is copied bit for bit.
     fn assert_third_disk(&self) {
-        let xml = self.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap();
-        let path = |xml: &str| oracle::disk_path(xml, "vdc");
-        let compared = self.beta.path(&path(&xml));
-        let compared = Command::new("qemu-img")
-            .args(["compare", "-U", "-f", "qcow2", "-F", "qcow2"])
-            .arg(self.alpha.path(&path(&self.definition)))
-            .arg(compared)
-            .output()
-            .unwrap();
-        assert!(compared.status.success(), "{compared:?}");
-    }
-
-    fn last_record(&self, xml: &str, target: &str) -> u64 {
-        let (image, raw) = (self.beta.path(&oracle::disk_path(xml, target)), self.lab.dir().join("copy.raw"));
-        let converted = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&image).arg(&raw).output().unwrap();
-        assert!(converted.status.success(), "{converted:?}");
-        records(&raw).unwrap().last
+        records::assert_left_alone(&self.machine, &self.beta, &self.copy_xml());
     }
 
     /// The guest runs, and goes on writing.
     fn assert_guest_works(&self) {
-        assert_eq!(self.machine.state().unwrap(), "running");
-        let wrote = || self.machine.console().matches("guest: wrote").count();
-        let before = wrote();
-        wait_for("more records", || wrote() != before);
+        records::assert_goes_on(&self.machine);
     }
 
     /// Nothing of ours is left at the source, and what was there is as it was.

@@ -1,6 +1,6 @@
 //! What is known of a machine whose process is there, so that it can be copied while its guest runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,8 @@ pub struct LiveMachine {
     /// The path, or the volume's name, that each disk of the process has; the definition of the next start may say
     /// otherwise.
     pub disks: BTreeMap<DiskTarget, String>,
+    /// The size that the guest sees of each disk, as far as the process says.
+    pub sizes: BTreeMap<DiskTarget, u64>,
     /// The job that runs on the machine, in words.
     pub job: Option<String>,
     /// libvirt's version as it counts: 9.1.2 is 9001002.
@@ -32,6 +34,76 @@ impl LiveMachine {
     /// Whether this is the same process with the same disks.
     #[must_use]
     pub fn is_same_process(&self, other: &Self) -> bool {
-        (self.id, &self.disks) == (other.id, &other.disks)
+        self.change_to(other).is_none()
+    }
+
+    /// What makes a later look at the machine one at another machine, as far as its copy goes.
+    #[must_use]
+    pub fn change_to(&self, later: &Self) -> Option<String> {
+        let differing = |differs: &dyn Fn(&DiskTarget) -> bool| {
+            let all: BTreeSet<&DiskTarget> = self.disks.keys().chain(later.disks.keys()).collect();
+            let list: Vec<&str> =
+                all.into_iter().filter(|disk| differs(disk)).map(crate::name::DiskTarget::as_str).collect();
+            (!list.is_empty()).then(|| list.join(", "))
+        };
+        if self.id != later.id {
+            return Some("was stopped and started".to_owned());
+        }
+        let plugged = |disk: &DiskTarget| self.disks.contains_key(disk) != later.disks.contains_key(disk);
+        if let Some(list) = differing(&plugged) {
+            return Some(format!("got or lost disk {list}"));
+        }
+        // A snapshot puts a new image above the old one; a block job takes one away.
+        if let Some(list) = differing(&|disk| self.disks.get(disk) != later.disks.get(disk)) {
+            return Some(format!("got another image under disk {list}"));
+        }
+        // A size that one of the looks could not learn says nothing.
+        let resized = |disk: &DiskTarget| {
+            self.sizes.get(disk).zip(later.sizes.get(disk)).is_some_and(|(before, now)| before != now)
+        };
+        differing(&resized).map(|list| format!("got another size of disk {list}"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn running() -> LiveMachine {
+        let disk: DiskTarget = "vda".parse().unwrap();
+        LiveMachine {
+            id: 7,
+            disks: BTreeMap::from([(disk.clone(), "/a".to_owned())]),
+            sizes: BTreeMap::from([(disk, 1 << 20)]),
+            job: None,
+            libvirt_version: 9_000_000,
+            qemu_version: 7_002_000,
+            backup: true,
+            virsh: true,
+            scratch_available: 1 << 30,
+        }
+    }
+
+    #[test]
+    fn a_change_of_a_machine_that_runs_is_told_in_words() {
+        type Change = fn(&mut LiveMachine);
+        let vdb = || "vdb".parse().unwrap();
+        let cases: [(Change, &str); 5] = [
+            (|later| later.id = 8, "was stopped and started"),
+            (|later| drop(later.disks.insert("vdb".parse().unwrap(), "/b".to_owned())), "got or lost disk vdb"),
+            (|later| later.disks.clear(), "got or lost disk vda"),
+            (|later| later.disks.values_mut().for_each(|path| path.push('x')), "got another image under disk vda"),
+            (|later| later.sizes.values_mut().for_each(|size| *size += 512), "got another size of disk vda"),
+        ];
+        for (change, expected) in cases {
+            let mut later = running();
+            change(&mut later);
+            assert_eq!(running().change_to(&later).as_deref(), Some(expected));
+        }
+        let mut later = running();
+        later.job = Some("a backup".to_owned());
+        later.sizes.insert(vdb(), 1);
+        assert!(running().is_same_process(&later), "jobs come and go, and drives without a disk do not count");
     }
 }

@@ -166,8 +166,9 @@ fn other_disks(facts: &Facts<'_>, live: &LiveMachine) -> Option<Error> {
     let name = &facts.source.name;
     let defined: BTreeMap<&DiskTarget, &str> =
         facts.domain.data_disks().map(|disk| (&disk.target, disk.source.as_deref().unwrap_or_default())).collect();
+    let copied = |target: &&DiskTarget| !facts.request.reduction.disks.contains(*target);
     let running: BTreeMap<&DiskTarget, &str> =
-        live.disks.iter().map(|(target, path)| (target, path.as_str())).collect();
+        live.disks.iter().map(|(target, path)| (target, path.as_str())).filter(|(target, _)| copied(target)).collect();
     let differing: Vec<String> = defined
         .keys()
         .chain(running.keys())

@@ -83,8 +83,17 @@ impl Libvirt {
         &self,
         work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T> {
+        self.call_for(Duration::ZERO, work).await
+    }
+
+    /// A call that may take so long although libvirt is well.
+    pub(super) async fn call_for<T: Send + 'static>(
+        &self,
+        least: Duration,
+        work: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T> {
         let connection = Arc::clone(&self.connection);
-        blocking(self.deadline, &self.host, move || work(connection.open())).await
+        blocking(self.deadline.max(least), &self.host, move || work(connection.open())).await
     }
 
     /// Whether the connection still works: asks something that the daemon itself must answer.

@@ -1,9 +1,11 @@
 //! Machines that run: what libvirt says of their process, and the job that holds a point of them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use kvm_clone_core::domain::Domain as Definition;
+use kvm_clone_core::domain::{DiskElement, Domain as Definition};
 use kvm_clone_core::inventory::LiveMachine;
+use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -17,6 +19,7 @@ use super::libvirt::{Libvirt, by_uuid};
 struct Told {
     id: u32,
     xml: String,
+    sizes: BTreeMap<DiskTarget, u64>,
     job: Option<String>,
     libvirt: u32,
     qemu: u32,
@@ -31,11 +34,11 @@ impl Libvirt {
             self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(None), |domain| ask(connection, &domain)));
         let Some(told) = told.await? else { return Ok(None) };
         let definition = Definition::parse(&told.xml)?;
-        let path =
-            |disk: &kvm_clone_core::domain::DiskElement| (disk.target.clone(), disk.source.clone().unwrap_or_default());
+        let path = |disk: &DiskElement| (disk.target.clone(), disk.source.clone().unwrap_or_default());
         Ok(Some(LiveMachine {
             id: told.id,
             disks: definition.data_disks().map(path).collect::<BTreeMap<_, _>>(),
+            sizes: told.sizes,
             job: told.job,
             libvirt_version: u64::from(told.libvirt),
             qemu_version: u64::from(told.qemu),
@@ -47,7 +50,7 @@ impl Libvirt {
 
     /// Begins the job that holds a point of a machine.
     pub(crate) async fn begin_backup(&self, uuid: Uuid, xml: String) -> Result<()> {
-        let begun = self.call(move |connection| {
+        let begun = self.call_for(BEGINS_WITHIN, move |connection| {
             by_uuid(connection, uuid)?.map_or(Ok(Some(())), |domain| ffi::begin_backup(&domain, &xml).map(|()| None))
         });
         match begun.await {
@@ -72,6 +75,10 @@ impl Libvirt {
     }
 }
 
+/// libvirt waits 30 s for the end of somebody else's job before it says so (`QEMU_JOB_WAIT_TIME`): its answer must not be
+/// missed by a hair.
+const BEGINS_WITHIN: Duration = Duration::from_secs(40);
+
 /// How libvirt refuses a job because of another one: at once, after waiting for it, or because of a disk's own job.
 const BUSY: [u32; 3] =
     [sys::VIR_ERR_OPERATION_INVALID, sys::VIR_ERR_OPERATION_TIMEOUT, sys::VIR_ERR_OPERATION_UNSUPPORTED];
@@ -91,12 +98,22 @@ fn ask(connection: &Connect, domain: &Domain) -> Result<Option<Told>, virt::erro
         connection.domain_capabilities(emulator.as_deref(), arch.as_deref(), None, virt_type.as_deref(), 0)?;
     Ok(Some(Told {
         id,
+        sizes: sizes(domain, &xml),
         xml,
         job: job(domain)?,
         libvirt: connection.lib_version()?,
         qemu: connection.hyp_version()?,
         capabilities,
     }))
+}
+
+/// The sizes of the disks that say theirs: libvirt-domain, `virDomainGetBlockInfo`. It asks the process, so a disk that was
+/// resized has its new one.
+fn sizes(domain: &Domain, xml: &str) -> BTreeMap<DiskTarget, u64> {
+    let disks = Definition::parse(xml).map(|definition| definition.data_disks().cloned().collect::<Vec<_>>());
+    let sized =
+        |disk: DiskElement| Some((disk.target.clone(), domain.block_info(disk.target.as_str(), 0).ok()?.capacity));
+    disks.unwrap_or_default().into_iter().filter_map(sized).collect()
 }
 
 /// The job that runs on a machine, in words.

@@ -43,7 +43,12 @@ impl Work {
         // A refusal is an answer; silence is none, and the job may yet come up.
         let silence = |error: &Error| error.transient && error.code != Code::Locked;
         self.point_settled = !begun.as_ref().is_err_and(silence);
-        begun.map_err(|error| error.with("vm", &self.plan.vm_name))?;
+        if let Err(error) = begun {
+            return Err(self.why_not_copied(error.with("vm", &self.plan.vm_name)).await);
+        }
+        // While the point is held nobody resizes a disk, takes a snapshot or moves the machine: qemu and libvirt refuse. What
+        // came before it, since the plan was made, shows now.
+        self.same_source(&self.source).await?;
         self.read_from(&place);
         Ok(())
     }

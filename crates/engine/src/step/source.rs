@@ -66,12 +66,10 @@ impl Work {
         let uuid = self.seen.machine.uuid;
         let Some(before) = &self.seen.machine.live else { return self.stopped(site).await };
         let what = match site.libvirt.live(uuid).await? {
-            Some(now) if before.is_same_process(&now) => return Ok(()),
-            Some(now) if before.id == now.id => "got or lost disks while it was copied".to_owned(),
-            Some(_) => "was stopped and started while it was copied".to_owned(),
-            None => "stopped, or moved to another host, while it was copied".to_owned(),
+            Some(now) => before.change_to(&now),
+            None => Some("stopped, or moved to another host,".to_owned()),
         };
-        Err(self.source_is_another(&what))
+        what.map_or(Ok(()), |what| Err(self.source_is_another(&format!("{what} while it was copied"))))
     }
 
     async fn stopped(&self, site: &Site) -> Result<()> {

@@ -4,9 +4,11 @@
 
 pub mod child;
 pub mod gate;
+pub mod records;
 mod run;
+mod state;
+pub mod strike;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -17,42 +19,17 @@ use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_engine::{Action, Client, ClientOptions, CloneResult, CloneSettings, Recovered, Recovery};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
 
-use crate::common::{self, MIB, assert_same_contents, machines, spec};
+use crate::common::{self, MIB, assert_same_contents, spec};
 pub use gate::Gate;
 #[allow(unused_imports, reason = "each test file uses its own part")]
 pub use run::{Run, at, clone_with_events};
+pub use state::State;
 
 pub const IMAGES: &str = "/var/lib/libvirt/images";
 /// Silence after which both sides take each other for gone: short, so that tests are.
 pub const SILENCE: Duration = Duration::from_secs(3);
 /// How long anything that must happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a host has that a clone must not harm.
-#[derive(Debug, PartialEq, Eq, Clone)]
-pub struct State {
-    /// Digests of all files that are not staging, by path.
-    pub files: BTreeMap<String, String>,
-    /// Definitions of all machines, by name.
-    pub machines: BTreeMap<String, String>,
-    /// Machines that start with the host.
-    pub autostart: String,
-}
-
-impl State {
-    pub fn of(host: &Host) -> Self {
-        let sums = host.shell(
-            "{ find /var/lib/libvirt/images /srv -type f ! -name '.kvm-clone-*' -print0 2>/dev/null || true; } | sort -z | xargs -0 -r sha256sum",
-        );
-        let sum = |line: &str| line.split_once("  ").map(|(sum, path)| (path.to_owned(), sum.to_owned()));
-        let xml = |name: &String| host.exec(&["virsh", "-q", "dumpxml", "--inactive", name]).unwrap();
-        Self {
-            files: sums.unwrap().lines().filter_map(sum).collect(),
-            machines: machines(host).iter().map(|name| (name.clone(), xml(name))).collect(),
-            autostart: host.shell("ls /etc/libvirt/qemu/autostart 2>/dev/null || true").unwrap(),
-        }
-    }
-}
 
 /// Whether the target is as before or as after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +38,7 @@ pub enum Now {
     New,
 }
 
-/// Two hosts, a stopped machine `web1` on the first, and what both had before.
+/// Two hosts, a machine `web1` on the first, and what both had before.
 pub struct Scene {
     pub lab: Arc<Lab>,
     pub alpha: Host,
@@ -70,6 +47,8 @@ pub struct Scene {
     pub request: CloneRequest,
     pub alpha_before: State,
     pub beta_before: State,
+    /// Whether the source runs, and its guest writes.
+    pub runs: bool,
 }
 
 impl Scene {
@@ -79,15 +58,34 @@ impl Scene {
     }
 
     pub fn on(test: &str, beta: HostSpec) -> Option<Self> {
+        let machine = MachineSpec::named("web1")
+            .disk(DiskSpec::qcow2("vda", 64 * MIB).fill(Fill::Random { seed: 1, bytes: 12 * MIB }))
+            .disk(DiskSpec::raw("vdb", 24 * MIB + 512).fill(Fill::Random { seed: 2, bytes: 6 * MIB }));
+        Self::of(test, beta, machine)
+    }
+
+    /// A machine that runs: its guest writes records to two disks without pause, and leaves the third one alone.
+    pub fn running(test: &str) -> Option<Self> {
+        let machine = MachineSpec::named("web1")
+            .disk(DiskSpec::qcow2("vda", 12 * MIB))
+            .disk(DiskSpec::raw("vdb", 8 * MIB))
+            .disk(DiskSpec::qcow2("vdc", 16 * MIB).fill(Fill::Random { seed: 1, bytes: 6 * MIB }))
+            .writing();
+        let mut scene = Self::of(test, HostSpec::named("beta"), machine)?;
+        scene.source.start().unwrap();
+        scene.source.wait_for_console("kvm-clone-guest: wrote 20", PATIENCE).unwrap();
+        scene.runs = true;
+        scene.remember();
+        Some(scene)
+    }
+
+    fn of(test: &str, beta: HostSpec, machine: MachineSpec) -> Option<Self> {
         if !kvm_clone_lab::available(test) {
             return None;
         }
         let lab = Lab::new().unwrap();
         let mut hosts = lab.hosts(vec![HostSpec::named("alpha"), beta]).unwrap();
         let (beta, alpha) = (hosts.pop().unwrap(), hosts.pop().unwrap());
-        let machine = MachineSpec::named("web1")
-            .disk(DiskSpec::qcow2("vda", 64 * MIB).fill(Fill::Random { seed: 1, bytes: 12 * MIB }))
-            .disk(DiskSpec::raw("vdb", 24 * MIB + 512).fill(Fill::Random { seed: 2, bytes: 6 * MIB }));
         let source = define_machine(&alpha, machine).unwrap();
         beta.provide_guest().unwrap();
         let (alpha_before, beta_before) = (State::of(&alpha), State::of(&beta));
@@ -99,6 +97,7 @@ impl Scene {
             request: CloneRequest::default(),
             alpha_before,
             beta_before,
+            runs: false,
         })
     }
 
@@ -237,11 +236,24 @@ impl Scene {
     }
 
     pub fn assert_source_unharmed(&self) {
-        assert_eq!(State::of(&self.alpha), self.alpha_before, "the source was touched");
+        assert_eq!(self.alpha_now(), self.alpha_before, "the source was touched");
+        if self.runs {
+            records::assert_goes_on(&self.source);
+        }
     }
 
-    /// The machine of this definition has every disk of the source, byte for byte.
+    /// What a guest writes to is no part of the source's state.
+    fn alpha_now(&self) -> State {
+        if self.runs { State::but_contents(&self.alpha) } else { State::of(&self.alpha) }
+    }
+
+    /// The machine of this definition has every disk of the source, byte for byte; of one that runs, as of one moment.
     pub fn assert_whole(&self, xml: &str) {
+        if self.runs {
+            records::assert_one_point(self.lab.dir(), &self.beta, xml);
+            records::assert_left_alone(&self.source, &self.beta, xml);
+            return;
+        }
         for disk in self.source.disks() {
             let format = disk.format.name();
             let path = disk_path(xml, &disk.target);
@@ -294,7 +306,7 @@ impl Scene {
 
     /// Other machines of the target can be there only by the test's own doing: what it made is the new "before".
     pub fn remember(&mut self) {
-        self.alpha_before = State::of(&self.alpha);
+        self.alpha_before = self.alpha_now();
         self.beta_before = State::of(&self.beta);
     }
 

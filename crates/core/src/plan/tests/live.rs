@@ -9,6 +9,7 @@ pub(super) fn running() -> World {
     world.source.live = Some(LiveMachine {
         id: 7,
         disks: BTreeMap::from([("vda".parse().unwrap(), "/pool/small.qcow2".to_owned())]),
+        sizes: BTreeMap::new(),
         job: None,
         libvirt_version: 9_000_000,
         qemu_version: 7_002_000,
@@ -76,6 +77,9 @@ fn too_old_says_which_versions_there_are_and_which_are_needed() {
     assert!(error.message.contains("libvirt 6.10.2"), "{error}");
     assert!(error.help[0].contains("libvirt 7.2.0 and qemu 4.2.0"), "{:?}", error.help);
     assert!(error.help[0].contains("virsh shutdown"), "{:?}", error.help);
+    let error = running().with(|w| live(w).backup = false).refusal().unwrap();
+    assert!(error.message.contains("say that they cannot back it up"), "{error}");
+    assert!(error.help[0].contains("7.2.0") && error.help[0].contains("virsh shutdown"), "{:?}", error.help);
 }
 
 #[test]
@@ -85,6 +89,17 @@ fn a_transient_disk_is_copied_only_while_the_machine_is_stopped() {
     assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
     assert!(plan.warnings.iter().any(|warning| warning.contains("transient")), "{:?}", plan.warnings);
     assert_eq!(code(&running().with(transient)), 1013);
+}
+
+#[test]
+fn a_disk_that_is_left_out_of_a_running_machine_does_not_hinder() {
+    let second = "<disk type='file' device='disk'><source file='/pool/b.img'/><target dev='vdb'/></disk></devices>";
+    let plan = running().with(|w| {
+        w.source.xml = w.source.xml.replace("</devices>", second);
+        live(w).disks.insert("vdb".parse().unwrap(), "/pool/b.img".to_owned());
+        w.request.reduction.disks.insert("vdb".parse().unwrap());
+    });
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! What others do to a running machine while it is copied: refused as long as its point is held, noticed where it came before.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+mod oracle;
+
+use std::time::Duration;
+
+use common::{MIB, machines, number};
+use kvm_clone_core::journal::Step;
+use kvm_clone_core::{Error, Result};
+use kvm_clone_engine::{CloneResult, Moment, Then};
+use kvm_clone_lab::{Host, Machine};
+use oracle::strike::struck;
+use oracle::{Gate, Now, Scene, records, wait_for};
+
+const RESIZE: &str = "virsh -q blockresize web1 vda 20M";
+const SNAPSHOT: &str = "virsh -q snapshot-create-as web1 s1 --disk-only --no-metadata";
+const BACKUP: &str = "virsh -q backup-begin web1 /root/backup.xml";
+const MIGRATE: &str = "virsh -q migrate --live --persistent --copy-storage-all --unsafe web1 qemu+ssh://beta/system";
+
+fn scene(test: &str) -> Option<Scene> {
+    let scene = Scene::running(test)?;
+    let xml = "<domainbackup mode='pull'><server transport='unix' socket='/run/other.sock'/></domainbackup>";
+    std::fs::write(scene.alpha.path("/root/backup.xml"), xml).unwrap();
+    Some(scene)
+}
+
+/// Records that the guest has told of.
+fn wrote(machine: &Machine) -> u64 {
+    20 * machine.console().matches("guest: wrote").count() as u64
+}
+
+fn in_background(host: &Host, command: &'static str) -> std::thread::JoinHandle<Result<(), String>> {
+    let host = host.clone();
+    std::thread::spawn(move || host.shell(command).map(drop).map_err(|error| error.to_string()))
+}
+
+/// qemu refuses at once, libvirt after it has waited for the end of the job for 30 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_point_is_held_others_are_refused_and_the_copy_is_that_point() {
+    let Some(scene) = scene("while_a_point_is_held_others_are_refused") else { return };
+    let gate = Gate::after(MIB);
+    let run = scene.start(gate.settings()).await;
+    gate.reached().await;
+    let held = wrote(&scene.source);
+    let tries = [RESIZE, SNAPSHOT, BACKUP, MIGRATE].map(|command| (command, in_background(&scene.alpha, command)));
+    for (command, running) in tries {
+        let refused = running.join().unwrap().expect_err(command);
+        assert!(refused.contains("in use") || refused.contains("state change lock"), "{command}: {refused}");
+    }
+    assert!(wrote(&scene.source) > held + 40, "the guest goes on");
+    gate.open();
+    run.end().await.unwrap();
+    assert_eq!(scene.assert_promise(), Now::New);
+    let xml = scene.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap();
+    let last = records::assert_one_point(scene.lab.dir(), &scene.beta, &xml);
+    assert!(last <= held + 20, "record {last} came after the point, when {held} were told");
+    scene.assert_nothing_of_ours(3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_waits_for_our_job_gets_its_turn() {
+    let Some(scene) = scene("a_snapshot_that_waits_for_our_job") else { return };
+    let gate = Gate::after(MIB);
+    let run = scene.start(gate.settings()).await;
+    gate.reached().await;
+    let snapshot = in_background(&scene.alpha, SNAPSHOT);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!snapshot.is_finished(), "it waits");
+    gate.open();
+    run.end().await.unwrap();
+    snapshot.join().unwrap().unwrap();
+    let xml = scene.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap();
+    scene.assert_whole(&xml);
+    records::assert_goes_on(&scene.source);
+    assert!(scene.alpha.exec(&["virsh", "-q", "domblklist", "web1"]).unwrap().contains("web1-vda.s1"));
+}
+
+/// A clone of whose source somebody makes something else after the plan, and before libvirt begins the job.
+async fn changed_before_the_point(scene: &Scene, command: &'static str) -> Error {
+    let alpha = scene.alpha.clone();
+    let changed: Result<CloneResult> = struck(scene, (Step::Point, Moment::Intended), move || {
+        alpha.shell(command).unwrap();
+        Ok(Then::Go)
+    })
+    .await;
+    let error = changed.expect_err(command);
+    assert!(!error.help.is_empty(), "{error:?}");
+    assert!(!machines(&scene.beta).contains(&"web1_clone".to_owned()), "{command}");
+    scene.assert_nothing_of_ours(0);
+    error
+}
+
+async fn assert_copied(scene: &mut Scene) {
+    scene.remember();
+    scene.clone().await.unwrap();
+    assert_eq!(scene.assert_promise(), Now::New);
+    scene.begin_again();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_before_the_point_is_noticed_and_undone() {
+    let Some(mut scene) = scene("what_changes_before_the_point") else { return };
+    for (command, expected, words) in
+        [(RESIZE, 1014, "another size of disk vda"), (SNAPSHOT, 1014, "another image under disk vda, vdb, vdc")]
+    {
+        let error = changed_before_the_point(&scene, command).await;
+        assert_eq!(number(&error), expected, "{command}: {error:?}");
+        assert!(error.message.contains(words), "{error:?}");
+        // The next copy is of what it is now.
+        assert_copied(&mut scene).await;
+    }
+    let error = changed_before_the_point(&scene, BACKUP).await;
+    assert_eq!(number(&error), 1011, "{error:?}");
+    let job = || scene.alpha.exec(&["virsh", "-q", "domjobinfo", "web1"]).unwrap();
+    assert!(job().contains("Backup"), "somebody else's job goes on");
+    scene.alpha.exec(&["virsh", "-q", "domjobabort", "web1"]).unwrap();
+    wait_for("the end of the job", || job().contains("None"));
+    assert_copied(&mut scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_moves_away_before_the_point_is_no_copy() {
+    let Some(scene) = scene("a_machine_that_moves_away") else { return };
+    for disk in scene.source.disks() {
+        let (format, size) = (disk.format.name(), disk.size.to_string());
+        scene.beta.exec(&["qemu-img", "create", "-q", "-f", format, &disk.path, &size]).unwrap();
+    }
+    let error = changed_before_the_point(&scene, MIGRATE).await;
+    assert_eq!(number(&error), 1014, "{error:?}");
+    assert_eq!(scene.beta.machine("web1").unwrap().state().unwrap(), "running");
+    assert_eq!(scene.source.state().unwrap(), "shut off");
+}

@@ -1,0 +1,60 @@
+//! Faults at a moment of a step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::BoxFuture;
+use kvm_clone_core::Result;
+use kvm_clone_core::journal::Step;
+use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
+use tokio_util::sync::CancellationToken;
+
+use super::Scene;
+use crate::common::{silent, spec};
+
+pub type At = (Step, Moment);
+
+/// Between the journal's write and the act, and between the act and the journal's next write.
+const MOMENTS: [Moment; 2] = [Moment::Intended, Moment::Acted];
+
+pub fn moments() -> impl Iterator<Item = At> {
+    Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
+}
+
+/// A fault, set off once, at one moment.
+struct Strike<F> {
+    at: At,
+    struck: Arc<AtomicBool>,
+    fault: F,
+}
+
+impl<F> std::fmt::Debug for Strike<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a fault at {:?}", self.at)
+    }
+}
+
+impl<F: Fn() -> Result<Then> + Send + Sync> Boundary for Strike<F> {
+    fn pass(&self, step: Step, moment: Moment) -> BoxFuture<'_, Result<Then>> {
+        let strikes = (step, moment) == self.at && !self.struck.swap(true, Ordering::SeqCst);
+        // Faults are made by programs that are waited for.
+        Box::pin(async move { if strikes { tokio::task::block_in_place(&self.fault) } else { Ok(Then::Go) } })
+    }
+}
+
+/// Clones with a fault at this moment.
+pub async fn struck(
+    scene: &Scene,
+    at: At,
+    fault: impl Fn() -> Result<Then> + Send + Sync + 'static,
+) -> Result<CloneResult> {
+    let struck = Arc::new(AtomicBool::new(false));
+    let strike = Strike { at, struck: Arc::clone(&struck), fault };
+    let settings = CloneSettings { boundary: Arc::new(strike), ..CloneSettings::default() };
+    let client = scene.client().await;
+    let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
+    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await?;
+    let outcome = prepared.execute(&settings, silent(), CancellationToken::new()).await;
+    assert!(struck.load(Ordering::SeqCst), "{at:?} never came");
+    outcome
+}
