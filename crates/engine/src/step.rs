@@ -60,6 +60,8 @@ pub(crate) struct Work {
     define_asked: bool,
     /// Whether libvirt has answered the order to begin the job of a point.
     point_settled: bool,
+    /// Whether the point of a copy that is complete was ended.
+    point_released: bool,
     pub(crate) moved: Moved,
     /// Checksums of the source's disks, where they were asked for.
     sums: Vec<String>,
@@ -112,6 +114,7 @@ impl Work {
             copy_begun: false,
             define_asked: false,
             point_settled: false,
+            point_released: false,
             moved: Moved::default(),
             sums: Vec::new(),
             warnings: Vec::new(),
@@ -119,7 +122,7 @@ impl Work {
     }
 
     /// Does a step. Each can be done again after it was done, wholly or in part: the answer to an order may be lost. Only the
-    /// copy of a machine that runs cannot, whose point ends with it.
+    /// copy of a machine that runs cannot, once its point is gone: where that ended with the copy, nothing is left to do.
     pub(crate) async fn act(&mut self, step: Step) -> Result<()> {
         match step {
             Step::Mark => self.target.host.control.order(Request::PutMarker(self.marker.clone())).await,
@@ -147,6 +150,9 @@ impl Work {
 
     /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.
     async fn copy(&mut self) -> Result<()> {
+        if self.point_released {
+            return Ok(());
+        }
         if std::mem::replace(&mut self.copy_begun, true) {
             self.source.host.control.order(Request::OpenLanes).await?;
             self.target.host.control.order(Request::OpenLanes).await?;

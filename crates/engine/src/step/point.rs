@@ -71,7 +71,9 @@ impl Work {
         self.source = reconnect::revive(&self.source).await?;
         self.same_source(&self.source).await?;
         self.same_files().await?;
-        self.source.host.control.order(Request::EndPoint { settled: true }).await
+        self.source.host.control.order(Request::EndPoint { settled: true }).await?;
+        self.point_released = true;
+        Ok(())
     }
 
     async fn point_state(&self) -> Result<PointState> {
