@@ -60,7 +60,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         Some(pool) => Some(pool.clone()),
         None => dest.entry.pool.as_deref().map(str::parse).transpose()?,
     };
-    Ok(CloneRequest {
+    let request = CloneRequest {
         new_name: args.made.new_name.clone(),
         identity: kept(args.made.replica),
         uuid: kept(args.made.preserve_uuid),
@@ -70,6 +70,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         pool,
         disk_format: args.storage.disk_format,
         copy_media: args.storage.copy_media,
+        keep_snapshots: args.storage.keep_snapshots,
         reduction: Reduction {
             disks: args.left_out.exclude.iter().cloned().collect(),
             host_devices: args.left_out.drop_hostdev,
@@ -85,7 +86,9 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         },
         discard_managed_save: args.left_out.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
-    })
+    };
+    request.check()?;
+    Ok(request)
 }
 
 /// The options' networks, then those of the inventory that no option names.

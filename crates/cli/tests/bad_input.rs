@@ -29,6 +29,8 @@ const BAD: &[&[&str]] = &[
     &["clone", "alpha", "beta", "web1", "--network", "lan=a", "--network", "lan=b"],
     &["clone", "alpha", "beta", "web1", "--pool", "a/b"],
     &["clone", "alpha", "beta", "web1", "--disk-format", "vmdk"],
+    &["clone", "alpha", "beta", "web1", "--keep-snapshots", "--disk-format", "qcow2"],
+    &["clone", "alpha", "beta", "web1", "--keep-snapshots", "--disk-format", "raw"],
     &["clone", "alpha", "beta", "web1", "--verify=maybe"],
     &["clone", "alpha", "beta", "web1", "--verify", "--no-verify"],
     &["clone", "alpha", "beta", "web1", "--compress", "9"],

@@ -6,6 +6,7 @@
 
 mod checksum;
 mod define;
+mod finish;
 mod point;
 mod source;
 mod undo;
@@ -20,13 +21,12 @@ use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, DirectoryPlan, FileKind, FreshIdentity};
-use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Marker, NewDirectory, NewImage, Reply, Request};
+use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Marker, NewDirectory, NewImage, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared};
 use crate::host::Host;
-use crate::host::control::unexpected;
 use crate::inventory::{self, Site, Source};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
@@ -62,6 +62,8 @@ pub(crate) struct Work {
     point_settled: bool,
     /// Whether the point of a copy that is complete was ended.
     point_released: bool,
+    /// Whether images that were carried as they are have lost what must not come along.
+    settled: bool,
     pub(crate) moved: Moved,
     /// Checksums of the source's disks, where they were asked for.
     sums: Vec<String>,
@@ -115,6 +117,7 @@ impl Work {
             define_asked: false,
             point_settled: false,
             point_released: false,
+            settled: false,
             moved: Moved::default(),
             sums: Vec::new(),
             warnings: Vec::new(),
@@ -187,24 +190,6 @@ impl Work {
         (self.moved, self.sums) = (moved, sums);
         notes.into_iter().for_each(|note| self.warn(note));
         Ok(())
-    }
-
-    async fn finish(&mut self) -> Result<()> {
-        self.source_unchanged().await?;
-        self.finished.clear();
-        for image in self.new_images() {
-            match self.target.host.control.ask(Request::FinishImage(image)).await? {
-                Reply::Image(finished) => self.finished.push(finished),
-                other => return Err(unexpected(&other)),
-            }
-        }
-        self.same_blocks()?;
-        self.same_sums().await?;
-        for (file, finished) in self.marker.finals.iter_mut().zip(&self.finished) {
-            file.identity = Some(finished.identity);
-        }
-        // From here on the final names can be told from other people's files.
-        self.target.host.control.order(Request::PutMarker(self.marker.clone())).await
     }
 
     async fn place(&mut self) -> Result<()> {
@@ -317,6 +302,11 @@ fn copy_disks(
     };
     let disks = plan.disks.iter().filter_map(|disk| {
         let source = inventory::spec(seen.machine.images.get(&disk.target)?).ok()?;
+        if let Some(whole) = disk.whole {
+            let file = ImageSpec::new(&source.path, ImageFormat::Raw);
+            let copied = staged(disk.target.clone(), file, &disk.path, ImageFormat::Raw, whole.length);
+            return Some(CopyDisk { kind: Kind::Whole, ..copied });
+        }
         Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size))
     });
     let files = plan.files.iter().filter_map(|file| {

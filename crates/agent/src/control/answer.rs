@@ -7,7 +7,7 @@ use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
 use super::session::Session;
-use super::{check, checksum, export, facts, files, image, inspect, lanes, marker, point, relay};
+use super::{check, checksum, export, facts, files, image, inspect, lanes, marker, point, relay, settle};
 
 /// Requests answered at once; a controller that asks more at a time is broken.
 const AT_ONCE: usize = 64;
@@ -60,6 +60,9 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::FinishImage(new) => {
             session.require_locks().and_then(|()| image::finish(session, &new)).map(Reply::Image)
         }
+        Request::SettleImage(new) => {
+            session.require_locks().and_then(|()| settle::settle(session, &new)).map(Reply::Image)
+        }
         Request::Rename { operation, from, to } => {
             session.require_locks().and_then(|()| files::rename(&session.place, operation, &from, &to)).map(done)
         }
@@ -89,6 +92,7 @@ const fn changes(request: &Request) -> bool {
             | Request::CreateImage(_)
             | Request::Export { .. }
             | Request::FinishImage(_)
+            | Request::SettleImage(_)
             | Request::Rename { .. }
             | Request::Remove { .. }
             | Request::SyncDefinitions

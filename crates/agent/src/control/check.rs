@@ -44,6 +44,13 @@ struct Specific {
 struct SpecificData {
     #[serde(default)]
     extents: Vec<Extent>,
+    #[serde(default)]
+    bitmaps: Vec<Bitmap>,
+}
+
+#[derive(Deserialize)]
+struct Bitmap {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -67,8 +74,7 @@ pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
         .with("path", &shown)
         .help("Correct the driver type of the disk in the machine's definition, or repair the image"));
     }
-    let info: Info = serde_json::from_str(&outcome.output)
-        .map_err(|error| Error::internal(format!("qemu-img info of {shown} is no JSON of an image: {error}")))?;
+    let info = info(&shown, &outcome.output)?;
     let extents = info.format_specific.and_then(|specific| specific.data).map_or(Vec::new(), |data| data.extents);
     let refused = if info.backing_filename.is_some() {
         Some(format!("a backing image under one of format {format}"))
@@ -78,6 +84,23 @@ pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
         None
     };
     Ok(Foreign { virtual_size: info.virtual_size, refused })
+}
+
+fn info(shown: &str, told: &str) -> Result<Info> {
+    serde_json::from_str(told)
+        .map_err(|error| Error::internal(format!("qemu-img info of {shown} is no JSON of an image: {error}")))
+}
+
+/// The names of the bitmaps in a qcow2 image of ours, also of those that were never closed.
+pub(super) fn bitmaps(path: &str) -> Result<Vec<String>> {
+    let arguments = ["info", "--output=json", "-f", "qcow2", "--", path];
+    let outcome = program::run("qemu-img", &arguments, None, INFO_DEADLINE, &|| false)?;
+    if !outcome.status.success() {
+        let message = format!("{path} cannot be read as a qcow2 image: {}", outcome.output.trim());
+        return Err(Error::verification(message).with("path", path).help("Nothing was made at the target"));
+    }
+    let specific = info(path, &outcome.output)?.format_specific.and_then(|specific| specific.data);
+    Ok(specific.into_iter().flat_map(|data| data.bitmaps).map(|bitmap| bitmap.name).collect())
 }
 
 /// What is wrong with the image itself, whatever is behind it. Clusters that are lost but belong to nobody (leaks) are

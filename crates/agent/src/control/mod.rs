@@ -20,6 +20,7 @@ mod point;
 mod relay;
 mod scratch;
 mod session;
+mod settle;
 mod storage;
 mod tpm;
 

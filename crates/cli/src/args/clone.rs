@@ -166,6 +166,9 @@ pub(crate) struct StorageArgs {
     /// Copy what is in CD-ROM and floppy drives where the target lacks it; otherwise it is ejected
     #[arg(long)]
     pub(crate) copy_media: bool,
+    /// Carry images that have snapshots inside as the files that they are, snapshots and all (stopped machines)
+    #[arg(long)]
+    pub(crate) keep_snapshots: bool,
     /// Replace a machine of that name; it is shown, and asked for, first
     #[arg(short, long)]
     pub(crate) force: bool,

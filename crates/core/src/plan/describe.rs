@@ -82,5 +82,9 @@ fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
         let word = if depth == 0 { "from" } else { "over" };
         writeln!(out, "    {word} {} ({})", image.path, image.format)?;
     }
-    writeln!(out, "    to   {} ({}, pool {})", disk.path, disk.format, disk.pool)
+    writeln!(out, "    to   {} ({}, pool {})", disk.path, disk.format, disk.pool)?;
+    match &disk.whole {
+        Some(whole) => writeln!(out, "    as the file that it is, with {} snapshot(s) inside", whole.snapshots),
+        None => Ok(()),
+    }
 }

@@ -17,6 +17,7 @@ mod plug;
 mod replace;
 mod request;
 mod shared;
+mod snapshots;
 mod source;
 mod storage;
 mod target;
@@ -101,6 +102,17 @@ pub struct DiskPlan {
     pub format: ImageFormat,
     /// The pool that holds it.
     pub pool: String,
+    /// Where the image is carried as the file that it is, for the snapshots inside it.
+    pub whole: Option<WholeFile>,
+}
+
+/// An image file that is carried as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WholeFile {
+    /// Its length.
+    pub length: u64,
+    /// The snapshots inside it.
+    pub snapshots: u32,
 }
 
 /// An image of a chain, and how it is to be read.
@@ -157,7 +169,7 @@ pub(crate) struct Facts<'a> {
 ///
 /// # Errors
 /// Where no plan can be made at all: the source's definition cannot be read
-/// ([`Code::Libvirt`](crate::Code::Libvirt)), or no valid new name follows from the request
+/// ([`Code::Libvirt`](crate::Code::Libvirt)), or the request contradicts itself or leads to no valid new name
 /// ([`Code::Validation`](crate::Code::Validation)). Everything else is a failed check of the plan.
 pub fn plan_clone(
     request: &CloneRequest,
@@ -165,6 +177,7 @@ pub fn plan_clone(
     target: &TargetHost,
     fresh: &FreshIdentity,
 ) -> Result<ClonePlan> {
+    request.check()?;
     let (domain, left_out) = source_domain(request, source)?;
     let new_name = request.new_name(&source.name)?;
     let whereabouts = if source.host == target.host { Whereabouts::SameHost } else { Whereabouts::OtherHost };

@@ -30,6 +30,8 @@ pub struct CloneRequest {
     pub disk_format: DiskFormat,
     /// `--copy-media`: what is in CD-ROM and floppy drives is copied where the target lacks it.
     pub copy_media: bool,
+    /// `--keep-snapshots`: images with snapshots inside are carried as the files that they are.
+    pub keep_snapshots: bool,
     /// What is left out of the copy.
     pub reduction: Reduction,
     /// `--machine auto`: a machine type that the target lacks becomes a close one.
@@ -56,6 +58,7 @@ impl Default for CloneRequest {
             pool: None,
             disk_format: DiskFormat::Keep,
             copy_media: false,
+            keep_snapshots: false,
             reduction: Reduction::default(),
             any_machine: false,
             tpm: TpmState::Unsaid,
@@ -162,6 +165,18 @@ impl CloneRequest {
         };
         let help = |error: Error| error.help("Give the new machine a name with --new-name");
         name.parse().map_err(help)
+    }
+
+    /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// [`Code::Validation`](crate::Code::Validation).
+    pub fn check(&self) -> Result<()> {
+        if self.keep_snapshots && self.disk_format != DiskFormat::Keep {
+            return Err(Error::validation("an image that keeps its snapshots keeps its format too")
+                .help("Leave --disk-format or --keep-snapshots out"));
+        }
+        Ok(())
     }
 
     /// Whether the new machine has the source's UUID.

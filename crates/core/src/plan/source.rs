@@ -1,8 +1,7 @@
 //! Whether the source can be copied.
 
-use super::Facts;
 use super::check::Checks;
-use super::live;
+use super::{Facts, live, snapshots};
 use crate::domain::{self, DiskElement, DiskKind};
 use crate::error::Error;
 use crate::inventory::ImageFacts;
@@ -13,7 +12,8 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     checks.all("definition", refusals, "everything in the definition can be carried");
     domain::warnings(facts.domain).into_iter().for_each(|warning| checks.warn("definition", warning, None));
     check_images(facts, checks);
-    check_snapshots(facts, checks);
+    snapshots::check(facts, checks);
+    warn_of_chains(facts, checks);
 }
 
 /// The images of each disk, as far as our readers understand them.
@@ -86,20 +86,10 @@ fn refuse_format(disk: &DiskElement, top: &ImageFacts) -> Option<Error> {
     (said != top.format.to_string()).then(refuse)
 }
 
-/// A copy holds the present state alone.
-fn check_snapshots(facts: &Facts<'_>, checks: &mut Checks) {
-    let named = facts.source.snapshots.join(", ");
-    if !named.is_empty() {
-        checks.warn("snapshots", format!("snapshots stay with the source: {named}"), None);
-    }
-    for (target, chain) in &facts.source.images {
-        let inside: u32 = chain.iter().map(|image| image.snapshots).sum();
-        if inside > 0 && named.is_empty() {
-            checks.warn("snapshots", format!("{inside} snapshot(s) inside disk {target} stay with the source"), None);
-        }
-        if chain.len() > 1 {
-            let message = format!("disk {target} is a chain of {} images; the copy is one image", chain.len());
-            checks.warn("images", message, None);
-        }
+/// What becomes of chains.
+fn warn_of_chains(facts: &Facts<'_>, checks: &mut Checks) {
+    for (target, chain) in facts.source.images.iter().filter(|(_, chain)| chain.len() > 1) {
+        let message = format!("disk {target} is a chain of {} images; the copy is one image", chain.len());
+        checks.warn("images", message, None);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checks;
 use super::request::DiskFormat;
-use super::{ChainLink, DiskPlan, Facts, FilePlan, Replaced};
+use super::{ChainLink, DiskPlan, Facts, FilePlan, Replaced, snapshots};
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
@@ -163,8 +163,11 @@ fn new_format(facts: &Facts<'_>, chain: &[ImageFacts]) -> ImageFormat {
 
 fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool: &Pool, path: String) -> DiskPlan {
     let size = chain.first().map_or(0, |image| image.virtual_size);
-    // The images of a chain may hide parts of each other, so their sum is the most that the copy can hold.
-    let allocated = chain.iter().fold(0u64, |sum, image| sum.saturating_add(image.allocated)).min(size);
+    let whole = snapshots::whole(facts, chain);
+    // The images of a chain may hide parts of each other, so their sum is the most that the copy can hold; snapshots lie
+    // beside what the guest sees.
+    let allocated = chain.iter().fold(0u64, |sum, image| sum.saturating_add(image.allocated));
+    let allocated = if whole.is_some() { allocated } else { allocated.min(size) };
     DiskPlan {
         target: target.clone(),
         source_path: chain.first().map(|image| image.path.clone()).unwrap_or_default(),
@@ -175,6 +178,7 @@ fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool:
         path,
         format: new_format(facts, chain),
         pool: pool.name.clone(),
+        whole,
     }
 }
 

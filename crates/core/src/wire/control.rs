@@ -132,6 +132,9 @@ pub enum Request {
     CreateImage(NewImage),
     /// Make a staged image complete and durable, check it, and give it its owner. → [`Reply::Image`]
     FinishImage(NewImage),
+    /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
+    /// it over. → [`Reply::Image`]
+    SettleImage(NewImage),
     /// Give a file its final name; an existing file of that name is an error. → [`Reply::Done`]
     Rename {
         /// The operation whose marker tells a file that has its final name already.

@@ -54,6 +54,8 @@ pub(crate) enum Kind {
     Disk,
     /// A file beside the disks, copied as it is.
     File,
+    /// A disk whose image is carried as the file that it is; settled after it was compared.
+    Whole,
 }
 
 /// What is to be copied, and how.

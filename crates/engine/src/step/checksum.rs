@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kvm_clone_core::blocks::BLOCK;
 use kvm_clone_core::checksum::Algorithm;
+use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -12,6 +13,7 @@ use kvm_clone_core::{Error, Result};
 use super::Work;
 use crate::host::Host;
 use crate::host::control::unexpected;
+use crate::lane::{CopyDisk, Kind};
 use crate::outcome::{Checksum, DiskResult, DiskSide};
 
 impl Work {
@@ -88,12 +90,22 @@ impl Work {
                 let allocated = chain.into_iter().flatten().map(|image| image.allocated).sum();
                 DiskResult {
                     target: disk.target.clone(),
-                    source: side(&disk.source.path, disk.source.format.to_string(), allocated, *sent),
-                    dest: side(&disk.path, disk.staging.format.to_string(), image.allocated, image.data_blocks),
+                    source: side(&disk.source.path, stands_for(disk, &disk.source).to_string(), allocated, *sent),
+                    dest: side(
+                        &disk.path,
+                        stands_for(disk, &disk.staging).to_string(),
+                        image.allocated,
+                        image.data_blocks,
+                    ),
                 }
             })
             .collect()
     }
+}
+
+/// The format of an image; of one that is carried as a file, what is in that file.
+fn stands_for<'a>(disk: &CopyDisk, image: &'a ImageSpec) -> &'a ImageFormat {
+    if disk.kind == Kind::Whole { &ImageFormat::Qcow2 } else { &image.format }
 }
 
 async fn sum(host: &Host, image: ImageSpec, algorithm: Algorithm) -> Result<String> {

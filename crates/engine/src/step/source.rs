@@ -34,7 +34,7 @@ impl Work {
     pub(super) async fn readable(&self, disk: &CopyDisk) -> Result<ImageSpec> {
         let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
         let is_ours = chain.iter().all(|image| image.by_qemu.is_empty());
-        if is_ours || self.seen.machine.live.is_some() || disk.kind == Kind::File {
+        if is_ours || self.seen.machine.live.is_some() || disk.kind != Kind::Disk {
             return Ok(disk.source.clone());
         }
         let order = Request::Export { name: disk.target.to_string(), image: disk.source.clone() };

@@ -319,3 +319,52 @@ fn a_device_that_both_hosts_reach_is_known_by_its_name() {
     assert_eq!(with(Some("naa.5"), seen(100, None, Some("naa.6"))), 0);
     assert_eq!(with(Some("naa.5"), seen(100, None, None)), 0);
 }
+
+#[test]
+fn images_keep_their_snapshots_by_word() {
+    let kept = |change: fn(&mut World)| {
+        world().with(|w| {
+            w.request.keep_snapshots = true;
+            w.image().snapshots = 2;
+            w.image().allocated = 20 * GIB;
+            change(w);
+        })
+    };
+    let plan = kept(|w| w.source.snapshots = vec!["before-upgrade".to_owned()]);
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    assert_eq!(plan.disks[0].whole, Some(WholeFile { length: 4 * GIB, snapshots: 2 }));
+    assert_eq!(plan.disks[0].allocated, 20 * GIB, "snapshots take more than the guest sees");
+    assert!(plan.describe().contains("with 2 snapshot(s) inside"), "{}", plan.describe());
+    assert!(plan.warnings.iter().any(|warning| warning.contains("before-upgrade")), "{:?}", plan.warnings);
+    assert!(plan.warnings.iter().any(|warning| warning.contains("bitmaps")), "{:?}", plan.warnings);
+    assert_eq!(world().plan().disks[0].whole, None);
+    assert_eq!(kept(|w| w.image().snapshots = 0).disks[0].whole, None, "without snapshots it is copied as ever");
+}
+
+#[test]
+fn snapshots_that_cannot_be_kept_are_refused() {
+    type Change = fn(&mut World);
+    let cases: [(&str, Change); 4] = [
+        ("it runs", |w| w.source.state = MachineState::Running),
+        ("a chain", |w| {
+            let behind = ImageFacts { path: "/pool/base.qcow2".to_owned(), ..w.image().clone() };
+            w.source.images.get_mut(&"vda".parse().unwrap()).unwrap().push(behind);
+        }),
+        ("a data file", |w| w.image().data_file = Some("/pool/data".to_owned())),
+        ("encryption", |w| w.image().unsupported.push("LUKS encryption".to_owned())),
+    ];
+    for (what, change) in cases {
+        let plan = world().with(|w| {
+            w.request.keep_snapshots = true;
+            w.image().snapshots = 1;
+            change(w);
+        });
+        let refused = plan.checks.iter().filter_map(Check::error).map(|error| error.code.number());
+        assert!(refused.into_iter().any(|code| code == 1013), "{what}: {:?}", plan.checks);
+    }
+    let mut contradiction = world();
+    contradiction.request.keep_snapshots = true;
+    contradiction.request.disk_format = DiskFormat::Raw;
+    let World { request, source, target, fresh } = contradiction;
+    assert_eq!(plan_clone(&request, &source, &target, &fresh).unwrap_err().code.number(), 1007);
+}

@@ -1,0 +1,48 @@
+//! What was copied becomes images that count: complete, compared with their source, checked, handed over.
+
+use kvm_clone_core::Result;
+use kvm_clone_core::wire::control::{FinishedImage, Reply, Request};
+
+use super::Work;
+use crate::host::control::unexpected;
+use crate::lane::Kind;
+
+impl Work {
+    pub(super) async fn finish(&mut self) -> Result<()> {
+        self.source_unchanged().await?;
+        // What is settled is not what was copied any more: it is compared once.
+        if !self.settled {
+            self.finished.clear();
+            for image in self.new_images() {
+                self.finished.push(self.hand_over(Request::FinishImage(image)).await?);
+            }
+            self.same_blocks()?;
+            self.same_sums().await?;
+            self.settle().await?;
+        }
+        for (file, finished) in self.marker.finals.iter_mut().zip(&self.finished) {
+            file.identity = Some(finished.identity);
+        }
+        // From here on the final names can be told from other people's files.
+        self.target.host.control.order(Request::PutMarker(self.marker.clone())).await
+    }
+
+    /// Takes what must not come along out of images that were carried as they are.
+    async fn settle(&mut self) -> Result<()> {
+        for (index, image) in self.new_images().into_iter().enumerate() {
+            if self.disks.get(index).is_some_and(|disk| disk.kind == Kind::Whole) {
+                let settled = self.hand_over(Request::SettleImage(image)).await?;
+                self.finished.get_mut(index).into_iter().for_each(|finished| *finished = settled);
+            }
+        }
+        self.settled = self.disks.iter().any(|disk| disk.kind == Kind::Whole);
+        Ok(())
+    }
+
+    async fn hand_over(&self, order: Request) -> Result<FinishedImage> {
+        match self.target.host.control.ask(order).await? {
+            Reply::Image(finished) => Ok(finished),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
