@@ -4,6 +4,7 @@
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use kvm_clone_core::domain::{
     CarryContext, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, TpmState, Transform, Whereabouts, redact,
@@ -51,6 +52,7 @@ fn wanted(domain: &Domain) -> Transform {
         emulator: None,
         paths_present: BTreeSet::new(),
         libvirt_version: 9_002_000,
+        addresses: BTreeSet::from([IpAddr::V4(Ipv4Addr::LOCALHOST)]),
         whereabouts: Whereabouts::OtherHost,
         lineage: Lineage {
             host: HostId("h-1".to_owned()),

@@ -5,14 +5,17 @@
 
 mod libvirt;
 mod live;
+mod topology;
 
 pub use libvirt::{can_back_up, qemu_owner};
 pub use live::LiveMachine;
+pub use topology::{HugePages, Topology, number_list};
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -257,6 +260,10 @@ pub struct TargetHost {
     pub bridges: BTreeSet<String>,
     /// Network devices of the host that a `direct` interface can stand on.
     pub links: BTreeSet<String>,
+    /// Its addresses; none where they are not known.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What a machine can be bound to here.
+    pub topology: Topology,
     /// What can run here.
     pub capabilities: Vec<DomainCapabilities>,
     /// Where its libvirt keeps firmware variables that no definition names.

@@ -144,6 +144,8 @@ pub(crate) async fn target(
         networks,
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
+        addresses: facts.addresses.clone(),
+        topology: facts.topology.clone(),
         capabilities: capabilities.domains,
         nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),

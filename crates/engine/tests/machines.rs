@@ -211,6 +211,32 @@ async fn saved_memory_stays_at_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_lacks_is_seen_on_a_real_host() {
+    let Some(pair) = Pair::new("what_the_target_lacks_is_seen") else { return };
+    let display = "<graphics type='vnc' autoport='yes' listen='192.0.2.7'/>";
+    let pinned = "<cputune><vcpupin vcpu='0' cpuset='0,4000'/></cputune>";
+    define_machine(&pair.alpha, web().domain_xml(pinned).devices_xml(display)).unwrap();
+    let refused = pair.clone(CloneRequest::default()).await.unwrap_err();
+    assert_eq!(number(&refused), 1013, "{refused:?}");
+    assert!(refused.message.contains("CPUs 4000,"), "{refused:?}");
+
+    let reduction = Reduction { tuning: true, ..Reduction::default() };
+    pair.clone(CloneRequest { reduction: reduction.clone(), ..CloneRequest::default() }).await.unwrap();
+    let xml = pair.copy();
+    assert!(xml.contains("listen='127.0.0.1'") && !xml.contains("192.0.2.7"), "{xml}");
+
+    // What the target has stays.
+    let own = pair.beta.shell("hostname -I").unwrap();
+    let own = own.split_whitespace().next().unwrap();
+    let change = format!("virsh dumpxml web1 | sed 's/192.0.2.7/{own}/g' > /root/x.xml; virsh define /root/x.xml");
+    pair.alpha.shell(&change).unwrap();
+    let request = CloneRequest { new_name: Some("own".parse().unwrap()), reduction, ..CloneRequest::default() };
+    pair.clone(request).await.unwrap();
+    let xml = pair.beta.exec(&["virsh", "-q", "dumpxml", "own"]).unwrap();
+    assert!(xml.contains(&format!("listen='{own}'")), "{xml}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_block_device_becomes_a_file() {
     let Some(pair) = Pair::new("a_block_device_becomes_a_file") else { return };
     let device = pair.alpha.block_device("lv-web1", 24 * MIB).unwrap();

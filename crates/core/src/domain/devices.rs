@@ -1,5 +1,8 @@
 //! Devices that a copy cannot bring, and those that it may not share: formatdomain, "Devices".
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::Domain;
 use super::edit::Edits;
 use super::refuse::cannot;
@@ -80,6 +83,24 @@ fn free_port(graphics: &Element, edits: &mut Edits<'_>) -> Option<String> {
     let was_fixed = has_port && graphics.attr("autoport") != Some("yes");
     (was_fixed || has_websocket || !sockets.is_empty())
         .then(|| format!("the fixed port or socket of the {kind} display becomes automatic"))
+}
+
+/// formatdomain, "Graphical framebuffers": a display cannot listen on an address that its host does not have.
+pub(super) fn listen_there(domain: &Domain, addresses: &BTreeSet<IpAddr>, edits: &mut Edits<'_>) -> Vec<String> {
+    let is_there = |address: &IpAddr| address.is_unspecified() || address.is_loopback() || addresses.contains(address);
+    let lost = |text: &&str| text.parse::<IpAddr>().is_ok_and(|address| !is_there(&address));
+    let mut gone = BTreeSet::new();
+    for graphics in domain.devices_named("graphics").filter(|_| !addresses.is_empty()) {
+        let places = graphics.all("listen").map(|listen| (listen, "address")).chain([(graphics, "listen")]);
+        for (element, name) in places {
+            if let Some(address) = element.attr(name).filter(lost) {
+                edits.set_attribute(element, name, "127.0.0.1");
+                gone.insert(address);
+            }
+        }
+    }
+    let note = |address| format!("a display listens on 127.0.0.1: the target does not have the address {address}");
+    gone.into_iter().map(note).collect()
 }
 
 /// formatdomain, "Security label": a fixed label names categories or users of the source's host.

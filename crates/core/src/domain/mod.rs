@@ -5,6 +5,7 @@
 //! read and what is changed. Facts about elements come from libvirt's `formatdomain` manual, whose sections are named
 //! where they are used.
 
+mod binding;
 mod chardev;
 mod devices;
 mod disks;
@@ -30,6 +31,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
+pub use binding::Binding;
 pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
 pub(crate) use edit::escape;
 pub use identity::{Identity, Macs};

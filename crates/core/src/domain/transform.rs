@@ -1,6 +1,7 @@
 //! From the source's definition to that of the new machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use uuid::Uuid;
 
@@ -41,6 +42,8 @@ pub struct Transform {
     pub paths_present: BTreeSet<String>,
     /// The version of the target's libvirt as it counts: 9.1.2 is 9001002.
     pub libvirt_version: u64,
+    /// The target's addresses; none where they are not known.
+    pub addresses: BTreeSet<IpAddr>,
     /// Where the target is.
     pub whereabouts: Whereabouts,
     /// What ties the new machine to its source.
@@ -70,6 +73,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     if wanted.identity == Identity::New {
         notes.extend(devices::edit(domain, &mut edits));
     }
+    notes.extend(devices::listen_there(domain, &wanted.addresses, &mut edits));
     notes.extend(devices::drop_static_labels(domain, &mut edits));
 
     let xml = edits.apply()?;

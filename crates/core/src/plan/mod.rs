@@ -9,6 +9,7 @@
 //! 3. [`storage`] gives each disk its pool and file;
 //! 4. if nothing failed, [`crate::domain::transform`] makes the new definition.
 
+mod binding;
 mod check;
 mod describe;
 mod files;
@@ -190,6 +191,7 @@ pub fn plan_clone(
     let uuid = new_uuid(&facts, replaces.as_ref());
     target::check_uuid(&facts, uuid, &mut checks);
     let platform = target::check(&facts, &mut checks);
+    binding::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);
     let disks = storage::place(&facts, replaces.as_ref(), &mut checks);
@@ -295,6 +297,7 @@ fn wanted(
         emulator: platform.emulator,
         paths_present: facts.target.paths_present.clone(),
         libvirt_version: facts.target.libvirt_version,
+        addresses: facts.target.addresses.clone(),
         whereabouts: facts.whereabouts,
         lineage: Lineage {
             host: source.host.clone(),

@@ -4,7 +4,8 @@
 //! them go heartbeats in both directions, events of lanes, and the relayed bytes of libvirt's RPC in frames of their
 //! own. Nothing here is a decision: the agent does what it is told, within what it was told to lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,7 +15,7 @@ use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use crate::blocks::DigestKey;
 use crate::checksum::Algorithm;
 use crate::error::Error;
-use crate::inventory::{FileId, HostId, ImageFacts};
+use crate::inventory::{FileId, HostId, ImageFacts, Topology};
 
 /// Which disk of an operation, in the order of its plan.
 pub type DiskIndex = u16;
@@ -385,6 +386,10 @@ pub struct HostFacts {
     pub bridges: Vec<String>,
     /// Network devices.
     pub links: Vec<String>,
+    /// Addresses of its own.
+    pub addresses: BTreeSet<IpAddr>,
+    /// CPUs, NUMA nodes and huge pages.
+    pub topology: Topology,
     /// Seconds since the epoch, for finding clocks that differ.
     pub clock: i64,
 }

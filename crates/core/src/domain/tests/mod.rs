@@ -40,6 +40,7 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
         emulator: None,
         paths_present: BTreeSet::new(),
         libvirt_version: 9_002_000,
+        addresses: BTreeSet::new(),
         whereabouts: Whereabouts::OtherHost,
         lineage: Lineage {
             host: HostId("h-1".to_owned()),

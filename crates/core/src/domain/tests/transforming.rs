@@ -161,3 +161,24 @@ fn passwords_are_not_shown() {
     let shown = redact(WEB).unwrap();
     assert!(!shown.contains("s3cret") && shown.contains("passwd='***'"));
 }
+
+#[test]
+fn a_display_listens_on_an_address_that_the_target_has() {
+    let with = |address: &str| {
+        let display = format!(
+            "<graphics type='vnc' port='-1' autoport='yes' listen='{address}'><listen type='address' \
+             address='{address}'/></graphics></devices>"
+        );
+        let source = WEB.replace("</devices>", &display);
+        transformed(&source, |wanted| wanted.addresses = ["127.0.0.1", "10.0.0.7"].map(|a| a.parse().unwrap()).into())
+    };
+    for address in ["10.0.0.7", "0.0.0.0", "::", "127.0.0.1", "display.example"] {
+        let (xml, notes) = with(address);
+        assert!(xml.contains(&format!("listen='{address}'")), "{xml}");
+        assert!(!notes.iter().any(|note| note.contains("does not have the address")), "{notes:?}");
+    }
+    let (xml, notes) = with("10.0.0.8");
+    assert!(xml.contains("listen='127.0.0.1'") && xml.contains("address='127.0.0.1'"), "{xml}");
+    assert!(!xml.contains("10.0.0.8"), "{xml}");
+    assert!(notes.iter().any(|note| note.contains("does not have the address 10.0.0.8")), "{notes:?}");
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod binding;
 mod checks;
 mod firmware;
 mod live;
@@ -89,6 +90,8 @@ fn beta() -> TargetHost {
         networks: vec![Network { name: "default".to_owned(), active: true }],
         bridges: BTreeSet::from(["br0".to_owned()]),
         links: BTreeSet::new(),
+        addresses: BTreeSet::new(),
+        topology: Topology::default(),
         capabilities: vec![DomainCapabilities {
             arch: "x86_64".to_owned(),
             virt_type: "kvm".to_owned(),
