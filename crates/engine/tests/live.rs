@@ -266,8 +266,11 @@ async fn a_controller_whose_agent_is_killed_ends_the_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_overwrites_too_much_goes_on_and_the_copy_is_given_up() {
     let Some(scene) = Scene::new("a_guest_that_overwrites_too_much") else { return };
-    let limit = |settings| CloneSettings { scratch_limit: Some(512 << 10), ..settings };
-    let (run, gate) = scene.start_and_hold(limit).await;
+    let gate = Gate::after(4 * MIB);
+    let limit = CloneSettings { scratch_limit: Some(512 << 10), ..gate.settings() };
+    let run = oracle::Run::start(scene.client().await, CloneRequest::default(), limit);
+    // A slow copy may be given up before it comes to the gate.
+    wait_for("the copy", || gate.is_reached() || run.has_ended());
     wait_for("the end of the job", || job(&scene.alpha).contains("None"));
     scene.assert_guest_works();
     gate.open();

@@ -41,6 +41,10 @@ impl Gate {
         assert!(!late, "the copy did not come to the gate");
     }
 
+    pub fn is_reached(&self) -> bool {
+        self.state.0.lock().unwrap().reached
+    }
+
     /// Lets everything pass.
     pub fn open(&self) {
         self.state.0.lock().unwrap().open = true;
