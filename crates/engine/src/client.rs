@@ -150,8 +150,14 @@ impl Client {
         // A name that cannot be is refused before any connection.
         request.new_name(name)?;
         phases.enter(Phase::Connect, &events);
-        let (source, target, store) =
-            tokio::try_join!(self.connect(source), self.connect(target), Store::open(&self.journal))?;
+        // The source is looked at while the target is still being reached: checking its images takes a while.
+        let looked_at = async {
+            let site = self.connect(source).await?;
+            let seen = clone::look_at_source(&site, name, &request, Look::First).await?;
+            Ok((site, seen))
+        };
+        let ((source, seen), target, store) =
+            tokio::try_join!(looked_at, self.connect(target), Store::open(&self.journal))?;
         // One host under two names is served by one agent, which then holds all locks.
         let target = if source.host.is(&target.host) {
             let mut same = source.clone();
@@ -162,7 +168,7 @@ impl Client {
         };
         phases.enter(Phase::Plan, &events);
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (plan, seen, _) = clone::plan(&source, &target, name, &request, &fresh, Look::First).await?;
+        let (plan, _) = clone::plan(&seen, &target, &request, &fresh).await?;
         Ok(Prepared {
             request,
             fresh,

@@ -92,23 +92,31 @@ pub(crate) enum Look {
     Again,
 }
 
-/// Takes both inventories and plans.
-pub(crate) async fn plan(
+/// Takes the source's inventory.
+pub(crate) async fn look_at_source(
     source: &Site,
-    target: &Site,
     name: &SourceName,
     request: &CloneRequest,
-    fresh: &FreshIdentity,
     look: Look,
-) -> Result<(ClonePlan, Source, Option<(u32, u32)>)> {
+) -> Result<Source> {
     let mut seen = inventory::source(source, name, request).await?;
     if look == Look::First {
         inventory::check_images(source, &mut seen).await?;
     }
+    Ok(seen)
+}
+
+/// Takes the target's inventory and plans; also says as whom qemu runs there.
+pub(crate) async fn plan(
+    seen: &Source,
+    target: &Site,
+    request: &CloneRequest,
+    fresh: &FreshIdentity,
+) -> Result<(ClonePlan, Option<(u32, u32)>)> {
     let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
     let plan = plan_clone(request, &seen.machine, &host, fresh)?;
     require_qemu_img(target, &plan)?;
-    Ok((plan, seen, owner))
+    Ok((plan, owner))
 }
 
 /// A finished qcow2 image is checked by `qemu-img`: that it is missing must not show after everything was copied.
@@ -215,8 +223,8 @@ impl Prepared {
 
     /// Under the locks all that the plan relied on is read again; what changed since the user saw it is a conflict.
     async fn read_again(&mut self) -> Result<(Source, Option<(u32, u32)>)> {
-        let (plan, source, owner) =
-            plan(&self.source, &self.target, &self.name, &self.request, &self.fresh, Look::Again).await?;
+        let source = look_at_source(&self.source, &self.name, &self.request, Look::Again).await?;
+        let (plan, owner) = plan(&source, &self.target, &self.request, &self.fresh).await?;
         if let Some(refusal) = plan.refusal() {
             return Err(refusal);
         }

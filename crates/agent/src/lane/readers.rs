@@ -12,7 +12,7 @@ use crate::device::ReadDevice;
 /// Bytes read at once.
 pub(super) const UNIT: u64 = FRAME_BLOCKS as u64 * BLOCK;
 /// Threads that read and digest.
-const READERS: usize = 2;
+const READERS: usize = 4;
 /// Units in flight, which bounds the memory of a lane agent: with [`UNIT`] bytes each, 12 MiB.
 pub(super) const IN_FLIGHT: usize = 12;
 

@@ -7,6 +7,10 @@ use kvm_clone_core::{Error, Result};
 
 /// Segments that a lane has at once: while one is read back, the next one is on its way.
 const AHEAD: usize = 2;
+/// Where they hold little, a lane has more of them, or it would wait for the next one most of the time: so many bytes of
+/// data, in so many segments at most.
+const AHEAD_BYTES: u64 = 32 << 20;
+const AHEAD_SMALL: usize = 32;
 
 /// What is to be carried.
 #[derive(Debug, Default)]
@@ -58,6 +62,13 @@ struct LaneState {
     finishing: bool,
 }
 
+impl LaneState {
+    fn wants_more(&self) -> bool {
+        let bytes: u64 = self.carrying.iter().map(|(_, bytes)| bytes).sum();
+        self.carrying.len() < AHEAD || (self.carrying.len() < AHEAD_SMALL && bytes < AHEAD_BYTES)
+    }
+}
+
 impl Schedule {
     pub(super) fn new(work: Work, lanes: usize) -> Self {
         let mut disks: HashMap<u16, DiskProgress> = HashMap::new();
@@ -71,7 +82,7 @@ impl Schedule {
     pub(super) fn next(&mut self, lane: usize) -> Vec<LaneCommand> {
         let mut commands = Vec::new();
         let Some(state) = self.lanes.get_mut(lane) else { return commands };
-        while state.carrying.len() < AHEAD {
+        while state.wants_more() {
             let Some(work) = self.waiting.pop_front() else { break };
             commands.push(LaneCommand::Send(work.0));
             state.carrying.push(work);
@@ -110,10 +121,26 @@ mod tests {
         Segment { disk: 0, offset: index * 64, len: 64 }
     }
 
+    /// Segments that hold enough for two of them to keep a lane busy.
     fn schedule(segments: u64, lanes: usize) -> Schedule {
+        schedule_of(segments, AHEAD_BYTES, lanes)
+    }
+
+    fn schedule_of(segments: u64, bytes: u64, lanes: usize) -> Schedule {
         let mut work = Work::default();
-        (0..segments).for_each(|index| work.add(segment(index), 10));
+        (0..segments).for_each(|index| work.add(segment(index), bytes));
         Schedule::new(work, lanes)
+    }
+
+    #[test]
+    fn a_lane_has_many_segments_at_once_only_if_they_hold_little() {
+        let sent = |bytes| {
+            let commands = schedule_of(100, bytes, 1).next(0);
+            commands.iter().filter(|command| matches!(command, LaneCommand::Send(_))).count()
+        };
+        assert_eq!(sent(64 << 20), AHEAD);
+        assert_eq!(sent(AHEAD_BYTES / 8), 8);
+        assert_eq!(sent(1 << 20), AHEAD_SMALL);
     }
 
     #[test]
@@ -140,7 +167,7 @@ mod tests {
             take(&mut schedule, &mut carrying, lane);
         }
         assert_eq!((sent, finished), (7, 2));
-        assert_eq!(last, DiskProgress { done: 70, total: 70 });
+        assert_eq!(last, DiskProgress { done: 7 * AHEAD_BYTES, total: 7 * AHEAD_BYTES });
     }
 
     #[test]
