@@ -23,6 +23,22 @@ const READ_AHEAD: usize = BATCH * (MESSAGE + LENGTH);
 /// Both ends must mean the same by what follows.
 const PROLOGUE: &[u8] = b"kvm-clone lane 1";
 
+/// Proves to the other end that we know the key, and has it prove the same.
+pub(crate) fn greet(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<TransportState> {
+    let mut noise = builder(seal)?.build_initiator().map_err(broken)?;
+    say(stream, &mut noise)?;
+    hear(stream, &mut noise)?;
+    noise.into_transport_mode().map_err(broken)
+}
+
+/// Has the other end prove that it knows the key, and proves the same to it.
+pub(crate) fn admit(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<TransportState> {
+    let mut noise = builder(seal)?.build_responder().map_err(broken)?;
+    hear(stream, &mut noise)?;
+    say(stream, &mut noise)?;
+    noise.into_transport_mode().map_err(broken)
+}
+
 /// The end that sends. What was written is on its way only after a flush.
 pub(crate) struct SealedWriter<S> {
     stream: S,
@@ -31,21 +47,10 @@ pub(crate) struct SealedWriter<S> {
     filled: usize,
 }
 
-impl<S: Read + Write> SealedWriter<S> {
-    /// Proves to the other end that we know the key, and has it prove the same.
-    pub(crate) fn connect(mut stream: S, seal: &Seal) -> io::Result<Self> {
-        let mut noise = builder(seal)?.build_initiator().map_err(broken)?;
-        say(&mut stream, &mut noise)?;
-        hear(&mut stream, &mut noise)?;
-        let noise = noise.into_transport_mode().map_err(broken)?;
-        Ok(Self { stream, noise, sealed: vec![0; READ_AHEAD], filled: 0 })
-    }
-}
-
 impl<S> SealedWriter<S> {
-    /// The stream beneath.
-    pub(crate) fn get_ref(&self) -> &S {
-        &self.stream
+    /// Seals what is written to `stream`, over which [`greet`] was answered.
+    pub(crate) fn new(stream: S, noise: TransportState) -> Self {
+        Self { stream, noise, sealed: vec![0; READ_AHEAD], filled: 0 }
     }
 }
 
@@ -88,22 +93,11 @@ pub(crate) struct SealedReader<S> {
     left: std::ops::Range<usize>,
 }
 
-impl<S: Read + Write> SealedReader<S> {
-    /// Has the other end prove that it knows the key, and proves the same to it.
-    pub(crate) fn accept(mut stream: S, seal: &Seal) -> io::Result<Self> {
-        let mut noise = builder(seal)?.build_responder().map_err(broken)?;
-        hear(&mut stream, &mut noise)?;
-        say(&mut stream, &mut noise)?;
-        let noise = noise.into_transport_mode().map_err(broken)?;
+impl<S: Read> SealedReader<S> {
+    /// Opens what comes from `stream`, over which [`admit`] let the other end in.
+    pub(crate) fn new(stream: S, noise: TransportState) -> Self {
         let stream = io::BufReader::with_capacity(READ_AHEAD, stream);
-        Ok(Self { stream, noise, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 })
-    }
-}
-
-impl<S> SealedReader<S> {
-    /// The stream beneath.
-    pub(crate) fn get_ref(&self) -> &S {
-        self.stream.get_ref()
+        Self { stream, noise, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 }
     }
 }
 
@@ -194,9 +188,9 @@ mod tests {
     type Pair = (io::Result<SealedWriter<UnixStream>>, io::Result<SealedReader<UnixStream>>);
 
     fn pair(writer: Seal, reader: Seal) -> Pair {
-        let (near, far) = UnixStream::pair().unwrap();
-        let accepting = thread::spawn(move || SealedReader::accept(far, &reader));
-        let connected = SealedWriter::connect(near, &writer);
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        let accepting = thread::spawn(move || admit(&mut far, &reader).map(|noise| SealedReader::new(far, noise)));
+        let connected = greet(&mut near, &writer).map(|noise| SealedWriter::new(near, noise));
         (connected, accepting.join().unwrap())
     }
 

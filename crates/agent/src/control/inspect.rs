@@ -4,6 +4,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use kvm_clone_core::blocks::{ExtentKind, extents};
 use kvm_clone_core::inventory::{ImageFacts, ImageFormat as Format};
 use kvm_clone_core::wire::control::{Identity, Reply};
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -18,6 +19,8 @@ use crate::place::io_error;
 
 /// More files than this behind one image are a mistake, or a loop.
 const CHAIN_LIMIT: usize = 200;
+/// So much of what will be copied first is read while the lanes are still being opened.
+const READ_AHEAD: u64 = 64 << 20;
 /// Segments looked at for one answer, so that no answer grows with the disk.
 const SEGMENTS_AT_ONCE: usize = 16 * 1024;
 
@@ -212,13 +215,19 @@ pub(super) fn segments(image: &ImageSpec, segment_len: u64, from: u64) -> Result
     }
     let count = device.size().div_ceil(segment_len);
     let mut found = Vec::new();
+    let mut ahead = if from == 0 { READ_AHEAD } else { 0 };
     for (looked, index) in (from..count).enumerate() {
         if looked == SEGMENTS_AT_ONCE {
             return Ok(Reply::Segments { segments: found, next: Some(index) });
         }
         let offset = index * segment_len;
-        let extents = device.extents(offset, segment_len.min(device.size() - offset))?;
-        let data = kvm_clone_core::blocks::extents::data_len(&extents);
+        let found_here = device.extents(offset, segment_len.min(device.size() - offset))?;
+        let data = extents::data_len(&found_here);
+        for extent in found_here.iter().filter(|extent| extent.kind == ExtentKind::Data) {
+            let len = extent.len.min(ahead);
+            device.read_ahead(extent.offset, len);
+            ahead -= len;
+        }
         if data > 0 {
             found.push((index, data));
         }

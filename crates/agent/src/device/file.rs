@@ -230,6 +230,18 @@ pub(super) fn start_write_back(file: &File, offset: u64, len: u64) {
     }
 }
 
+/// Has the kernel begin to read a range into the page cache.
+pub(super) fn read_ahead(file: &File, offset: u64, len: u64) {
+    /// The kernel takes no more at once than the device's largest request (`force_page_cache_ra` in its `mm/readahead.c`).
+    const AT_ONCE: u64 = 1 << 20;
+    let mut done = 0;
+    while let Some(piece) = NonZeroU64::new(AT_ONCE.min(len - done)) {
+        // A hint: a file system that ignores it costs time, not correctness.
+        let _ = fadvise(file, offset + done, Some(piece), Advice::WillNeed);
+        done += piece.get();
+    }
+}
+
 /// Lets the page cache forget what is clean in a range. To be called for large ranges, once: see [`start_write_back`].
 pub(super) fn forget(file: &File, offset: u64, len: u64) {
     if let Some(len) = NonZeroU64::new(len) {

@@ -41,6 +41,9 @@ pub trait ReadDevice: Send + Sync {
     /// Where the range is beyond the disk, or cannot be read.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
+    /// Has the host begin to read a range that will be read soon. A hint: it does not wait and cannot fail.
+    fn read_ahead(&self, _offset: u64, _len: u64) {}
+
     /// Lets the host's page cache forget a range that will not be read again. A hint: it cannot fail.
     fn drop_cache(&self, offset: u64, len: u64);
 }

@@ -70,6 +70,21 @@ impl Qcow2Reader {
     }
 }
 
+impl Qcow2Reader {
+    /// The places in files where a range of the disk is stored as it is.
+    fn for_each_stored(&self, offset: u64, len: u64, act: impl Fn(&std::fs::File, u64, u64)) {
+        let end = offset.saturating_add(len).min(self.size);
+        let mut at = offset;
+        while at < end {
+            let Ok((mapping, mapped)) = self.mapping(at, end - at) else { return };
+            if let Mapping::Raw { storage, offset: host, .. } = mapping {
+                act(storage.file(), host, mapped);
+            }
+            at += mapped;
+        }
+    }
+}
+
 impl ReadDevice for Qcow2Reader {
     fn size(&self) -> u64 {
         self.size
@@ -112,16 +127,12 @@ impl ReadDevice for Qcow2Reader {
         Ok(())
     }
 
+    fn read_ahead(&self, offset: u64, len: u64) {
+        self.for_each_stored(offset, len, file::read_ahead);
+    }
+
     fn drop_cache(&self, offset: u64, len: u64) {
-        let end = offset.saturating_add(len).min(self.size);
-        let mut at = offset;
-        while at < end {
-            let Ok((mapping, mapped)) = self.mapping(at, end - at) else { return };
-            if let Mapping::Raw { storage, offset: host, .. } = mapping {
-                file::forget(storage.file(), host, mapped);
-            }
-            at += mapped;
-        }
+        self.for_each_stored(offset, len, file::forget);
     }
 }
 

@@ -56,6 +56,12 @@ impl ReadDevice for RawReader {
         read.map_err(|error| DeviceError::io(&self.path, "read", error).at(offset))
     }
 
+    fn read_ahead(&self, offset: u64, len: u64) {
+        if self.uncached.is_none() {
+            file::read_ahead(&self.file, offset, len.min(self.size.saturating_sub(offset)));
+        }
+    }
+
     fn drop_cache(&self, offset: u64, len: u64) {
         file::forget(&self.file, offset, len);
     }

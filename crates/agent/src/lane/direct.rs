@@ -5,17 +5,18 @@
 //! over SSH as if nothing had been tried.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use kvm_clone_core::wire::direct::{Route, Seal};
-use kvm_clone_core::wire::lane::LaneEvent;
+use kvm_clone_core::wire::direct::{Meeting, Route, Seal};
 use kvm_clone_core::{Error, Result};
 
-use crate::sealed::{SealedReader, SealedWriter};
+use crate::sealed::{self, SealedReader, SealedWriter};
 
 /// Where a lane's bytes go.
 pub(super) type Output = Box<dyn Write + Send>;
@@ -57,45 +58,41 @@ impl SshEnds {
 pub(super) struct Direct {
     outgoing: Option<SealedWriter<TcpStream>>,
     incoming: Option<Receiver<SealedReader<TcpStream>>>,
+    /// Set when nobody waits for the other end any more.
+    closed: Arc<AtomicBool>,
 }
 
 impl Direct {
-    /// Waits for the other end in the background.
-    pub(super) fn listen(&mut self, ssh: &SshEnds, seal: Seal) -> Result<LaneEvent> {
-        let failed = |error| Error::connection(format!("no port can be opened: {error}"));
+    /// Waits for the other end in the background; says where, or why not.
+    pub(super) fn listen(&mut self, ssh: &SshEnds, seal: Seal) -> std::result::Result<Meeting, String> {
+        let failed = |error| format!("the target cannot open a port: {error}");
         let listener = bind(ssh.server).map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
         listener.set_nonblocking(true).map_err(failed)?;
         let (give, taken) = mpsc::sync_channel(1);
+        let closed = Arc::clone(&self.closed);
         std::thread::spawn(move || {
-            if let Some(stream) = await_other_end(&listener, &seal) {
+            if let Some(stream) = await_other_end(&listener, &seal, &closed) {
                 let _ = give.send(stream);
             }
         });
         self.incoming = Some(taken);
-        let addresses = ssh.server.iter().map(ToString::to_string).collect();
-        Ok(LaneEvent::Listening { addresses, port })
+        Ok(Meeting { addresses: ssh.server.iter().map(ToString::to_string).collect(), port })
     }
 
     /// Reaches the other end, or says why not.
-    pub(super) fn connect(
-        &mut self,
-        ssh: &SshEnds,
-        addresses: &[String],
-        port: u16,
-        seal: &Seal,
-    ) -> std::result::Result<(), String> {
-        let named = addresses.iter().filter_map(|address| address.parse().ok());
+    pub(super) fn connect(&mut self, ssh: &SshEnds, at: &Meeting, seal: &Seal) -> std::result::Result<(), String> {
+        let named = at.addresses.iter().filter_map(|address| address.parse().ok());
         let targets: Vec<IpAddr> =
-            if addresses.is_empty() { ssh.client.into_iter().collect() } else { named.collect() };
+            if at.addresses.is_empty() { ssh.client.into_iter().collect() } else { named.collect() };
         let mut why = "no address of the target is known".to_owned();
         for address in targets {
-            match reach(SocketAddr::new(address, port), seal) {
+            match reach(SocketAddr::new(address, at.port), seal) {
                 Ok(stream) => {
                     self.outgoing = Some(stream);
                     return Ok(());
                 }
-                Err(error) => why = format!("{address} port {port}: {error}"),
+                Err(error) => why = format!("{address} port {}: {error}", at.port),
             }
         }
         Err(why)
@@ -107,7 +104,7 @@ impl Direct {
             (Route::Direct, Some(stream)) => Ok(Box::new(stream)),
             (Route::Direct, None) => Err(not_joined()),
             // Not `Stdout`, which looks for the ends of lines in what it writes.
-            (Route::Relay, _) => Ok(Box::new(duplicate(std::io::stdout().as_fd())?)),
+            (Route::Relay, _) => Ok(Box::new(duplicate(io::stdout().as_fd())?)),
         }
     }
 
@@ -120,7 +117,8 @@ impl Direct {
             }
             (Route::Direct, None) => Err(not_joined()),
             (Route::Relay, _) => {
-                let stdin = duplicate(std::io::stdin().as_fd())?;
+                self.closed.store(true, Ordering::Relaxed);
+                let stdin = duplicate(io::stdin().as_fd())?;
                 Ok(Box::new(BufReader::with_capacity(READ_BUFFER, stdin)))
             }
         }
@@ -137,7 +135,7 @@ fn duplicate(stream: std::os::fd::BorrowedFd<'_>) -> Result<File> {
 }
 
 /// At the address by which this host was reached; where none is known, at all of them.
-fn bind(address: Option<IpAddr>) -> std::io::Result<TcpListener> {
+fn bind(address: Option<IpAddr>) -> io::Result<TcpListener> {
     match address {
         Some(address) => TcpListener::bind((address, 0)),
         None => {
@@ -146,19 +144,18 @@ fn bind(address: Option<IpAddr>) -> std::io::Result<TcpListener> {
     }
 }
 
-fn reach(address: SocketAddr, seal: &Seal) -> std::result::Result<SealedWriter<TcpStream>, String> {
-    let stream = TcpStream::connect_timeout(&address, CONNECT_DEADLINE).map_err(|error| error.to_string())?;
-    hurry(&stream, Some(PROOF_DEADLINE)).map_err(|error| error.to_string())?;
-    let joined = SealedWriter::connect(stream, seal).map_err(|error| error.to_string())?;
-    hurry(joined.get_ref(), None).map_err(|error| error.to_string())?;
-    Ok(joined)
+fn reach(address: SocketAddr, seal: &Seal) -> io::Result<SealedWriter<TcpStream>> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_DEADLINE)?;
+    let mut proving = Proving::begin(stream)?;
+    let noise = sealed::greet(&mut proving, seal)?;
+    Ok(SealedWriter::new(proving.end()?, noise))
 }
 
-/// The first comer who knows the key. The port closes with it, or after a while.
-fn await_other_end(listener: &TcpListener, seal: &Seal) -> Option<SealedReader<TcpStream>> {
+/// The first comer who knows the key. The port closes with it, when nobody waits any more, or after a while.
+fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> Option<SealedReader<TcpStream>> {
     let began = Instant::now();
     let mut comers = 0;
-    while began.elapsed() < ACCEPT_DEADLINE && comers < COMERS {
+    while began.elapsed() < ACCEPT_DEADLINE && comers < COMERS && !closed.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => {
                 comers += 1;
@@ -172,19 +169,54 @@ fn await_other_end(listener: &TcpListener, seal: &Seal) -> Option<SealedReader<T
     None
 }
 
-fn admit(stream: TcpStream, seal: &Seal) -> std::io::Result<SealedReader<TcpStream>> {
+fn admit(stream: TcpStream, seal: &Seal) -> io::Result<SealedReader<TcpStream>> {
     stream.set_nonblocking(false)?;
-    hurry(&stream, Some(PROOF_DEADLINE))?;
-    let joined = SealedReader::accept(stream, seal)?;
-    hurry(joined.get_ref(), None)?;
-    Ok(joined)
+    let mut proving = Proving::begin(stream)?;
+    let noise = sealed::admit(&mut proving, seal)?;
+    Ok(SealedReader::new(proving.end()?, noise))
 }
 
-/// While the other end is not proven, it may not hold us up; later the controller watches over progress.
-fn hurry(stream: &TcpStream, limit: Option<Duration>) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(limit)?;
-    stream.set_write_timeout(limit)
+/// A connection whose other end is not proven yet: however slowly it talks, it may not hold us up for longer than
+/// [`PROOF_DEADLINE`] in all. Later the controller watches over progress.
+struct Proving {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Proving {
+    fn begin(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, until: Instant::now() + PROOF_DEADLINE })
+    }
+
+    fn end(self) -> io::Result<TcpStream> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)?;
+        Ok(self.stream)
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Proving {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Proving {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 #[cfg(test)]
@@ -198,23 +230,22 @@ mod tests {
         Seal { key: LaneKey::new([byte; 32]), cipher: Cipher::AesGcm }
     }
 
-    fn listening(direct: &mut Direct) -> u16 {
-        let ssh = SshEnds::parse("192.0.2.9 50000 127.0.0.1 22");
-        let LaneEvent::Listening { addresses, port } = direct.listen(&ssh, seal(1)).unwrap() else { panic!() };
-        assert_eq!(addresses, ["127.0.0.1"]);
-        port
+    fn listening(direct: &mut Direct) -> Meeting {
+        let at = direct.listen(&SshEnds::parse("192.0.2.9 50000 127.0.0.1 22"), seal(1)).unwrap();
+        assert_eq!(at.addresses, ["127.0.0.1"]);
+        at
     }
 
     #[test]
     fn strangers_do_not_keep_the_other_end_out() {
         let (mut target, mut source) = (Direct::default(), Direct::default());
-        let port = listening(&mut target);
+        let at = listening(&mut target);
+        let port = at.port;
         // One who talks something else, one who says nothing and leaves, one with another key.
         TcpStream::connect(("127.0.0.1", port)).unwrap().write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
-        let here = ["127.0.0.1".to_owned()];
-        assert!(Direct::default().connect(&SshEnds::default(), &here, port, &seal(2)).is_err());
-        source.connect(&SshEnds::default(), &here, port, &seal(1)).unwrap();
+        assert!(Direct::default().connect(&SshEnds::default(), &at, &seal(2)).is_err());
+        source.connect(&SshEnds::default(), &at, &seal(1)).unwrap();
         let (mut output, mut input) = (source.output(Route::Direct).unwrap(), target.input(Route::Direct).unwrap());
         output.write_all(b"blocks").and_then(|()| output.flush()).unwrap();
         drop(output);
@@ -228,20 +259,41 @@ mod tests {
     #[test]
     fn without_an_address_the_host_is_sought_from_which_ssh_came() {
         let mut target = Direct::default();
-        let port = listening(&mut target);
+        let at = Meeting { addresses: Vec::new(), ..listening(&mut target) };
         let ssh = SshEnds::parse("127.0.0.1 40000 192.0.2.1 22");
-        Direct::default().connect(&ssh, &[], port, &seal(1)).unwrap();
-        let why = Direct::default().connect(&SshEnds::parse(""), &[], port, &seal(1)).unwrap_err();
+        Direct::default().connect(&ssh, &at, &seal(1)).unwrap();
+        let why = Direct::default().connect(&SshEnds::parse(""), &at, &seal(1)).unwrap_err();
         assert!(why.contains("no address"), "{why}");
     }
 
     #[test]
+    fn one_who_talks_too_slowly_is_sent_away() {
+        let mut target = Direct::default();
+        let at = listening(&mut target);
+        let mut slow = TcpStream::connect(("127.0.0.1", at.port)).unwrap();
+        let began = Instant::now();
+        // Always a little before a deadline that began anew with every byte.
+        while slow.write_all(&[0]).is_ok() && slow.peer_addr().is_ok() && began.elapsed() < PROOF_DEADLINE * 3 {
+            std::thread::sleep(PROOF_DEADLINE / 4);
+        }
+        assert!(began.elapsed() < PROOF_DEADLINE * 2, "it held the port for {:?}", began.elapsed());
+    }
+
+    #[test]
     fn a_closed_way_says_why() {
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let why =
-            Direct::default().connect(&SshEnds::default(), &["127.0.0.1".to_owned()], closed, &seal(1)).unwrap_err();
+        let mut target = Direct::default();
+        let at = listening(&mut target);
+        drop(target.input(Route::Relay).unwrap());
+        let closing = Instant::now();
+        while TcpStream::connect(("127.0.0.1", at.port)).is_ok() {
+            assert!(closing.elapsed() < PROOF_DEADLINE * 2, "the port stays open after the lane took the other way");
+        }
+        let why = Direct::default().connect(&SshEnds::default(), &at, &seal(1)).unwrap_err();
         assert!(why.contains("127.0.0.1 port"), "{why}");
         assert!(Direct::default().output(Route::Direct).is_err());
         assert!(Direct::default().input(Route::Direct).is_err());
+        // An address that this host does not have.
+        let why = Direct::default().listen(&SshEnds::parse("192.0.2.9 1 192.0.2.1 22"), seal(1)).unwrap_err();
+        assert!(why.contains("cannot open a port"), "{why}");
     }
 }

@@ -80,9 +80,9 @@ fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<L
     let mut direct = Direct::default();
     loop {
         match next(&commands) {
-            Some(LaneCommand::Listen(seal)) => events.tell(&direct.listen(ssh, seal)?),
-            Some(LaneCommand::Connect { addresses, port, seal }) => {
-                events.tell(&LaneEvent::Connected(direct.connect(ssh, &addresses, port, &seal)));
+            Some(LaneCommand::Listen(seal)) => events.tell(&LaneEvent::Listening(direct.listen(ssh, seal))),
+            Some(LaneCommand::Connect { at, seal }) => {
+                events.tell(&LaneEvent::Connected(direct.connect(ssh, &at, &seal)));
             }
             Some(LaneCommand::Source { disks, key, route }) => {
                 source::run(&disks, &key, direct.output(route)?, &commands, events)?;

@@ -51,6 +51,15 @@ pub struct Seal {
     pub cipher: Cipher,
 }
 
+/// Where the target's lane agent waits for the source's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meeting {
+    /// Addresses of the target's host; none means the host from which the source's SSH connection came.
+    pub addresses: Vec<String>,
+    /// The port there.
+    pub port: u16,
+}
+
 /// The way that a lane's bytes take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::control::DiskIndex;
-use super::direct::{Route, Seal};
+use super::direct::{Meeting, Route, Seal};
 use crate::blocks::{Digest, DigestKey};
 use crate::error::Error;
 use crate::inventory::ImageFormat;
@@ -111,10 +111,8 @@ pub enum LaneCommand {
     Listen(Seal),
     /// Source only: reach the other end by TCP, then say [`LaneEvent::Connected`].
     Connect {
-        /// Its addresses; none means the host from which our own SSH connection came.
-        addresses: Vec<String>,
-        /// Its port.
-        port: u16,
+        /// Where it waits.
+        at: Meeting,
         /// How the lane is sealed.
         seal: Seal,
     },
@@ -149,13 +147,8 @@ pub enum Verify {
 pub enum LaneEvent {
     /// The lane agent holds its locks and waits for its command.
     Ready,
-    /// Target: it waits for the other end here.
-    Listening {
-        /// The address at which SSH reached this host, if it did.
-        addresses: Vec<String>,
-        /// The port.
-        port: u16,
-    },
+    /// Target: it waits for the other end here, or says why it cannot.
+    Listening(std::result::Result<Meeting, String>),
     /// Source: it has reached the other end by TCP, or says why not.
     Connected(std::result::Result<(), String>),
     /// Source: bytes read from the disks, and of them sent, since the last such event.

@@ -50,23 +50,24 @@ pub(super) async fn join(copy: &Copy<'_>, lane: &mut Lane, bytes: u64, told: &mu
     Ok(())
 }
 
-/// Has the target wait and the source come.
+/// Has the target wait and the source come; says why they did not meet. Who does not answer in time has not met either.
 async fn invite(copy: &Copy<'_>, lane: &Lane, told: &mut Told) -> Result<std::result::Result<(), String>> {
     let seal = seal(copy)?;
     copy.target.control.lane(lane.target, LaneCommand::Listen(seal.clone())).await?;
-    let (addresses, port) = match answer(copy, lane.target, told).await? {
-        LaneEvent::Listening { addresses, port } => (addresses, port),
-        other => return Err(unexpected(&other)),
+    let at = match answer(copy, lane.target, told).await? {
+        Some(LaneEvent::Listening(Ok(at))) => at,
+        Some(LaneEvent::Listening(Err(why))) => return Ok(Err(why)),
+        other => return Ok(Err(out_of_turn(other.as_ref()))),
     };
-    copy.source.control.lane(lane.source, LaneCommand::Connect { addresses, port, seal }).await?;
+    copy.source.control.lane(lane.source, LaneCommand::Connect { at, seal }).await?;
     match answer(copy, lane.source, told).await? {
-        LaneEvent::Connected(outcome) => Ok(outcome),
-        other => Err(unexpected(&other)),
+        Some(LaneEvent::Connected(outcome)) => Ok(outcome),
+        other => Ok(Err(out_of_turn(other.as_ref()))),
     }
 }
 
-/// What this lane agent says next.
-async fn answer(copy: &Copy<'_>, from: LaneId, told: &mut Told) -> Result<LaneEvent> {
+/// What this lane agent says next; none if it says nothing for too long.
+async fn answer(copy: &Copy<'_>, from: LaneId, told: &mut Told) -> Result<Option<LaneEvent>> {
     let heard = async {
         loop {
             match told.recv().await {
@@ -78,12 +79,14 @@ async fn answer(copy: &Copy<'_>, from: LaneId, told: &mut Told) -> Result<LaneEv
         }
     };
     tokio::select! {
-        heard = tokio::time::timeout(ANSWER_DEADLINE, heard) => {
-            heard.map_err(|_| Error::timeout("a lane agent did not answer").transient())?
-        }
+        heard = tokio::time::timeout(ANSWER_DEADLINE, heard) => heard.ok().transpose(),
         error = copy.source.control.gone() => Err(error),
         error = copy.target.control.gone() => Err(error),
     }
+}
+
+fn out_of_turn(event: Option<&LaneEvent>) -> String {
+    event.map_or_else(|| "a lane agent did not answer".to_owned(), |event| format!("a lane agent answered {event:?}"))
 }
 
 fn seal(copy: &Copy<'_>) -> Result<Seal> {
@@ -99,8 +102,4 @@ fn refused(copy: &Copy<'_>, why: &str) -> Error {
         .with("source", source)
         .with("host", target)
         .help(format!("Let {source} open TCP connections to {target}, or leave --route direct out"))
-}
-
-fn unexpected(event: &LaneEvent) -> Error {
-    Error::internal(format!("a lane agent answered out of turn: {event:?}"))
 }

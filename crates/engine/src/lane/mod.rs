@@ -195,7 +195,7 @@ async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> 
             }
             LaneEvent::Finished => finished += 1,
             LaneEvent::Failed(error) => return Err(cause(error, told).await),
-            LaneEvent::Ready | LaneEvent::Listening { .. } | LaneEvent::Connected(_) | LaneEvent::WantChunk(_) => {}
+            LaneEvent::Ready | LaneEvent::Listening(_) | LaneEvent::Connected(_) | LaneEvent::WantChunk(_) => {}
         }
         let Moved { read, sent, written, .. } = moved;
         (copy.events)(Event::Moved { bytes_read: read, bytes_sent: sent, bytes_written: written });

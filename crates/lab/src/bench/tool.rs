@@ -34,12 +34,14 @@ impl Tool {
 /// its own besides.
 pub(super) fn all(format: DiskFormat) -> Vec<Tool> {
     let ours = "kvm-clone -q -y clone local beta MACHINE -n copy";
+    let our = |name, cipher, options| Tool { name, ours: true, cipher, command: format!("{ours}{options}") };
     let sparse = match format {
         DiskFormat::Raw => " --sparse",
         DiskFormat::Qcow2 => "",
     };
     vec![
-        Tool { name: "kvm-clone", ours: true, cipher: FAST, command: ours.to_owned() },
+        our("kvm-clone", "AES-256-GCM (host to host)", ""),
+        our("kvm-clone over SSH", FAST, " --route relay"),
         Tool::peer("scp", USUAL, "scp -q SOURCE beta:TARGET".to_owned()),
         Tool::peer("scp, fast cipher", FAST, format!("scp -q {FAST_OPTION} SOURCE beta:TARGET")),
         Tool::peer("rsync -S", FAST, format!("rsync -S -e 'ssh {FAST_OPTION}' SOURCE beta:TARGET")),
