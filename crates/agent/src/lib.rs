@@ -19,14 +19,16 @@ mod stream;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: kvm-clone-agent control | lane SESSION NUMBER [SSH_CONNECTION] | --version";
+const USAGE: &str =
+    "usage: kvm-clone-agent control [SSH_CONNECTION] | lane SESSION NUMBER [SSH_CONNECTION] | --version";
 
 /// Runs the mode that the arguments name.
 #[must_use]
 pub fn run(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["control"] => control::run(),
+        ["control"] => control::run(""),
+        ["control", connection] => control::run(connection),
         ["lane", session, number] => lane::run(session, number, ""),
         ["lane", session, number, connection] => lane::run(session, number, connection),
         ["--version"] => {

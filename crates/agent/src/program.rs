@@ -51,7 +51,7 @@ pub(crate) fn run(
 }
 
 /// Has the kernel kill the program when the thread that started it, which waits for it, is gone.
-fn ends_with_us(command: &mut Command) {
+pub(crate) fn ends_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes one system call
     // (prctl) and touches no memory that another thread could hold.
     unsafe {

@@ -77,6 +77,7 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::ClearPoints => session.require_locks().and_then(|()| point::sweep(session)).map(done),
         Request::Points => point::all(&session.place).map(Reply::Points),
         Request::SyncDefinitions => files::sync_definitions().map(done),
+        Request::StartLane(id) => session.require_locks().and_then(|()| lanes::start(session, id)).map(done),
         Request::OpenLanes => session.require_locks().map(|()| session.open_lanes()).map(done),
         Request::EndLanes => lanes::end(session).map(done),
     }

@@ -4,6 +4,8 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -16,6 +18,7 @@ use kvm_clone_core::{Error, Result};
 
 use super::session::{Lane, Session};
 use crate::place::io_error;
+use crate::program;
 use crate::stream::{FrameReader, FrameWriter};
 
 /// Commands that may wait for a lane agent.
@@ -41,6 +44,25 @@ pub(super) fn listen(session: &Arc<Session>) -> Result<()> {
     Ok(())
 }
 
+/// Starts a lane agent from this process: one that will leave SSH needs no session of it.
+pub(super) fn start(session: &Session, id: LaneId) -> Result<()> {
+    let failed = |error: io::Error| Error::internal(format!("a lane agent cannot be started: {error}"));
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("kvm-clone-agent").args(["lane", &session.id.to_string(), &id.to_string(), &session.connection]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    program::ends_with_us(&mut command);
+    let (tell, started) = mpsc::sync_channel(1);
+    // The thread that starts it waits for it, since the kernel takes the thread's end for ours.
+    std::thread::spawn(move || match command.spawn() {
+        Ok(mut child) => {
+            let _ = tell.send(Ok(()));
+            let _ = child.wait();
+        }
+        Err(error) => drop(tell.send(Err(error))),
+    });
+    started.recv().map_err(|_| failed(io::ErrorKind::BrokenPipe.into()))?.map_err(failed)
+}
+
 /// Passes a lane agent's events up and its commands down until it ends.
 fn serve(session: &Session, socket: UnixStream) -> Result<()> {
     let mut input = FrameReader::new(socket.try_clone().map_err(|error| lost(&error))?);
@@ -55,11 +77,11 @@ fn serve(session: &Session, socket: UnixStream) -> Result<()> {
     }
     session.lanes_joined.fetch_add(1, Ordering::Relaxed);
     std::thread::spawn(move || send_commands(socket, &waiting));
-    let outcome = pass_events(session, lane, &commands, &mut input);
-    session.remove_lane(lane);
-    if let Err(error) = outcome {
+    if let Err(error) = pass_events(session, lane, &commands, &mut input) {
+        // Told before it counts as ended: who has waited for its end hears no more of it.
         session.tell(FromAgent::Lane(lane, LaneEvent::Failed(error)));
     }
+    session.remove_lane(lane);
     Ok(())
 }
 

@@ -43,13 +43,14 @@ use session::{Outgoing, Session};
 /// How often each side tells the other that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Serves one controller on stdin and stdout until it is gone.
+/// Serves one controller on stdin and stdout until it is gone. `connection` is `SSH_CONNECTION` as sshd gave it (ssh(1)),
+/// empty where there is no SSH.
 ///
 /// # Errors
 /// The controller broke the protocol, or this host has no place for our files.
-pub fn run() -> Result<()> {
+pub fn run(connection: &str) -> Result<()> {
     let place = Place::find()?;
-    let (session, outgoing, ended) = Session::open(place)?;
+    let (session, outgoing, ended) = Session::open(place, connection)?;
     let hello = Hello { protocol: PROTOCOL_VERSION, build: own_digest()?, session: session.id };
     spawn_writer(Arc::clone(&session), outgoing, hello);
     let reader = Arc::clone(&session);

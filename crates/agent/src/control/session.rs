@@ -34,6 +34,8 @@ pub(super) enum Outgoing {
 /// The state of one control agent.
 pub(crate) struct Session {
     pub(super) id: Uuid,
+    /// `SSH_CONNECTION`, for lane agents that leave SSH.
+    pub(super) connection: String,
     pub(super) place: Place,
     dir: PathBuf,
     /// Holds the session's directory: whoever can lock it knows that this process is gone.
@@ -63,7 +65,10 @@ pub(crate) struct Session {
 impl Session {
     /// A new session with its directory, what is to be written, and where its end is told.
     #[allow(clippy::type_complexity, reason = "three ends of what is made together")]
-    pub(super) fn open(place: Place) -> Result<(Arc<Self>, Receiver<Outgoing>, Receiver<Result<()>>)> {
+    pub(super) fn open(
+        place: Place,
+        connection: &str,
+    ) -> Result<(Arc<Self>, Receiver<Outgoing>, Receiver<Result<()>>)> {
         sweep(&place);
         let id = Uuid::new_v4();
         let dir = place.sessions().join(id.to_string());
@@ -72,6 +77,7 @@ impl Session {
         let (end, ended) = mpsc::sync_channel(4);
         let session = Self {
             id,
+            connection: connection.to_owned(),
             place,
             dir,
             _alive: alive,

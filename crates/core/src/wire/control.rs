@@ -168,6 +168,8 @@ pub enum Request {
     Points,
     /// Make libvirt's definitions durable. → [`Reply::Done`]
     SyncDefinitions,
+    /// Start a lane agent here, for a lane that will leave SSH. → [`Reply::Done`]
+    StartLane(LaneId),
     /// Take lane agents in again, after they were ended. → [`Reply::Done`]
     OpenLanes,
     /// Wait until no lane agent of this session is left. → [`Reply::Done`]

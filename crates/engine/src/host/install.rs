@@ -236,7 +236,9 @@ pub(crate) async fn read_limited(stream: &mut super::transport::Reading) -> Stri
 
 /// Starts the control agent, without looking or installing.
 pub(crate) async fn start(transport: &Transport, digest: &str, privilege: Privilege) -> Result<Started> {
-    transport.start(&start_script(digest, privilege, "control")?).await
+    // What sshd says of the connection; `sudo` would not let it through as a variable.
+    let arguments = if transport.is_ssh() { "control \"$SSH_CONNECTION\"" } else { "control" };
+    transport.start(&start_script(digest, privilege, arguments)?).await
 }
 
 #[cfg(test)]
@@ -253,7 +255,7 @@ mod tests {
             Script::new(text).unwrap();
         }
         for privilege in [Privilege::Root, Privilege::User] {
-            start_script(&digest, privilege, "control").unwrap();
+            start_script(&digest, privilege, "control \"$SSH_CONNECTION\"").unwrap();
         }
     }
 }

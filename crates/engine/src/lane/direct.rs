@@ -1,18 +1,18 @@
 //! The direct route: whether a lane can leave SSH for a connection from host to host, and how it does.
 //!
-//! Trying costs little: both lane agents are there already, and where the hosts do not reach each other the lane goes over
-//! SSH, as it was opened. The key that lets the source in reaches both agents over SSH, so the hosts are as sure of each
+//! Trying costs little: the control agents start the lane agents themselves, and where the hosts do not reach each other
+//! lanes are opened over SSH. The key that lets the source in reaches both agents over SSH, so the hosts are as sure of each
 //! other as the controller is of both.
 
 use std::time::Duration;
 
 use kvm_clone_core::wire::control::LaneId;
-use kvm_clone_core::wire::direct::{Cipher, LaneKey, Route, Seal};
+use kvm_clone_core::wire::direct::{Cipher, LaneKey, Seal};
 use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
 use kvm_clone_core::{Error, Result};
 
-use super::joint::Lane;
-use super::{Copy, Told};
+use super::joint::{self, Lane};
+use super::{Copy, Told, await_ready};
 
 /// Which way lanes take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,23 +31,31 @@ const WORTH: u64 = 16 << 20;
 /// How long one answer may take: reaching a host that does not answer is given up after one second by the agent itself.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Joins a lane's ends directly, if that is wanted and can be; otherwise it stays as it is.
-pub(super) async fn join(copy: &Copy<'_>, lane: &mut Lane, bytes: u64, told: &mut Told) -> Result<()> {
-    let wanted = match copy.route {
+/// Whether a copy of so many bytes tries the direct route.
+pub(super) fn is_wanted(copy: &Copy<'_>, bytes: u64) -> bool {
+    match copy.route {
         RoutePolicy::Relay => false,
         // Two agents on the controller's own host have a pipe between them.
         RoutePolicy::Auto => bytes >= WORTH && (copy.source.transport.is_ssh() || copy.target.transport.is_ssh()),
         RoutePolicy::Direct => true,
-    };
-    if !wanted {
-        return Ok(());
     }
-    match invite(copy, lane, told).await? {
-        Ok(()) => lane.route = Route::Direct,
-        Err(why) if copy.route == RoutePolicy::Direct => return Err(refused(copy, &why)),
-        Err(why) => tracing::info!("the hosts do not reach each other directly, so the copy goes over SSH: {why}"),
+}
+
+/// Opens lanes from host to host; none where the hosts do not reach each other and may go another way.
+pub(super) async fn open(copy: &Copy<'_>, count: u16, told: &mut Told) -> Result<Option<Vec<Lane>>> {
+    let lanes = joint::open_apart(copy.source, copy.target, count).await?;
+    await_ready(copy, &lanes, told).await?;
+    for lane in &lanes {
+        match invite(copy, lane, told).await? {
+            Ok(()) => {}
+            Err(why) if copy.route == RoutePolicy::Direct => return Err(refused(copy, &why)),
+            Err(why) => {
+                tracing::info!("the hosts do not reach each other directly, so the copy goes over SSH: {why}");
+                return Ok(None);
+            }
+        }
     }
-    Ok(())
+    Ok(Some(lanes))
 }
 
 /// Has the target wait and the source come; says why they did not meet. Who does not answer in time has not met either.

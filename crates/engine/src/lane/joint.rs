@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use futures_util::future::join_all;
-use kvm_clone_core::wire::control::LaneId;
+use kvm_clone_core::wire::control::{LaneId, Request};
 use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::{Error, Result};
 
@@ -60,7 +60,8 @@ pub(super) struct Lane {
     pub(super) route: Route,
     /// What the user should know of how it was opened.
     pub(super) notes: Vec<String>,
-    _children: [Child; 2],
+    /// What holds the lane's streams, where they go over SSH.
+    _children: Vec<Child>,
 }
 
 /// The lane that an agent's id belongs to: source agents have the even ids, target agents the odd ones, so that both can
@@ -69,27 +70,13 @@ pub(super) fn lane_of(id: LaneId) -> usize {
     usize::from(id / 2)
 }
 
-/// How a lane's agents are started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Connections {
-    /// On the hosts' master connections: enough for what sends little.
-    Shared,
-    /// On connections of the lane's own, since one connection is one cipher thread and one window.
-    Own,
-}
-
-/// Opens lanes with these numbers; all of them go over SSH at first.
-pub(super) async fn open(
-    source: &Host,
-    target: &Host,
-    numbers: std::ops::Range<u16>,
-    connections: Connections,
-    joint: &dyn Joint,
-) -> Result<Vec<Lane>> {
+/// Opens lanes over SSH. The first one rides on the hosts' master connections; each further one gets connections of its
+/// own, since one connection is one cipher thread and one window.
+pub(super) async fn open(source: &Host, target: &Host, wanted: u16, joint: &dyn Joint) -> Result<Vec<Lane>> {
     let mut lanes = Vec::new();
-    let numbers: Vec<u16> = numbers.collect();
+    let numbers: Vec<u16> = (0..wanted).collect();
     for batch in numbers.chunks(AT_ONCE) {
-        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number, connections, joint))).await;
+        let opened = join_all(batch.iter().map(|number| open_one(source, target, *number, joint))).await;
         for lane in opened {
             lanes.push(lane?);
         }
@@ -97,29 +84,43 @@ pub(super) async fn open(
     Ok(lanes)
 }
 
-async fn open_one(
-    source: &Host,
-    target: &Host,
-    number: u16,
-    connections: Connections,
-    joint: &dyn Joint,
-) -> Result<Lane> {
-    let ((from, from_note), (to, to_note)) =
-        tokio::join!(transport(source, connections), transport(target, connections));
-    let (source_id, target_id) = (number * 2, number * 2 + 1);
+async fn open_one(source: &Host, target: &Host, number: u16, joint: &dyn Joint) -> Result<Lane> {
+    let ((from, from_note), (to, to_note)) = tokio::join!(transport(source, number), transport(target, number));
+    let (source_id, target_id) = ids(number);
     let ends = joint.join().map_err(|error| Error::internal(format!("joining a lane: {error}")))?;
     let (sending, receiving) = tokio::try_join!(
         start(source, &from, source_id, ends.source_in, ends.source_out),
         start(target, &to, target_id, ends.target_in, ends.target_out),
     )?;
     let notes = [from_note, to_note].into_iter().flatten().collect();
-    Ok(Lane { source: source_id, target: target_id, route: Route::Relay, notes, _children: [sending, receiving] })
+    let children = vec![sending, receiving];
+    Ok(Lane { source: source_id, target: target_id, route: Route::Relay, notes, _children: children })
+}
+
+/// Opens lanes that are to leave SSH: their agents are started by the control agents, without a session of SSH.
+pub(super) async fn open_apart(source: &Host, target: &Host, wanted: u16) -> Result<Vec<Lane>> {
+    let mut lanes = Vec::new();
+    for number in 0..wanted {
+        let (source_id, target_id) = ids(number);
+        tokio::try_join!(
+            source.control.order(Request::StartLane(source_id)),
+            target.control.order(Request::StartLane(target_id)),
+        )?;
+        let (notes, children) = (Vec::new(), Vec::new());
+        lanes.push(Lane { source: source_id, target: target_id, route: Route::Direct, notes, _children: children });
+    }
+    Ok(lanes)
+}
+
+/// The agents of a lane: at the source, at the target.
+const fn ids(number: u16) -> (LaneId, LaneId) {
+    (number * 2, number * 2 + 1)
 }
 
 /// A connection of the lane's own; one that cannot be made falls back to a session on the master connection, and says
 /// so.
-async fn transport(host: &Host, connections: Connections) -> (Transport, Option<String>) {
-    if connections == Connections::Shared {
+async fn transport(host: &Host, number: u16) -> (Transport, Option<String>) {
+    if number == 0 {
         return (host.transport.clone(), None);
     }
     match host.another_transport().await {
@@ -133,9 +134,7 @@ async fn transport(host: &Host, connections: Connections) -> (Transport, Option<
 }
 
 async fn start(host: &Host, transport: &Transport, id: LaneId, stdin: OwnedFd, stdout: OwnedFd) -> Result<Child> {
-    // What sshd says of the connection; `sudo` would not let it through as a variable.
-    let connection = if transport.is_ssh() { " \"$SSH_CONNECTION\"" } else { "" };
-    let arguments = format!("lane {} {id}{connection}", host.control.hello().session);
+    let arguments = format!("lane {} {id}", host.control.hello().session);
     let script: Script = start_script(host.agent_digest(), host.privilege, &arguments)?;
     transport.start_on(&script, stdin, stdout).await.map_err(|error| error.with("host", &host.name))
 }

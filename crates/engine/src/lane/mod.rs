@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::host::Host;
 use crate::host::control::unexpected;
 pub use direct::RoutePolicy;
-use joint::{Connections, Lane};
+use joint::Lane;
 pub use joint::{Ends, Joint, Pipes};
 use schedule::{Schedule, Work};
 
@@ -95,9 +95,7 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     for (disk, total) in copy.disks.iter().zip(work.totals(copy.disks.len())) {
         (copy.events)(Event::Disk { disk: disk.target.clone(), bytes_total: total });
     }
-    let (tell, mut told) = mpsc::channel(1024);
-    copy.source.control.lane_events(tell.clone());
-    copy.target.control.lane_events(tell.clone());
+    let mut told = listen(&copy);
     let lanes = open(&copy, work.bytes(), &mut told).await;
     let outcome = match &lanes {
         Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
@@ -108,22 +106,29 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     outcome.map(|moved| (moved, notes))
 }
 
-/// Opens the lanes: the first one finds out whether there is a direct way, the others follow it.
+/// From now on lane agents tell what happens here, and nowhere else.
+fn listen(copy: &Copy<'_>) -> Told {
+    let (tell, told) = mpsc::channel(1024);
+    copy.source.control.lane_events(tell.clone());
+    copy.target.control.lane_events(tell);
+    told
+}
+
+/// Opens the lanes: from host to host if that is wanted and can be, else over SSH.
 async fn open(copy: &Copy<'_>, bytes: u64, told: &mut Told) -> Result<Vec<Lane>> {
     let count = lane_count(copy, bytes);
-    let mut lanes = joint::open(copy.source, copy.target, 0..1, Connections::Shared, copy.joint).await?;
-    await_ready(copy, &lanes, told).await?;
-    direct::join(copy, &mut lanes[0], bytes, told).await?;
-    let is_direct = lanes[0].route == Route::Direct;
-    let connections = if is_direct { Connections::Shared } else { Connections::Own };
-    let mut others = joint::open(copy.source, copy.target, 1..count, connections, copy.joint).await?;
-    await_ready(copy, &others, told).await?;
-    if is_direct {
-        for lane in &mut others {
-            direct::join(copy, lane, bytes, told).await?;
+    if direct::is_wanted(copy, bytes) {
+        if let Some(lanes) = direct::open(copy, count, told).await? {
+            return Ok(lanes);
         }
+        // What was started for nothing ends first, and what it may still say with it.
+        end(copy).await;
+        copy.source.control.order(Request::OpenLanes).await?;
+        copy.target.control.order(Request::OpenLanes).await?;
+        *told = listen(copy);
     }
-    lanes.extend(others);
+    let lanes = joint::open(copy.source, copy.target, count, copy.joint).await?;
+    await_ready(copy, &lanes, told).await?;
     Ok(lanes)
 }
 

@@ -1,6 +1,6 @@
 //! Measures kvm-clone against the tools that people copy machines with today: the same disks, the same hosts, in turn.
 //!
-//! Every run begins with a cold cache and ends when the copy is durable at the target. Both hosts are this machine, so
+//! Every run begins with cold disks and ends when the copy is durable at the target. Both hosts are this machine, so
 //! the processor time of a run is that of both ends. Speed is measured here and asserted nowhere.
 
 mod disk;
