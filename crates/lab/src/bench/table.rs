@@ -47,8 +47,10 @@ impl Runs {
 
     fn row(&self, scenario: &Scenario, text: &mut String) {
         let size = scenario.content.size();
-        let command = self.tool.script(scenario.machine, "SOURCE", "TARGET", size).replace('|', "\\|");
-        let (name, cipher) = (self.tool.name, self.tool.cipher);
+        // A bar would end the cell.
+        let cell = |text: &str| text.replace('|', "\\|");
+        let command = cell(&self.tool.script(scenario.machine, "SOURCE", "TARGET", size));
+        let (name, cipher) = (cell(self.tool.name), self.tool.cipher);
         let _ = match (self.median(), self.ended_after) {
             (Some(sample), _) => {
                 let all: Vec<String> = self.samples.iter().map(|sample| format!("{:.2}", sample.seconds)).collect();
