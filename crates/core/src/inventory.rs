@@ -3,10 +3,12 @@
 //! Sizes are bytes unless a field says otherwise. Paths are those of the host that the fact is about, with symbolic
 //! links resolved, so that two names of one file are seen to be one.
 
+mod cpus;
 mod libvirt;
 mod live;
 mod topology;
 
+pub use cpus::Cpus;
 pub use libvirt::{can_back_up, qemu_owner};
 pub use live::LiveMachine;
 pub use topology::{HugePages, Topology, number_list};
@@ -266,6 +268,8 @@ pub struct TargetHost {
     pub topology: Topology,
     /// What can run here.
     pub capabilities: Vec<DomainCapabilities>,
+    /// The CPUs that its emulator for this machine can show; none where nobody needs to know.
+    pub guest_cpus: Option<Cpus>,
     /// Where its libvirt keeps firmware variables that no definition names.
     pub nvram_dir: String,
     /// Where its libvirt keeps the states of emulated TPMs.

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::domain::{DiskKind, Domain, Whereabouts};
 use kvm_clone_core::inventory::{
-    DiskFile, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
+    Cpus, DiskFile, DomainCapabilities, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile,
+    SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{
-    CloneRequest, Existing, FreshIdentity, is_copied_medium, source_domain, tpm_files, wanted_paths,
+    CloneRequest, Existing, FreshIdentity, is_copied_medium, platform_there, source_domain, tpm_files, wanted_paths,
 };
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -146,6 +147,7 @@ pub(crate) async fn target(
         links: facts.links.iter().cloned().collect(),
         addresses: facts.addresses.clone(),
         topology: facts.topology.clone(),
+        guest_cpus: guest_cpus(site, request, source, &capabilities.domains).await?,
         capabilities: capabilities.domains,
         nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),
@@ -172,6 +174,19 @@ pub(crate) async fn target(
     target.files = found.iter().filter_map(|(path, facts)| Some((path.clone(), seen_file(facts)?))).collect();
     target.paths_present = found.into_iter().filter(|(_, facts)| facts.exists).map(|(path, _)| path).collect();
     Ok((target, capabilities.qemu_owner))
+}
+
+/// The CPUs that the target can show this machine.
+async fn guest_cpus(
+    site: &Site,
+    request: &CloneRequest,
+    source: &SourceMachine,
+    all: &[DomainCapabilities],
+) -> Result<Option<Cpus>> {
+    match platform_there(request, source, all)? {
+        Some(platform) => site.libvirt.cpus(platform).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Whether the machine needs a secret at the target; libvirt's driver for them may be missing where nobody has any.

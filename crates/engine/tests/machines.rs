@@ -277,3 +277,31 @@ async fn read_only_disks_are_copied() {
     let check = Command::new("qemu-img").args(["check", "-q"]).arg(copy).status().unwrap();
     assert!(check.success());
 }
+
+/// What CPUs a host has differs; what its libvirt says of them decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cpu_that_the_target_lacks_is_refused_and_one_that_it_has_arrives() {
+    let Some(pair) = Pair::new("a_cpu_that_the_target_lacks") else { return };
+    define_machine(&pair.alpha, web()).unwrap();
+    let xml = pair.alpha.exec(&["virsh", "-q", "dumpxml", "--inactive", "web1"]).unwrap();
+    let start = xml.find("<cpu ").unwrap();
+    // With KVM it is the host's own, an empty element; emulated, what libvirt itself wrote there.
+    let end = if xml.contains("</cpu>") { "</cpu>" } else { "/>" };
+    let end = start + xml[start..].find(end).unwrap() + end.len();
+    let with = |cpu: &str| pair.define(&format!("{}{cpu}{}", &xml[..start], &xml[end..]));
+    let custom = |check: &str, model: &str| {
+        format!("<cpu mode='custom' match='exact' check='{check}'><model fallback='forbid'>{model}</model></cpu>")
+    };
+    with(&custom("none", "Unheard-Of"));
+    let refused = pair.clone(CloneRequest::default()).await.unwrap_err();
+    assert_eq!(number(&refused), 1013, "{refused:?}");
+    assert!(refused.message.contains("Unheard-Of") && refused.help[0].starts_with("It can run "), "{refused:?}");
+    assert!(machines(&pair.beta).is_empty());
+
+    with(&custom("none", "qemu64"));
+    pair.clone(CloneRequest::default()).await.unwrap();
+    assert!(pair.copy().contains("qemu64"), "{}", pair.copy());
+    let request = |name: &str| CloneRequest { new_name: Some(name.parse().unwrap()), ..CloneRequest::default() };
+    with(&custom("partial", "pentium3"));
+    pair.clone(request("old")).await.unwrap();
+}

@@ -1,6 +1,7 @@
 //! What a copy carries although it was made for the source's host: said, so that a start which fails is understood.
 
 use super::Domain;
+use super::cpu;
 use super::refuse::cannot;
 use super::tree::Element;
 use crate::error::Error;
@@ -26,15 +27,10 @@ const NAMES_FILES: [&str; 12] = [
 
 /// What was made for the source's host, in words.
 pub(super) fn warnings(domain: &Domain) -> Vec<String> {
-    let tests: [fn(&Domain) -> Option<String>; 5] = [cpu, tuning, huge_pages, arguments, listen];
+    let tests: [fn(&Domain) -> Option<String>; 5] = [cpu::warning, tuning, huge_pages, arguments, listen];
     let filters = domain.devices_named("interface").filter_map(|nic| nic.attr_at(&["filterref"], "filter"));
     let filters = filters.map(|name| format!("the network filter {name:?} must exist on the target"));
     tests.iter().filter_map(|test| test(domain)).chain(filters).collect()
-}
-
-fn cpu(domain: &Domain) -> Option<String> {
-    let is_host = domain.root.attr_at(&["cpu"], "mode") == Some("host-passthrough");
-    is_host.then(|| "the guest sees the CPU of whatever host it runs on; some systems notice the change".to_owned())
 }
 
 /// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning".

@@ -7,6 +7,7 @@
 
 mod binding;
 mod chardev;
+mod cpu;
 mod devices;
 mod disks;
 mod edit;
@@ -32,6 +33,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 pub use binding::Binding;
+pub use cpu::Cpu;
 pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
 pub(crate) use edit::escape;
 pub use identity::{Identity, Macs};

@@ -11,6 +11,7 @@
 
 mod binding;
 mod check;
+mod cpu;
 mod describe;
 mod files;
 mod live;
@@ -35,6 +36,7 @@ pub use check::{Check, Outcome};
 pub use files::{DirectoryPlan, FileKind, FilePlan, is_copied_medium, tpm_files};
 pub use live::{backup_xml, is_unchanged};
 pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
+pub use target::platform_there;
 
 use crate::domain::{
     self, CarryContext, DiskElement, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
@@ -191,6 +193,7 @@ pub fn plan_clone(
     let uuid = new_uuid(&facts, replaces.as_ref());
     target::check_uuid(&facts, uuid, &mut checks);
     let platform = target::check(&facts, &mut checks);
+    cpu::check(&facts, &mut checks);
     binding::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);

@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::Facts;
 use super::check::Checks;
+use super::{CloneRequest, Facts, source_domain};
 use crate::domain::Platform;
-use crate::error::{Code, Error};
-use crate::inventory::DomainCapabilities;
+use crate::error::{Code, Error, Result};
+use crate::inventory::{DomainCapabilities, SourceMachine};
 use crate::size::ByteSize;
 
 /// What the machine runs on at the target, where that is not what it runs on at the source.
@@ -21,18 +21,13 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Chosen {
     check_cpus(facts, checks);
     check_memory(facts, checks);
     let mut platform = facts.domain.platform();
-    let mut chosen = Chosen::default();
-    if facts.request.any_machine {
-        chosen.machine = closest_machine(&platform, &facts.target.capabilities);
-        if let (Some(new), Some(old)) = (&chosen.machine, &platform.machine) {
-            checks.warn(
-                "platform",
-                format!("the machine type {old} becomes {new}; its guest may see other hardware"),
-                None,
-            );
-        }
-        platform.machine = chosen.machine.clone().or(platform.machine);
+    let mut chosen =
+        Chosen { machine: other_machine(facts.request, &platform, &facts.target.capabilities), emulator: None };
+    if let (Some(new), Some(old)) = (&chosen.machine, &platform.machine) {
+        let message = format!("the machine type {old} becomes {new}; its guest may see other hardware");
+        checks.warn("platform", message, None);
     }
+    platform.machine = chosen.machine.clone().or(platform.machine);
     match find_emulator(&platform, &facts.target.capabilities) {
         Err(error) => checks.fail("platform", error.with("host", &facts.target.host_name)),
         Ok(found) => {
@@ -45,6 +40,32 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Chosen {
         }
     }
     chosen
+}
+
+/// What the copy would run on, all of it named: what the target is asked about the CPUs of. None where it cannot run the
+/// machine, or where the definition asks for no CPU.
+///
+/// # Errors
+/// As [`source_domain`].
+pub fn platform_there(
+    request: &CloneRequest,
+    source: &SourceMachine,
+    all: &[DomainCapabilities],
+) -> Result<Option<Platform>> {
+    let (domain, _) = source_domain(request, source)?;
+    let mut platform = domain.platform();
+    platform.machine = other_machine(request, &platform, all).or(platform.machine);
+    let found = find_emulator(&platform, all).ok().filter(|_| domain.cpu().is_some());
+    Ok(found.map(|found| Platform {
+        virt_type: found.virt_type.clone(),
+        arch: Some(found.arch.clone()),
+        emulator: Some(found.emulator.clone()),
+        machine: platform.machine,
+    }))
+}
+
+fn other_machine(request: &CloneRequest, platform: &Platform, all: &[DomainCapabilities]) -> Option<String> {
+    if request.any_machine { closest_machine(platform, all) } else { None }
 }
 
 /// The newest type of the same family that is not newer than the source's, else the oldest that is; none where the
@@ -122,7 +143,7 @@ fn check_memory(facts: &Facts<'_>, checks: &mut Checks) {
 }
 
 /// The target's emulator for this machine: the one of the same path if it can, else any that can.
-fn find_emulator<'a>(platform: &Platform, all: &'a [DomainCapabilities]) -> Result<&'a DomainCapabilities, Error> {
+fn find_emulator<'a>(platform: &Platform, all: &'a [DomainCapabilities]) -> Result<&'a DomainCapabilities> {
     let Platform { virt_type, arch, machine, emulator } = platform;
     let of_arch: Vec<&DomainCapabilities> =
         all.iter().filter(|one| arch.as_ref().is_none_or(|arch| *arch == one.arch)).collect();

@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use kvm_clone_core::domain::Platform;
 use kvm_clone_core::inventory::{
-    DomainCapabilities, ExistingMachine, HostId, Machine, MachineState, Network, Pool, SourceMachine, qemu_owner,
+    Cpus, DomainCapabilities, ExistingMachine, HostId, Machine, MachineState, Network, Pool, SourceMachine, qemu_owner,
 };
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::{Code, Error, Result};
@@ -229,6 +230,16 @@ impl Libvirt {
             qemu_owner: qemu_owner(&xml)?,
             version: u64::from(version),
         })
+    }
+
+    /// The CPUs that guests on this platform can see.
+    pub(crate) async fn cpus(&self, platform: Platform) -> Result<Cpus> {
+        let Platform { virt_type, arch, machine, emulator } = platform;
+        let told = self.call(move |connection| {
+            let words = (emulator.as_deref(), arch.as_deref(), machine.as_deref());
+            connection.domain_capabilities(words.0, words.1, words.2, Some(&virt_type), 0)
+        });
+        Cpus::from_xml(&told.await?)
     }
 
     /// Where a pool's volume is.

@@ -4,6 +4,7 @@
 
 mod binding;
 mod checks;
+mod cpu;
 mod firmware;
 mod live;
 mod media;
@@ -98,6 +99,7 @@ fn beta() -> TargetHost {
             emulator: "/usr/bin/qemu-system-x86_64".to_owned(),
             machines: vec!["q35".to_owned(), "pc-q35-7.2".to_owned()],
         }],
+        guest_cpus: None,
         nvram_dir: "/b/nvram".to_owned(),
         tpm_dir: "/b/swtpm".to_owned(),
         secrets: BTreeSet::new(),
