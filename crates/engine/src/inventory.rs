@@ -100,7 +100,7 @@ fn files_to_copy(domain: &Domain, machine: &SourceMachine, request: &CloneReques
     // The emulator of a machine that runs writes to its state; the plan refuses it.
     if machine.live.is_none() {
         let states = tpm_files(request, domain, &machine.tpm_dir, machine.uuid).into_iter();
-        files.extend(states.map(|path| (path.clone(), ImageSpec::new(path, ImageFormat::Raw))));
+        files.extend(states.map(|path| (path.clone(), ImageSpec::new(path, ImageFormat::Raw).without_link())));
     }
     if request.copy_media {
         // What the target has is not known yet.
@@ -116,7 +116,7 @@ fn files_to_copy(domain: &Domain, machine: &SourceMachine, request: &CloneReques
 /// The files beside its disks that every machine has for itself, by their paths.
 fn files_beside(domain: &Domain, nvram_dir: &str) -> Vec<(String, ImageSpec)> {
     let nvram = domain.nvram_file(nvram_dir);
-    nvram.map(|(path, format)| (path.clone(), ImageSpec::new(path, format))).into_iter().collect()
+    nvram.map(|(path, format)| (path.clone(), ImageSpec::new(path, format).without_link())).into_iter().collect()
 }
 
 /// The target host, seen with the eyes of this request. Also says as whom qemu runs there.

@@ -142,7 +142,7 @@ impl Work {
     /// Whatever an earlier try of this operation staged goes first.
     async fn stage(&self) -> Result<()> {
         self.remove(self.marker.staged()).await?;
-        for directory in self.new_directories() {
+        for directory in self.new_directories().map(|directory| NewDirectory { owner: None, ..directory }) {
             self.target.host.control.order(Request::MakeDirectory(directory)).await?;
         }
         for image in self.new_images() {
@@ -197,6 +197,10 @@ impl Work {
             let (from, to) = (disk.staging.path.clone(), disk.path.clone());
             let rename = Request::Rename { operation: self.operation, from, to };
             self.target.host.control.order(rename).await?;
+        }
+        // Only now: in a directory of another user's, root would have to take care of what it finds there.
+        for directory in self.new_directories().filter(|directory| directory.owner.is_some()) {
+            self.target.host.control.order(Request::MakeDirectory(directory)).await?;
         }
         self.refresh_pools().await;
         Ok(())
@@ -258,14 +262,14 @@ impl Work {
     }
 
     /// With owners and modes as libvirt gives them when it makes them itself: `qemu_tpm.c`, `qemuTPMEmulatorCreateStorage`.
-    fn new_directories(&self) -> Vec<NewDirectory> {
+    fn new_directories(&self) -> impl Iterator<Item = NewDirectory> {
         let new = |directory: &DirectoryPlan| NewDirectory {
             operation: self.operation,
             path: directory.path.clone(),
             owner: self.target.host.facts.tpm_owner.filter(|_| directory.private),
             mode: if directory.private { 0o700 } else { 0o711 },
         };
-        self.plan.directories.iter().map(new).collect()
+        self.plan.directories.iter().map(new)
     }
 }
 
@@ -311,6 +315,7 @@ fn copy_disks(
     });
     let files = plan.files.iter().filter_map(|file| {
         let source = ImageSpec::new(&file.source_path, ImageFormat::Raw);
+        let source = if file.what == FileKind::Medium { source } else { source.without_link() };
         let copied = staged(file.name.parse().ok()?, source, &file.path, ImageFormat::Raw, file.size);
         let owner = if file.what == FileKind::Tpm { target.facts.tpm_owner } else { qemu };
         Some(CopyDisk { kind: Kind::File, owner, ..copied })

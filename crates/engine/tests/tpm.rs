@@ -181,11 +181,27 @@ async fn a_failed_copy_leaves_no_state_of_a_tpm() {
     let run = Run::start(client(&pair.lab).await, copied(), gate.settings());
     gate.reached().await;
     assert!(states(&pair.beta).contains("/tpm2/.kvm-clone-"), "{}", states(&pair.beta));
+    let given = pair.beta.shell(&format!("find {STATES} -user tss")).unwrap();
+    assert_eq!(given, "", "nothing is given away before it is complete");
     run.cancel.cancel();
     assert_eq!(number(&run.fails().await), 1008);
     gate.open();
     assert_eq!(states(&pair.beta), "", "the directories that were made are gone with what was in them");
     assert_nothing_left(&pair.beta);
+}
+
+/// The emulator's user may write to that directory: a link there would have root copy any file of the source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_place_of_a_state_or_of_variables_is_refused() {
+    let Some(pair) = Pair::new("a_link_in_the_place_of_a_state") else { return };
+    let machine = define_machine(&pair.alpha, web().devices_xml(TPM)).unwrap();
+    let dir = format!("{STATES}/{}/tpm2", machine.uuid());
+    pair.alpha.shell(&format!("mkdir -p {dir} && ln -s /etc/shadow {dir}/tpm2-00.permall")).unwrap();
+    let error = pair.clone(copied()).await.unwrap_err();
+    assert_eq!(number(&error), 1013, "{error:?}");
+    assert!(error.message.contains("tpm2-00.permall is a symbolic link"), "{error:?}");
+    assert_eq!(states(&pair.beta), "");
+    assert!(machines(&pair.beta).is_empty());
 }
 
 /// A controller that dies with everything in its place: whoever comes later finds it by the marker.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::wire::control::{Marker, NewDirectory, PathFacts};
 use kvm_clone_core::{Code, Error, Result};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use super::inspect::identity;
@@ -48,10 +48,13 @@ pub(super) fn make_directory(place: &Place, new: &NewDirectory) -> Result<()> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => {}
             made => made?,
         }
-        // Again where it was there: the answer to an earlier order may have been lost with half of it done.
-        fs::set_permissions(path, fs::Permissions::from_mode(new.mode))?;
+        // Again where it was there: the answer to an earlier order may have been lost with half of it done. By a
+        // descriptor, so that no link is followed to something else.
+        let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
+        let dir = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        dir.set_permissions(fs::Permissions::from_mode(new.mode))?;
         if let Some((user, group)) = new.owner {
-            chown(path, Some(user), Some(group))?;
+            fchown(&dir, Some(user), Some(group))?;
         }
         path.ancestors().take(2).try_for_each(sync_dir)
     };

@@ -1,14 +1,15 @@
 //! Staging images: made before the copy, completed after it.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs::{Metadata, OpenOptions, Permissions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
 use kvm_clone_core::{Error, Result};
+use rustix::fs::OFlags;
 
 use super::inspect::identity;
 use super::marker::{self, sync_dir};
@@ -37,6 +38,23 @@ impl Growing {
     }
 }
 
+/// The files that this session made, by path: device and inode.
+#[derive(Default)]
+pub(super) struct Made(Mutex<HashMap<String, (u64, u64)>>);
+
+impl Made {
+    fn note(&self, path: &str) -> Result<()> {
+        let facts = std::fs::symlink_metadata(path).map_err(|error| io_error("looking at", Path::new(path), &error))?;
+        let file = (facts.dev(), facts.ino());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), file);
+        Ok(())
+    }
+
+    fn get(&self, path: &str) -> Option<(u64, u64)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied()
+    }
+}
+
 /// Makes an empty image and its manifest; neither may be there, and the operation's marker must name both.
 pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
     let marker = marker::get(&session.place, new.operation)?;
@@ -51,6 +69,7 @@ pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
             session.growing.add(new.disk, AtomicChunks::of(path)?);
         }
     }
+    session.made.note(&new.image.path)?;
     ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
 }
 
@@ -76,22 +95,34 @@ pub(super) fn complete(session: &Session, new: &NewImage) -> Result<FinishedImag
     let path = Path::new(&new.image.path);
     let manifest = ManifestFile::open(Path::new(&new.manifest))?;
     let (root, data_blocks) = manifest.complete(&new.key, new.operation, new.virtual_size)?;
-    let facts = hand_over(path, new).map_err(|error| io_error("handing over", path, &error))?;
+    let facts = hand_over(path, new, session.made.get(&new.image.path))?;
     let manifests = session.place.manifests();
     sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
     Ok(FinishedImage { identity: identity(&facts), allocated: facts.blocks() * 512, root: root.0, data_blocks })
 }
 
-/// Gives the image its owner and mode, and makes it durable with its name.
-fn hand_over(path: &Path, new: &NewImage) -> std::io::Result<Metadata> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(new.mode))?;
-    if let Some((user, group)) = new.owner {
-        chown(path, Some(user), Some(group))?;
+/// Gives the image its owner and mode, and makes it durable with its name: all of it through one descriptor of the very
+/// file that was made. By its path, root would give away whatever somebody put there.
+fn hand_over(path: &Path, new: &NewImage, made: Option<(u64, u64)>) -> Result<Metadata> {
+    let failed = |error: std::io::Error| io_error("handing over", path, &error);
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() || made != Some((facts.dev(), facts.ino())) {
+        return Err(Error::conflict(format!("{} is not the file that was made there any more", path.display()))
+            .with("path", path.display())
+            .help("Somebody meddles with the directory; look at who may write to it"));
     }
-    let file = std::fs::File::open(path)?;
-    file.sync_all()?;
-    sync_dir(path.parent().unwrap_or(Path::new("/")))?;
-    file.metadata()
+    let give = || -> std::io::Result<Metadata> {
+        file.set_permissions(Permissions::from_mode(new.mode))?;
+        if let Some((user, group)) = new.owner {
+            fchown(&file, Some(user), Some(group))?;
+        }
+        file.sync_all()?;
+        sync_dir(path.parent().unwrap_or(Path::new("/")))?;
+        file.metadata()
+    };
+    give().map_err(failed)
 }
 
 /// qemu's own word on the image, by the program that will open it; `well` are the exit statuses that say so.
@@ -106,4 +137,46 @@ pub(super) fn check(session: &Session, path: &str, well: &[i32]) -> Result<()> {
         .with("path", path)
         .with("qemu_img", outcome.output.trim())
         .help("Please report this; nothing was made at the target"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use kvm_clone_core::blocks::DigestKey;
+    use kvm_clone_core::inventory::ImageFormat as Format;
+    use kvm_clone_core::wire::lane::ImageSpec;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_the_file_that_was_made_is_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["made", "other"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink(path("other"), path("link")).unwrap();
+        std::fs::set_permissions(path("other"), Permissions::from_mode(0o600)).unwrap();
+        let id = |name: &str| std::fs::metadata(path(name)).map(|facts| (facts.dev(), facts.ino())).ok();
+        let hand = |name: &str, made| {
+            let new = NewImage {
+                operation: Uuid::nil(),
+                disk: 0,
+                image: ImageSpec::new(path(name).display().to_string(), Format::Raw),
+                virtual_size: 0,
+                manifest: String::new(),
+                key: DigestKey::new([0; 32]),
+                owner: None,
+                mode: 0o644,
+            };
+            hand_over(&path(name), &new, made)
+        };
+        assert_eq!(hand("made", id("made")).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(hand("other", id("made")).unwrap_err().code.number(), 1014);
+        assert_eq!(hand("other", None).unwrap_err().code.number(), 1014);
+        hand("link", id("other")).unwrap_err();
+        assert_eq!(std::fs::metadata(path("other")).unwrap().mode() & 0o777, 0o600);
+    }
 }

@@ -14,7 +14,7 @@ use super::check::{self, Foreign};
 use super::storage;
 use crate::device::inspect::{Backing, Feature};
 use crate::device::{ImageFormat, ImageInfo, inspect};
-use crate::lane::open_reader;
+use crate::lane::{open_reader, refuse_link};
 use crate::place::io_error;
 
 /// More files than this behind one image are a mistake, or a loop.
@@ -28,6 +28,9 @@ const SEGMENTS_AT_ONCE: usize = 16 * 1024;
 pub(super) fn chain(image: &ImageSpec) -> Result<Vec<(ImageFacts, Identity)>> {
     let mut found = Vec::new();
     let mut path = PathBuf::from(&image.path);
+    if image.no_link {
+        refuse_link(&path)?;
+    }
     let mut format = image.format.clone();
     loop {
         let seen = look(&path, &format)?;
@@ -36,13 +39,24 @@ pub(super) fn chain(image: &ImageSpec) -> Result<Vec<(ImageFacts, Identity)>> {
             Seen::Qcow2(info) => info.backing.clone(),
             Seen::Raw | Seen::Foreign(_) => None,
         };
-        found.push((image_facts(&path, &format, &seen, &facts)?, identity(&facts)));
+        let mut about = image_facts(&path, &format, &seen, &facts)?;
+        if image.no_link && found.is_empty() {
+            about.path = in_real_directory(&path);
+        }
+        found.push((about, identity(&facts)));
         let Some(backing) = next else { return Ok(found) };
         if found.len() > CHAIN_LIMIT {
             return Err(Error::unsupported(format!("more than {CHAIN_LIMIT} images stand behind {}", image.path)));
         }
         (path, format) = behind(&path, &backing)?;
     }
+}
+
+/// The path with every link resolved but one of the file's own, which is refused when it is opened.
+fn in_real_directory(path: &Path) -> String {
+    let dir = path.parent().and_then(|dir| std::fs::canonicalize(dir).ok());
+    let real = dir.zip(path.file_name()).map(|(dir, name)| dir.join(name));
+    real.unwrap_or_else(|| path.to_owned()).display().to_string()
 }
 
 /// What an image says of itself.

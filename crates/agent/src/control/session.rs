@@ -15,7 +15,7 @@ use kvm_clone_core::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
-use super::image::Growing;
+use super::image::{Growing, Made};
 use super::point::Point;
 use crate::lock::Locks;
 use crate::place::{Place, io_error, private_dir};
@@ -60,6 +60,7 @@ pub(crate) struct Session {
     relays: Mutex<Option<HashMap<StreamId, SyncSender<Vec<u8>>>>>,
     point: Mutex<Option<Arc<Point>>>,
     pub(super) growing: Growing,
+    pub(super) made: Made,
 }
 
 impl Session {
@@ -97,6 +98,7 @@ impl Session {
             relays: Mutex::new(Some(HashMap::new())),
             point: Mutex::default(),
             growing: Growing::default(),
+            made: Made::default(),
         };
         Ok((Arc::new(session), outgoing, ended))
     }

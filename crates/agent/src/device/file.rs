@@ -26,7 +26,16 @@ fn flags(flags: OFlags) -> i32 {
 /// Opens a disk to be read, and says how large the file or block device is. Reading leaves no trace in the file's
 /// access time where we may ask for that (its owner and root may), and a pipe under the name does not block us.
 pub(super) fn open_source(path: &Path) -> Result<(File, u64)> {
-    let open = |extra| OpenOptions::new().read(true).custom_flags(flags(OFlags::NONBLOCK | extra)).open(path);
+    open_source_with(path, OFlags::empty())
+}
+
+/// The same of a file that must be no symbolic link.
+pub(super) fn open_source_without_link(path: &Path) -> Result<(File, u64)> {
+    open_source_with(path, OFlags::NOFOLLOW)
+}
+
+fn open_source_with(path: &Path, more: OFlags) -> Result<(File, u64)> {
+    let open = |extra| OpenOptions::new().read(true).custom_flags(flags(OFlags::NONBLOCK | more | extra)).open(path);
     let file = open(OFlags::NOATIME)
         .or_else(
             |error| if error.kind() == io::ErrorKind::PermissionDenied { open(OFlags::empty()) } else { Err(error) },

@@ -27,7 +27,18 @@ impl RawReader {
     /// # Errors
     /// Where it cannot be opened, or is no disk.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, size) = file::open_source(path)?;
+        Self::of(path, file::open_source(path)?)
+    }
+
+    /// Opens a file that must be no symbolic link.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and where it is one.
+    pub fn open_without_link(path: &Path) -> Result<Self> {
+        Self::of(path, file::open_source_without_link(path)?)
+    }
+
+    fn of(path: &Path, (file, size): (File, u64)) -> Result<Self> {
         let is_device = file.metadata().is_ok_and(|facts| facts.file_type().is_block_device());
         let uncached = if is_device { Uncached::open(path) } else { None };
         Ok(Self { file, path: path.to_owned(), size, map: DataMap::default(), uncached })

@@ -19,6 +19,10 @@ pub(crate) fn open_reader(image: &ImageSpec) -> Result<Box<dyn ReadDevice>> {
     }
     let path = Path::new(&image.path);
     match known(&image.format, &image.path)? {
+        ImageFormat::Raw if image.no_link => {
+            refuse_link(path)?;
+            Ok(Box::new(RawReader::open_without_link(path)?))
+        }
         ImageFormat::Raw => Ok(Box::new(RawReader::open(path)?)),
         ImageFormat::Qcow2 => {
             let named = image
@@ -29,6 +33,17 @@ pub(crate) fn open_reader(image: &ImageSpec) -> Result<Box<dyn ReadDevice>> {
             Ok(Box::new(Qcow2Reader::open(path, &named)?))
         }
     }
+}
+
+/// Refuses a symbolic link in words. Who opens the file forbids links once more: one may appear in between.
+pub(crate) fn refuse_link(path: &Path) -> Result<()> {
+    if !std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink()) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::unsupported(format!("{path} is a symbolic link, which is not followed there"))
+        .with("path", path)
+        .help("Put the file itself in its place: whoever may write to its directory could have us read any file"))
 }
 
 /// Opens a staging image of ours for writing.

@@ -13,7 +13,7 @@ mod source;
 mod target;
 mod verify;
 
-pub(crate) use images::{known, open_reader};
+pub(crate) use images::{known, open_reader, refuse_link};
 pub(crate) use manifest::ManifestFile;
 
 use std::sync::Arc;

@@ -61,13 +61,21 @@ pub struct ImageSpec {
     pub data_files: Vec<(String, String)>,
     /// Where it is read from instead, if not from its file.
     pub export: Option<Export>,
+    /// Whether the file itself must be no symbolic link, because users without rights may write to its directory.
+    pub no_link: bool,
 }
 
 impl ImageSpec {
     /// An image by itself.
     #[must_use]
     pub fn new(path: impl Into<String>, format: ImageFormat) -> Self {
-        Self { path: path.into(), format, backing: Vec::new(), data_files: Vec::new(), export: None }
+        Self { path: path.into(), format, backing: Vec::new(), data_files: Vec::new(), export: None, no_link: false }
+    }
+
+    /// The same, but no symbolic link: an agent that runs as root would read what its maker may not.
+    #[must_use]
+    pub fn without_link(self) -> Self {
+        Self { no_link: true, ..self }
     }
 }
 

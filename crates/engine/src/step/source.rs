@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kvm_clone_core::inventory::MachineState;
+use kvm_clone_core::plan::FileKind;
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
@@ -115,10 +116,9 @@ impl Work {
     pub(super) async fn same_files(&self) -> Result<()> {
         for (path, chain) in &self.seen.machine.files {
             let (top, _) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;
-            if self.plan.files.iter().all(|file| file.source_path != top.path) {
-                continue;
-            }
+            let Some(file) = self.plan.files.iter().find(|file| file.source_path == top.path) else { continue };
             let spec = ImageSpec::new(path, top.format.clone());
+            let spec = if file.what == FileKind::Medium { spec } else { spec.without_link() };
             let now = inventory::inspect(&self.source.host, spec).await?;
             let before = self.seen.file_identities.get(path);
             if before.is_none_or(|before| *before != now.identities) {
