@@ -70,6 +70,12 @@ async fn an_image_arrives_with_its_snapshots_and_without_foreign_bitmaps() {
     let xml = scene.beta.exec(&["virsh", "-q", "dumpxml", "web1_clone"]).unwrap();
     assert!(xml.contains("type='qcow2'"), "{xml}");
     let copy = scene.beta.path(&disk_path(&xml, "vda"));
+    let plain = scene.lab.dir().join("plain");
+    run_in(Path::new("/"), Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&image).arg(&plain));
+    let sum = Command::new("sha256sum").arg(&plain).output().unwrap().stdout;
+    let sum = String::from_utf8(sum).unwrap();
+    let told = &result.checksums[&"vda".parse().unwrap()].value;
+    assert_eq!(Some(told.as_str()), sum.split(' ').next(), "of what a guest reads, not of the file that holds it");
     let there = info(&copy);
     assert!(there.contains("first") && there.contains("second"), "{there}");
     assert!(info(&image).contains(BITMAP), "the source keeps its bitmap");

@@ -22,7 +22,10 @@ impl Work {
         let Some(algorithm) = self.settings.checksum else { return Ok(Vec::new()) };
         let mut sums = Vec::new();
         for disk in &self.disks {
-            let image = self.readable(disk).await?;
+            let image = match self.whole(disk, &disk.source) {
+                Some(image) => self.read_by(&self.source.host, disk, image).await?,
+                None => self.readable(disk).await?,
+            };
             sums.push(sum(&self.source.host, image, algorithm).await?);
         }
         // What qemu read for us ends with the lane agents, of which there are none any more.
@@ -30,11 +33,22 @@ impl Work {
         Ok(sums)
     }
 
+    /// The disk in a file that is carried as it is: a checksum is of what a guest reads, whatever it was read from.
+    fn whole(&self, disk: &CopyDisk, file: &ImageSpec) -> Option<ImageSpec> {
+        (disk.kind == Kind::Whole).then(|| ImageSpec::new(&file.path, ImageFormat::Qcow2))
+    }
+
     /// Whether the finished images have the source's checksums.
     pub(super) async fn same_sums(&self) -> Result<()> {
         let Some(algorithm) = self.settings.checksum else { return Ok(()) };
+        let mut exported = false;
         for (disk, expected) in self.disks.iter().zip(&self.sums) {
-            let found = sum(&self.target.host, disk.staging.clone(), algorithm).await?;
+            let image = match self.whole(disk, &disk.staging) {
+                Some(image) => self.read_by(&self.target.host, disk, image).await?,
+                None => disk.staging.clone(),
+            };
+            exported |= image.export.is_some();
+            let found = sum(&self.target.host, image, algorithm).await?;
             if found != *expected {
                 return Err(Error::verification(format!(
                     "disk {} has another {algorithm} checksum than its source",
@@ -46,7 +60,8 @@ impl Work {
                 .help("Memory or storage of one of the hosts is faulty: look at their kernel logs"));
             }
         }
-        Ok(())
+        // What qemu read for us ends with the lane agents.
+        if exported { self.target.host.control.order(Request::EndLanes).await } else { Ok(()) }
     }
 
     /// Whether as many blocks with data arrived as were sent, disk by disk.

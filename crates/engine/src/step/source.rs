@@ -9,6 +9,7 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 
 use super::Work;
+use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::lane::{CopyDisk, Kind};
@@ -33,14 +34,21 @@ impl Work {
 
     /// The image of a disk as lane agents can read it.
     pub(super) async fn readable(&self, disk: &CopyDisk) -> Result<ImageSpec> {
-        let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
-        let is_ours = chain.iter().all(|image| image.by_qemu.is_empty());
-        if is_ours || self.seen.machine.live.is_some() || disk.kind != Kind::Disk {
+        if self.seen.machine.live.is_some() || disk.kind != Kind::Disk {
             return Ok(disk.source.clone());
         }
-        let order = Request::Export { name: disk.target.to_string(), image: disk.source.clone() };
-        match self.source.host.control.ask(order).await? {
-            Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..disk.source.clone() }),
+        self.read_by(&self.source.host, disk, disk.source.clone()).await
+    }
+
+    /// This image of a disk as a host's agent can read it: by qemu, where the source's needs that.
+    pub(super) async fn read_by(&self, host: &Host, disk: &CopyDisk, image: ImageSpec) -> Result<ImageSpec> {
+        let chain = self.seen.machine.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
+        if chain.iter().all(|image| image.by_qemu.is_empty()) {
+            return Ok(image);
+        }
+        let order = Request::Export { name: disk.target.to_string(), image: image.clone() };
+        match host.control.ask(order).await? {
+            Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..image }),
             other => Err(unexpected(&other)),
         }
     }
