@@ -12,7 +12,7 @@ use common::*;
 use futures_util::future::BoxFuture;
 use kvm_clone_core::domain::{Identity, TpmState};
 use kvm_clone_core::journal::Step;
-use kvm_clone_core::plan::CloneRequest;
+use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{Action, Boundary, CloneSettings, Moment, Recovery, Then};
 use kvm_clone_lab::{Host, HostSpec, Machine, define_machine};
@@ -163,7 +163,7 @@ async fn a_state_that_was_there_outlives_a_copy_that_is_undone() {
     let request = |tpm| CloneRequest { identity: Identity::Kept, tpm, ..CloneRequest::default() };
     let client = client(&pair.lab).await;
     let outcome = clone_with(&client, "alpha", "beta", "web1", request(TpmState::New), &settings).await;
-    assert_eq!(number(&outcome.unwrap_err()), 1000);
+    assert_eq!(number(&outcome.unwrap_err()), 1004, "it would be the copy's");
     assert_eq!(state(&pair.beta, machine.uuid())["tpm2-00.permall"], b"mine\n");
 
     pair.beta.shell(&format!("rm -r {STATES}")).unwrap();
@@ -202,6 +202,22 @@ async fn a_link_in_the_place_of_a_state_or_of_variables_is_refused() {
     assert!(error.message.contains("tpm2-00.permall is a symbolic link"), "{error:?}");
     assert_eq!(states(&pair.beta), "");
     assert!(machines(&pair.beta).is_empty());
+}
+
+/// The copy takes over the UUID of the machine that it replaces, and would take over its keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_tpm_is_never_that_of_the_machine_that_is_replaced() {
+    let Some(pair) = Pair::new("an_empty_tpm_is_never_that_of") else { return };
+    define_machine(&pair.alpha, web().devices_xml(TPM)).unwrap();
+    pair.clone(CloneRequest::default()).await.unwrap();
+    let copy = pair.beta.machine("web1_clone").unwrap();
+    start_once(&copy);
+    let before = state(&pair.beta, copy.uuid());
+    let replace = CloneRequest { tpm: TpmState::New, existing: Existing::Replace, ..CloneRequest::default() };
+    let error = pair.clone(replace).await.unwrap_err();
+    assert_eq!(number(&error), 1004, "{error:?}");
+    assert!(error.message.contains("machine web1_clone has a TPM with a state"), "{error:?}");
+    assert!(state(&pair.beta, copy.uuid()) == before);
 }
 
 /// A controller that dies with everything in its place: whoever comes later finds it by the marker.

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{DirectoryPlan, FileKind, FilePlan, carried, taken};
 use crate::domain::{Domain, EmulatedTpm, Identity, TpmState};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::plan::check::Checks;
 use crate::plan::{CloneRequest, Facts};
 
@@ -27,7 +27,10 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<
         checks.fail("tpm", secret);
     }
     if !wants {
-        warn_of_other_keys(facts, uuid, checks);
+        match refuse_other_keys(facts, uuid) {
+            Some(error) => checks.fail("tpm", error),
+            None => warn_of_new_keys(checks),
+        }
         return Default::default();
     }
     let failures: Vec<Error> = [refuse_live(facts), refuse_taken(facts, uuid)].into_iter().flatten().collect();
@@ -103,20 +106,36 @@ fn refuse_taken(facts: &Facts<'_>, uuid: Uuid) -> Option<Error> {
     let dir = own_dir(facts, uuid);
     let owner = facts.target.machines.iter().find(|machine| machine.uuid == uuid);
     let help = match owner {
-        Some(machine) => format!("Delete machine {} with its TPM first, or say --tpm new", machine.name),
-        None => format!("It belongs to no machine that is there; move it away, or say --tpm new: {dir}"),
+        Some(machine) => format!("Delete machine {} with its TPM first: virsh undefine --tpm", machine.name),
+        None => format!("It belongs to no machine that is there; move it away: {dir}"),
     };
     let owner = owner.map(|machine| format!(" and belongs to machine {}", machine.name)).unwrap_or_default();
     facts.target.paths_present.contains(&dir).then(|| taken(facts, &dir, &owner).help(help))
 }
 
-/// A TPM whose state is not copied is empty, unless something lies where it will look.
-fn warn_of_other_keys(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) {
+/// What lies where the copy's TPM will look would be its state: libvirt takes it without a word. It may be that of the
+/// machine that is replaced, whose UUID the copy takes over.
+fn refuse_other_keys(facts: &Facts<'_>, uuid: Uuid) -> Option<Error> {
     let dir = own_dir(facts, uuid);
-    if facts.target.paths_present.contains(&dir) {
-        let message = format!("the copy takes over the TPM state that the target has for its UUID: {dir}");
-        return checks.warn("tpm", message, Some("For an empty TPM, remove that directory before the first start"));
-    }
+    let owner = facts.target.machines.iter().find(|machine| machine.uuid == uuid);
+    let (whose, help) = match owner {
+        Some(machine) => (
+            format!("machine {} has a TPM with a state, {dir}", machine.name),
+            format!("Delete that machine with its TPM first: virsh undefine --tpm --nvram {}", machine.name),
+        ),
+        None => (format!("the target has a state of a TPM for its UUID, {dir}"), format!("Move {dir} away")),
+    };
+    let refuse = || {
+        Error::new(Code::VmExists, format!("{whose}: the copy, which is to get an empty TPM, would take it over"))
+            .with("path", &dir)
+            .with("host", &facts.target.host_name)
+            .help(help)
+            .help("Or choose another name with --new-name")
+    };
+    facts.target.paths_present.contains(&dir).then(refuse)
+}
+
+fn warn_of_new_keys(checks: &mut Checks) {
     let message = "the copy gets a new, empty TPM: keys that the source sealed with its own (BitLocker, LUKS with TPM, \
                    SSH and VPN keys) do not open there";
     checks.warn("tpm", message, Some("Have recovery keys at hand, or copy the TPM's state with --tpm copy"));

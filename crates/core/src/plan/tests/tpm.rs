@@ -122,17 +122,26 @@ fn states_that_cannot_be_copied_are_refused() {
     }
 }
 
+/// Whoever asks for an empty TPM must not get the keys of another machine, least of all by replacing that.
 #[test]
 fn a_state_that_the_target_has_already_is_no_empty_tpm() {
-    let plan = stateful().with(|w| {
-        w.request.tpm = TpmState::New;
-        taken(w);
-    });
-    assert_eq!(code(&plan), 0);
-    let said = plan.warnings.join("\n");
-    assert!(said.contains("takes over the TPM state") && !said.contains("empty TPM:"), "{said}");
-    let empty = stateful().with(|w| w.request.tpm = TpmState::Unsaid).warnings.join("\n");
-    assert!(empty.contains("new, empty TPM"), "{empty}");
+    for tpm in [TpmState::New, TpmState::Unsaid] {
+        let refused = stateful().with(|w| (w.request.tpm, ()) = (tpm, taken(w))).refusal().unwrap();
+        assert_eq!(refused.code.number(), 1004, "{refused:?}");
+        assert!(refused.message.contains("/b/swtpm/") && refused.help[0].contains("Move"), "{refused:?}");
+        let plan = stateful().with(|w| {
+            w.request.tpm = tpm;
+            w.target.machines = vec![existing("small_clone", 1, "/images/old.img")];
+            w.request.existing = Existing::Replace;
+            taken(w);
+        });
+        let refused = plan.refusal().unwrap();
+        assert_eq!(refused.code.number(), 1004, "{refused:?}");
+        assert!(refused.message.contains("small_clone") && refused.help[0].contains("--tpm"), "{refused:?}");
+        let empty = stateful().with(|w| w.request.tpm = tpm);
+        assert_eq!(code(&empty), 0);
+        assert!(empty.warnings.join("\n").contains("new, empty TPM"), "{:?}", empty.warnings);
+    }
 }
 
 #[test]
