@@ -1,5 +1,6 @@
 //! `qemu-img` asked about images: what those are that we do not read ourselves, and whether one is broken.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,12 +10,15 @@ use kvm_clone_core::{Error, Result};
 use serde::Deserialize;
 
 use super::blockdev;
+use crate::place::io_error;
 use crate::program;
 
 /// How long a look at an image may take.
 const INFO_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a check may take: it reads all metadata, of which a large image has gigabytes.
 const CHECK_DEADLINE: Duration = Duration::from_secs(1800);
+/// As much of a file as tells what it is.
+const HEAD: u64 = 512;
 /// Lines of a check's report that are shown.
 const SHOWN: usize = 3;
 
@@ -58,21 +62,55 @@ struct Extent {
     filename: String,
 }
 
+/// What a vmdk file is before any program opens it.
+#[derive(Debug, PartialEq, Eq)]
+enum Vmdk {
+    /// An image, all of it in this file.
+    Alone,
+    /// A description of other files, which qemu would open at once, whatever they are.
+    Describes,
+    /// Neither.
+    None,
+}
+
+/// Virtual Disk Format 1.1, `SparseExtentHeader` and "The Descriptor File": an image begins with `KDMV`, or `COWD` as old
+/// ones do. A header with a capacity of nought holds nothing but a description, as qemu's `vmdk_open_vmdk4` reads it.
+fn vmdk(head: &[u8]) -> Vmdk {
+    let has_capacity = head.get(12..20).is_some_and(|capacity| capacity.iter().any(|byte| *byte != 0));
+    let text = head.trim_ascii_start();
+    match () {
+        () if head.starts_with(b"COWD") || head.starts_with(b"KDMV") && has_capacity => Vmdk::Alone,
+        () if head.starts_with(b"KDMV") || text.is_empty() || text.is_ascii() => Vmdk::Describes,
+        () => Vmdk::None,
+    }
+}
+
+fn head(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    std::fs::File::open(path)?.take(HEAD).read_to_end(&mut head)?;
+    Ok(head)
+}
+
 /// Looks at an image of a format that is qemu's alone.
 pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
     let shown = path.display().to_string();
+    if format == "vmdk" {
+        match vmdk(&head(path).map_err(|error| io_error("reading", path, &error))?) {
+            Vmdk::Alone => {}
+            Vmdk::Describes => {
+                let refused = "a description of other files, of format vmdk, which are not opened".to_owned();
+                return Ok(Foreign { virtual_size: 0, refused: Some(refused) });
+            }
+            Vmdk::None => return Err(no_image(&shown, format, "it has no header of that format")),
+        }
+    }
     // `-U`: a look must not keep a guest from starting.
     let outcome =
         program::run("qemu-img", &["info", "-U", "--output=json", "-f", format, &shown], None, INFO_DEADLINE, &|| {
             false
         })?;
     if !outcome.status.success() {
-        return Err(Error::verification(format!(
-            "{shown} cannot be read as a {format} image: {}",
-            outcome.output.trim()
-        ))
-        .with("path", &shown)
-        .help("Correct the driver type of the disk in the machine's definition, or repair the image"));
+        return Err(no_image(&shown, format, outcome.output.trim()));
     }
     let info = info(&shown, &outcome.output)?;
     let extents = info.format_specific.and_then(|specific| specific.data).map_or(Vec::new(), |data| data.extents);
@@ -84,6 +122,12 @@ pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
         None
     };
     Ok(Foreign { virtual_size: info.virtual_size, refused })
+}
+
+fn no_image(shown: &str, format: &str, why: &str) -> Error {
+    Error::verification(format!("{shown} cannot be read as a {format} image: {why}"))
+        .with("path", shown)
+        .help("Correct the driver type of the disk in the machine's definition, or repair the image")
 }
 
 fn info(shown: &str, told: &str) -> Result<Info> {
@@ -124,4 +168,30 @@ fn summary(report: &str) -> String {
     let lines: Vec<&str> = report.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let more = if lines.len() > SHOWN { format!("; and {} more lines", lines.len() - SHOWN) } else { String::new() };
     format!("{}{more}", lines.iter().take(SHOWN).copied().collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_vmdk_that_describes_other_files_is_known_before_a_program_opens_it() {
+        let header = |magic: &[u8], capacity: u64| [magic, &[1, 0, 0, 0, 3, 0, 0, 0], &capacity.to_le_bytes()].concat();
+        assert_eq!(vmdk(&header(b"KDMV", 128)), Vmdk::Alone);
+        assert_eq!(vmdk(&header(b"COWD", 0)), Vmdk::Alone);
+        assert_eq!(vmdk(&header(b"KDMV", 0)), Vmdk::Describes);
+        assert_eq!(vmdk(b"KDMV"), Vmdk::Describes);
+        for text in ["# Disk DescriptorFile\nRW 1 FLAT \"/etc/shadow\" 0\n", "\n  version=1\n", ""] {
+            assert_eq!(vmdk(text.as_bytes()), Vmdk::Describes, "{text}");
+        }
+        assert_eq!(vmdk(&[0xeb, 0x63, 0x90, 0xff]), Vmdk::None);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.vmdk");
+        std::fs::write(&path, "# Disk DescriptorFile\nRW 1 FLAT \"/dev/null\" 0\n").unwrap();
+        let refused = look(&path, "vmdk").unwrap().refused.unwrap();
+        assert!(refused.contains("other files"), "{refused}");
+    }
 }

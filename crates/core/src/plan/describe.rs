@@ -81,6 +81,9 @@ fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
     for (depth, image) in disk.chain.iter().enumerate() {
         let word = if depth == 0 { "from" } else { "over" };
         writeln!(out, "    {word} {} ({})", image.path, image.format)?;
+        if let Some(data) = &image.data_file {
+            writeln!(out, "    data {data}")?;
+        }
     }
     writeln!(out, "    to   {} ({}, pool {})", disk.path, disk.format, disk.pool)?;
     match &disk.whole {

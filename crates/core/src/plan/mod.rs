@@ -125,11 +125,13 @@ pub struct ChainLink {
     pub path: String,
     /// Its format.
     pub format: ImageFormat,
+    /// The file that holds its data, where that is another one.
+    pub data_file: Option<String>,
 }
 
 impl From<&ImageFacts> for ChainLink {
     fn from(image: &ImageFacts) -> Self {
-        Self { path: image.path.clone(), format: image.format.clone() }
+        Self { path: image.path.clone(), format: image.format.clone(), data_file: image.data_file.clone() }
     }
 }
 

@@ -183,6 +183,21 @@ fn an_ordinary_clone() {
 }
 
 #[test]
+fn every_file_that_will_be_opened_is_in_the_plan() {
+    let plan = world().with(|w| {
+        let base = ImageFacts { path: "/pool/base.qcow2".to_owned(), ..w.image().clone() };
+        w.source.images.get_mut(&"vda".parse().unwrap()).unwrap().push(base);
+        w.image().data_file = Some("/pool/data.raw".to_owned());
+    });
+    for text in ["from /pool/small.qcow2 (qcow2)\n    data /pool/data.raw\n", "over /pool/base.qcow2 (qcow2)"] {
+        assert!(plan.describe().contains(text), "{}", plan.describe());
+    }
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["disks"][0]["chain"][0]["data_file"], "/pool/data.raw");
+    assert!(json["disks"][0]["chain"][1]["data_file"].is_null());
+}
+
+#[test]
 fn the_json_of_a_plan_has_the_promised_names_and_no_password() {
     let mut world = world();
     world.add_device("<graphics type='vnc' passwd='s3cret'/>");
