@@ -64,7 +64,11 @@ pub(super) fn make_directory(place: &Place, new: &NewDirectory) -> Result<()> {
 /// Gives a file its final name, durably; one that has it already, as its operation's marker tells, keeps it. What is there
 /// of others stays: the kernel refuses in the same call.
 pub(super) fn rename(place: &Place, operation: Uuid, from: &str, to: &str) -> Result<()> {
-    if !Path::new(from).exists() && is_ours(&marker::get(place, operation)?, to)? {
+    let marker = marker::get(place, operation)?;
+    if !marker.staging.iter().any(|file| file == from) || !marker.finals.iter().any(|file| file.path == to) {
+        return Err(Error::internal(format!("the marker does not name {from} and {to}")));
+    }
+    if !Path::new(from).exists() && is_ours(&marker, to)? {
         return Ok(());
     }
     let (from, to) = (Path::new(from), Path::new(to));
@@ -145,4 +149,43 @@ pub(super) fn user_config() -> PathBuf {
     let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     config.unwrap_or_else(|| home.join(".config"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use kvm_clone_core::wire::control::FinalFile;
+
+    use super::*;
+
+    #[test]
+    fn only_what_the_marker_names_gets_a_final_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") };
+        fs::create_dir_all(place.markers()).unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        ["staged", "other"].iter().for_each(|name| fs::write(path(name), name).unwrap());
+        let marker = Marker {
+            operation: Uuid::nil(),
+            source: String::new(),
+            machine: String::new(),
+            uuid: Uuid::nil(),
+            keys: Vec::new(),
+            staging: vec![path("staged")],
+            finals: vec![FinalFile { path: path("final"), identity: None }],
+            directories: Vec::new(),
+            pools: Vec::new(),
+            manifests: Vec::new(),
+            replaced: Vec::new(),
+            created: String::new(),
+        };
+        marker::put(&place, &marker).unwrap();
+        let give = |from: &str, to: &str| rename(&place, Uuid::nil(), &path(from), &path(to));
+        assert_eq!(give("other", "final").unwrap_err().code, Code::Internal);
+        assert_eq!(give("staged", "elsewhere").unwrap_err().code, Code::Internal);
+        assert!(Path::new(&path("other")).exists() && Path::new(&path("staged")).exists());
+        give("staged", "final").unwrap();
+        assert!(Path::new(&path("final")).exists());
+    }
 }

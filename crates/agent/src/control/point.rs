@@ -5,6 +5,8 @@
 //! process, where every security driver lets qemu make sockets, and which goes with the process.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -232,8 +234,10 @@ fn put(place: &Place, note: &PointNote) -> Result<()> {
     let new = path.with_extension("new");
     let text = serde_json::to_vec_pretty(note).map_err(|error| Error::internal(error.to_string()))?;
     let write = || -> std::io::Result<()> {
-        fs::write(&new, &text)?;
-        fs::File::open(&new)?.sync_all()?;
+        // It tells whose machine is copied where, which is nobody else's to know.
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
         fs::rename(&new, &path)?;
         sync_dir(&place.points())
     };

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::Result;
 use kvm_clone_core::plan::{CloneRequest, Existing};
+use kvm_clone_core::wire::control::Marker;
 use kvm_clone_engine::{Action, Client, ClientOptions, CloneResult, CloneSettings, Recovered, Recovery};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
 
@@ -228,6 +229,12 @@ impl Scene {
         if now.machines == self.beta_before.machines {
             let kept = self.beta_before.files.iter().all(|(path, sum)| now.files.get(path) == Some(sum));
             assert!(kept, "{now:#?}");
+            let markers = self.beta.shell("cat /var/lib/kvm-clone/operations/*.json 2>/dev/null || true").unwrap();
+            let markers = serde_json::Deserializer::from_str(&markers).into_iter::<Marker>();
+            let finals: Vec<String> = markers.flat_map(|marker| marker.unwrap().finals).map(|file| file.path).collect();
+            for extra in now.files.keys().filter(|path| !self.beta_before.files.contains_key(*path)) {
+                assert!(finals.contains(extra), "{extra} is nobody's: {finals:?}");
+            }
             assert_eq!(now.autostart, self.beta_before.autostart);
             return Now::Old;
         }

@@ -28,7 +28,9 @@ impl State {
     }
 
     fn summed_up(host: &Host, by: &str) -> Self {
-        let find = "find /var/lib/libvirt/images /srv -type f ! -name '.kvm-clone-*' -print0 2>/dev/null || true";
+        // The lock of an emulated TPM is its emulator's, who makes it anew.
+        let find = "find /var/lib/libvirt/images /var/lib/libvirt/qemu/nvram /var/lib/libvirt/swtpm /srv -type f \
+                    ! -name '.kvm-clone-*' ! -name .lock -print0 2>/dev/null || true";
         let sums = host.shell(&format!("{{ {find}; }} | sort -z | xargs -0 -r {by}"));
         let sum = |line: &str| line.split_once("  ").map(|(sum, path)| (path.to_owned(), sum.to_owned()));
         let xml = |name: &String| host.exec(&["virsh", "-q", "dumpxml", "--inactive", name]).unwrap();
