@@ -6,6 +6,7 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Result as IoResult, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::*;
 use kvm_clone_core::plan::CloneRequest;
@@ -125,4 +126,53 @@ async fn damaged_frames_are_refused_and_undone() {
         refuses(&lab, beta, fault, Verify::On).await;
     }
     refuses(&lab, beta, Fault::FlipPayload, Verify::Off).await;
+}
+
+/// Joins a lane's ends by a pipe that takes no more after some bytes, as a network that hangs.
+#[derive(Debug)]
+struct Stuck;
+
+impl Joint for Stuck {
+    fn join(&self) -> IoResult<Ends> {
+        let (from_source, source_out) = std::io::pipe()?;
+        let (target_in, to_target) = std::io::pipe()?;
+        let (source_in, target_out) = std::io::pipe()?;
+        std::thread::spawn(move || {
+            let (mut input, mut output) = (from_source.take(MIB), to_target);
+            let _ = std::io::copy(&mut input, &mut output);
+            // Both ends stay open.
+            std::thread::sleep(Duration::from_secs(60));
+            drop((input, output));
+        });
+        Ok(Ends {
+            source_out: source_out.into(),
+            target_in: target_in.into(),
+            target_out: target_out.into(),
+            source_in: source_in.into(),
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_hangs_is_given_up_after_the_stall_timeout() {
+    if !available("a_lane_that_hangs_is_given_up") {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
+    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    make_machine(alpha, "web1", 16 * MIB);
+    beta.provide_guest().unwrap();
+    let client = client(&lab).await;
+    let stall_timeout = Duration::from_secs(3);
+    let settings =
+        CloneSettings { joint: Arc::new(Stuck), route: RoutePolicy::Relay, stall_timeout, ..CloneSettings::default() };
+    let started = Instant::now();
+    let error = clone_with(&client, "alpha", "beta", "web1", CloneRequest::default(), &settings).await.unwrap_err();
+    assert_eq!(number(&error), 1010, "{error:?}");
+    assert!(error.message.contains("nothing moved for 3 s"), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
+    drop(client);
+    assert_nothing_left(beta);
+    assert!(machines(beta).is_empty());
 }

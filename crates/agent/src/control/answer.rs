@@ -83,7 +83,8 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
     }
 }
 
-/// Whether a request changes something on this host that must not go on behind the back of an undo.
+/// Whether a request changes something on this host that must not go on behind the back of an undo, or works on a disk for
+/// so long that an undo must not wait for its end.
 const fn changes(request: &Request) -> bool {
     matches!(
         request,
@@ -92,6 +93,7 @@ const fn changes(request: &Request) -> bool {
             | Request::MakeDirectory(_)
             | Request::CreateImage(_)
             | Request::Export { .. }
+            | Request::Checksum { .. }
             | Request::FinishImage(_)
             | Request::SettleImage(_)
             | Request::Rename { .. }
