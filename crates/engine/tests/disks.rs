@@ -6,9 +6,14 @@ mod oracle;
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{MIB, allocated, assert_same_contents};
-use kvm_clone_lab::{DiskFormat, DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, available, define_machine};
+use kvm_clone_core::plan::{CloneRequest, DiskFormat as Format};
+use kvm_clone_engine::CloneSettings;
+use kvm_clone_lab::{
+    DiskFormat, DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, available, define_machine,
+};
 use oracle::{IMAGES, assert_boots, disk_path, qemu_img, run_in};
 
 const TIB: u64 = 1 << 40;
@@ -94,6 +99,46 @@ async fn a_tebibyte_with_little_in_it_is_copied_in_no_time() {
     for target in ["vda", "vdb"] {
         let path = disk_path(&copy.xml().unwrap(), target);
         assert!(allocated(&pair.beta.path(&path)) < 4 * MIB, "{target} is not sparse");
+    }
+}
+
+/// As qcow2 it takes what it holds; as a raw file it is longer than the target's file system lets any file be.
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_tebibytes_arrive_as_qcow2_and_are_refused_as_raw_where_no_file_is_so_large() {
+    let Some(pair) = Pair::new("sixty_four_tebibytes_arrive_as_qcow2", HostSpec::named("beta")) else { return };
+    pair.beta.small_filesystem(IMAGES, FsKind::Ext4, 512 * MIB).unwrap();
+    let path = "/srv/huge.qcow2";
+    let huge = pair.alpha.path(path);
+    std::fs::create_dir_all(huge.parent().unwrap()).unwrap();
+    let size = (64 * TIB).to_string();
+    run_in(&pair.alpha.path("/"), Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&huge).arg(&size));
+    let writes = [(0, "0x11"), (32 * TIB + 65_536, "0x22"), (64 * TIB - 34 * MIB, "0x33")];
+    for (offset, pattern) in writes {
+        let write = format!("write -q -P {pattern} {offset} 34M");
+        run_in(&pair.alpha.path("/"), Command::new("qemu-io").args(["-f", "qcow2", "-c", &write]).arg(&huge));
+    }
+    let machine = MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 64 * TIB).at(path).existing());
+    define_machine(&pair.alpha, machine).unwrap();
+    let client = common::client(&pair.lab).await;
+    let clone = |format| {
+        let request = CloneRequest { disk_format: format, ..CloneRequest::default() };
+        let (client, settings) = (&client, CloneSettings::default());
+        async move { common::clone_with(client, "alpha", "beta", "web1", request, &settings).await }
+    };
+    let error = clone(Format::Raw).await.unwrap_err();
+    assert_eq!(common::number(&error), 1013, "{error:?}");
+    assert!(error.help[0].contains("--disk-format qcow2"), "{error:?}");
+    let left = pair.beta.shell(&format!("ls -A {IMAGES}")).unwrap();
+    assert!(!left.contains("kvm-clone") && common::machines(&pair.beta).is_empty(), "{left}");
+
+    let started = Instant::now();
+    clone(Format::Keep).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    let copy = pair.beta.path(&disk_path(&pair.beta.machine("web1_clone").unwrap().xml().unwrap(), "vda"));
+    assert!(allocated(&copy) < 120 * MIB, "{}", allocated(&copy));
+    for (offset, pattern) in writes {
+        let read = format!("read -q -P {pattern} {offset} 34M");
+        run_in(&pair.alpha.path("/"), Command::new("qemu-io").args(["-f", "qcow2", "-r", "-c", &read]).arg(&copy));
     }
 }
 

@@ -25,6 +25,9 @@ pub enum Problem {
     /// `ENOSPC` or `EDQUOT`: the target's file system, pool or quota is full.
     #[error("no space is left")]
     NoSpace(#[source] io::Error),
+    /// `EFBIG`: the file system holds no file of that length.
+    #[error("the file system holds no file that is so large")]
+    TooLarge(#[source] io::Error),
     /// `EIO`: the medium or its transport fails.
     #[error("the storage failed")]
     Media(#[source] io::Error),
@@ -82,6 +85,7 @@ impl DeviceError {
     pub(crate) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
         let problem = match source.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::NOSPC | Errno::DQUOT) => Problem::NoSpace(source),
+            Some(Errno::FBIG) => Problem::TooLarge(source),
             Some(Errno::IO) => Problem::Media(source),
             _ => Problem::Io { doing, source },
         };

@@ -71,7 +71,7 @@ impl From<DeviceError> for Error {
         let code = match &error.problem {
             Problem::NoSpace(_) => Code::InsufficientResources,
             Problem::Corrupt(_) => Code::Verification,
-            Problem::Unsupported { .. } | Problem::NotADisk => Code::Unsupported,
+            Problem::Unsupported { .. } | Problem::NotADisk | Problem::TooLarge(_) => Code::Unsupported,
             Problem::NotNamed { .. } => Code::Conflict,
             Problem::Media(_) | Problem::Io { .. } | Problem::BadRequest { .. } => Code::Transfer,
         };
@@ -82,6 +82,9 @@ impl From<DeviceError> for Error {
         }
         match &error.problem {
             Problem::NoSpace(_) => out.help("Free space at the target, or choose another pool with --pool"),
+            Problem::TooLarge(_) => {
+                out.help("Copy it as qcow2 (--disk-format qcow2), or into a pool on another file system (--pool)")
+            }
             Problem::Media(_) => out.help("The storage reports errors: look at the host's kernel log"),
             Problem::Corrupt(_) => out.help("Look at the image: qemu-img check"),
             Problem::Unsupported { .. } => out.help("Convert the image first: qemu-img convert -O qcow2 OLD NEW"),
