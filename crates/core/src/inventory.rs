@@ -205,6 +205,12 @@ pub struct FileId {
 }
 
 impl FileId {
+    /// Whether these, of one host, are one file, by whatever paths it was reached.
+    #[must_use]
+    pub const fn is(&self, other: &Self) -> bool {
+        self.inode == other.inode && self.device == other.device
+    }
+
     /// Whether two hosts mean one file by these: on shared storage it has one number and was made at one moment, while
     /// device numbers are each host's own.
     #[must_use]
@@ -353,6 +359,11 @@ pub struct ExistingMachine {
     pub disk_files: Vec<DiskFile>,
     /// Every file that it uses: images, their backing images, media.
     pub uses: BTreeSet<String>,
+    /// What the paths that it names lead to, and the files behind its images: one file may go by many paths. Looked for
+    /// only where files of machines will be removed.
+    pub used_files: Vec<FileId>,
+    /// Images of it that are there and of which cannot be told what they stand on, in words: it may be anything.
+    pub unseen: Vec<String>,
     /// Whether its memory was saved to disk.
     pub managed_save: bool,
     /// The number of its snapshots.

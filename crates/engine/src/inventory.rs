@@ -1,15 +1,16 @@
 //! Taking inventories: what `core::plan` needs to know of source and target, asked of libvirt and the agents.
 
+mod machines;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::domain::{DiskKind, Domain, Whereabouts};
 use kvm_clone_core::inventory::{
-    Cpus, DiskFile, DomainCapabilities, ExistingMachine, FileId, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile,
-    SourceMachine, TargetHost,
+    Cpus, DomainCapabilities, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{
-    CloneRequest, Existing, FreshIdentity, is_copied_medium, platform_there, source_domain, tpm_files, wanted_paths,
+    CloneRequest, Existing, FreshIdentity, platform_there, source_domain, tpm_files, wanted_paths,
 };
 use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -19,6 +20,8 @@ use kvm_clone_core::{Error, Result};
 use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::host::libvirt::Libvirt;
+use machines::files_of;
+pub(crate) use machines::not_in_use;
 
 /// A host with its libvirt open.
 #[derive(Clone)]
@@ -193,54 +196,6 @@ async fn guest_cpus(
 fn needs_secrets(request: &CloneRequest, source: &SourceMachine) -> Result<bool> {
     let (domain, _) = source_domain(request, source)?;
     Ok(domain.tpm().is_some_and(|tpm| tpm.secret.is_some()))
-}
-
-/// Of these paths those that a machine of the host uses, each with that machine's name.
-pub(crate) async fn in_use(site: &Site, paths: &[String]) -> Result<BTreeMap<String, String>> {
-    let mut used = BTreeMap::new();
-    for (machine, xml) in site.libvirt.existing(String::new()).await? {
-        let machine = files_of(site, machine, &xml, true).await?;
-        let its = |path: &&String| machine.uses.contains(*path) || machine.disk_files.iter().any(|d| d.path == **path);
-        used.extend(paths.iter().filter(its).map(|path| (path.clone(), machine.name.to_string())));
-    }
-    Ok(used)
-}
-
-/// Adds the files that a machine of the target uses; with `chains` also those behind its images, which a machine that is
-/// a linked clone needs as much as its own.
-async fn files_of(site: &Site, mut machine: ExistingMachine, xml: &str, chains: bool) -> Result<ExistingMachine> {
-    let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
-    machine.uses = domain.host_paths();
-    let tpm = domain.tpm().map(|tpm| tpm.state_files(&site.host.facts.tpm_dir, machine.uuid));
-    machine.uses.extend(tpm.into_iter().flatten().map(|(_, path)| path));
-    for disk in domain.disks() {
-        let Some(source) = &disk.source else { continue };
-        let path = match (&disk.kind, &disk.pool) {
-            (DiskKind::File | DiskKind::Block, _) => source.clone(),
-            // A pool that is stopped cannot say; the volume then counts as in use under its own name.
-            (DiskKind::Volume, Some(pool)) => {
-                site.libvirt.volume_path(pool.clone(), source.clone()).await.unwrap_or_else(|_| source.clone())
-            }
-            _ => continue,
-        };
-        machine.uses.insert(path.clone());
-        let is_others = disk.readonly || disk.shareable || disk.device.is_removable();
-        if is_others && !is_copied_medium(&machine.name, disk) || disk.kind == DiskKind::Block {
-            continue;
-        }
-        let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let spec = ImageSpec::new(path.clone(), format);
-        let chain = if chains { inspect(&site.host, spec).await.unwrap_or_default() } else { Inspected::default() };
-        machine.uses.extend(chain.images.iter().map(|image| image.path.clone()));
-        let file: Option<FileId> = chain.images.first().map(|image| image.file);
-        machine.disk_files.push(DiskFile { path, file });
-    }
-    for (path, image) in files_beside(&domain, &site.host.facts.nvram_dir) {
-        let chain = if chains { inspect(&site.host, image).await.unwrap_or_default() } else { Inspected::default() };
-        machine.uses.insert(path.clone());
-        machine.disk_files.push(DiskFile { path, file: chain.images.first().map(|image| image.file) });
-    }
-    Ok(machine)
 }
 
 /// An image with the files behind it, and what identifies the present contents of all of them.

@@ -137,13 +137,13 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     let status = match journal::recovery(stands) {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
-            entry.files = [not_in_use(site, &marker.replaced).await?, marker.staging.clone()].concat();
+            entry.files = [inventory::not_in_use(site, &marker.replaced).await?, marker.staging.clone()].concat();
             Status::Completed
         }
         journal::Recovery::Undo => {
             entry.action = Action::Undo;
             let finals: Vec<String> = marker.finals.iter().map(|file| file.path.clone()).collect();
-            entry.files = [not_in_use(site, &finals).await?, marker.staged()].concat();
+            entry.files = [inventory::not_in_use(site, &finals).await?, marker.staged()].concat();
             Status::Failed
         }
     };
@@ -166,16 +166,6 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     }
     control.order(Request::RemoveMarker(marker.operation)).await?;
     store.end(marker.operation, status, RECOVERED).await
-}
-
-/// The files without those that a machine uses: somebody may have built a machine on what the operation left, or on a
-/// disk of the replaced machine. What is in use is nobody's orphan.
-async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<String>> {
-    if files.is_empty() {
-        return Ok(Vec::new());
-    }
-    let used = inventory::in_use(site, files).await?;
-    Ok(files.iter().filter(|file| !used.contains_key(*file)).cloned().collect())
 }
 
 /// Operations that this controller's journal takes for unfinished and of which the host knows nothing: they made nothing

@@ -7,7 +7,7 @@ mod oracle;
 use common::{MIB, number};
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::plan::{CloneRequest, Existing};
-use kvm_clone_engine::{Action, CloneSettings};
+use kvm_clone_engine::{Action, CloneSettings, Recovery};
 use kvm_clone_lab::{DiskSpec, FsKind, MachineSpec, define_machine, fault};
 use oracle::child::{Task, carry_out_task};
 use oracle::{IMAGES, Now, Scene, State, assert_boots, at, clone_with_events};
@@ -175,6 +175,66 @@ async fn a_disk_that_other_machines_stand_on_is_not_removed() {
     let sum = State::of(&scene.beta).files[&base].clone();
     scene.clone().await.unwrap();
     assert_eq!(State::of(&scene.beta).files.get(&base), Some(&sum), "the linked machine's base is gone");
+}
+
+/// Defines a machine with this image.
+fn stand_on(scene: &Scene, image: &str) {
+    let disk = DiskSpec::qcow2("vda", 16 * MIB).at(image).existing();
+    define_machine(&scene.beta, MachineSpec::named("linked").disk(disk)).unwrap();
+}
+
+const BASE: &str = "/var/lib/libvirt/images/web1_clone-vda.qcow2";
+const LINKED: &str = "/srv/linked.qcow2";
+/// qemu-img names the format of a backing file since 6.1; older images have no such header extension, nor one of a type that
+/// nobody knows.
+const WITHOUT_FORMAT: &str = "qemu-img create -q -f qcow2 -F qcow2 -b /var/lib/libvirt/images/web1_clone-vda.qcow2 /srv/linked.qcow2; \
+     printf 'KVM!' | dd of=/srv/linked.qcow2 bs=1 seek=112 conv=notrunc status=none";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_another_machine_reaches_some_other_way_is_not_removed() {
+    let test = "a_disk_that_another_machine_reaches_some_other_way_is_not_removed";
+    let Some(mut scene) = Scene::new(test).map(Scene::replacing) else { return };
+    scene.beta.shell(&format!("ln -s {IMAGES} /srv/by-link")).unwrap();
+    let by_link = "/srv/by-link/web1_clone-vda.qcow2";
+    let overlay = format!("qemu-img create -q -f qcow2 -F qcow2 -b {by_link} {LINKED}");
+    let data =
+        format!("qemu-img create -q -f qcow2 -o data_file=/srv/data.raw {LINKED} 16M; ln -f {BASE} /srv/data.raw");
+    for (image, made) in [(by_link, "true"), (LINKED, &overlay), (LINKED, &data), (LINKED, WITHOUT_FORMAT)] {
+        scene.beta.shell(made).unwrap();
+        stand_on(&scene, image);
+        let sum = State::of(&scene.beta).files[BASE].clone();
+        let result = scene.clone().await.unwrap();
+        assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "{made}");
+        let warned = result.warnings.iter().any(|warning| warning.contains("all its files stay"));
+        assert_eq!(warned, made == WITHOUT_FORMAT, "{:?}", result.warnings);
+        scene.beta.exec(&["virsh", "-q", "undefine", "linked"]).unwrap();
+        scene.beta.shell("rm -f /srv/linked.qcow2 /srv/data.raw").unwrap();
+        scene.begin_again();
+    }
+    scene.clone().await.unwrap();
+    assert!(!State::of(&scene.beta).files.contains_key(BASE), "it is nobody's now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recover_removes_nothing_that_another_machine_may_stand_on() {
+    let test = "recover_removes_nothing_that_another_machine_may_stand_on";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let mut controller = Task::new(&scene).hold_at("clean").start();
+    controller.says("held");
+    controller.kill();
+    scene.await_dead_man();
+    scene.beta.shell(WITHOUT_FORMAT).unwrap();
+    stand_on(&scene, LINKED);
+    let sum = State::of(&scene.beta).files[BASE].clone();
+    let client = scene.client_with("other.db").await;
+    let refused = client.recover(&common::spec("beta"), Recovery::Act).await.unwrap();
+    assert!(matches!(refused[0].error.as_ref(), Some(error) if number(error) == 1014), "{refused:?}");
+    assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the linked machine's base is gone");
+    // As the error's help says.
+    scene.beta.exec(&["qemu-img", "rebase", "-u", "-b", BASE, "-F", "qcow2", LINKED]).unwrap();
+    scene.recover("other.db").await;
+    assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the linked machine's base is gone");
+    scene.assert_nothing_of_ours(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

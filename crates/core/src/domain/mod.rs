@@ -184,6 +184,16 @@ impl Domain {
         media.chain(firmware).chain(nvram::wished_paths(self)).collect()
     }
 
+    /// Everything in the definition that looks like a path, whatever it is for: files that must not be taken from under
+    /// the machine, those of backing and data stores that are only written here among them.
+    #[must_use]
+    pub fn named_paths(&self) -> BTreeSet<String> {
+        let elements = self.root.descendants();
+        let texts = elements.iter().map(|element| element.trimmed());
+        let values = elements.iter().flat_map(|element| element.attributes.iter().map(|a| a.value.as_str()));
+        texts.chain(values).filter(|text| text.starts_with('/')).map(str::to_owned).collect()
+    }
+
     /// The variables of the machine's UEFI firmware; none where it boots otherwise.
     #[must_use]
     pub fn nvram(&self) -> Option<Nvram> {

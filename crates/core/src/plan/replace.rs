@@ -33,9 +33,29 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> 
         checks.all("replace", failures, "");
         return None;
     }
-    let files = removable_files(facts, existing);
-    checks.warn("replace", format!("machine {name} is replaced, and {} of its files removed", files.len()), None);
+    let files = match unseen(facts, existing) {
+        None => {
+            let files = removable_files(facts, existing);
+            let message = format!("machine {name} is replaced, and {} of its files removed", files.len());
+            checks.warn("replace", message, None);
+            files
+        }
+        Some((other, image)) => {
+            let message = format!(
+                "machine {name} is replaced, and all its files stay: what {image} of machine {} stands on cannot be told",
+                other.name
+            );
+            checks.warn("replace", message, Some("Remove them by hand if no machine stands on them"));
+            Vec::new()
+        }
+    };
     Some(Replaced { name: existing.name.clone(), uuid: existing.uuid, files })
+}
+
+/// An image of another machine that may stand on anything, so on a file of the replaced one too.
+fn unseen<'a>(facts: &'a Facts<'_>, existing: &ExistingMachine) -> Option<(&'a ExistingMachine, &'a String)> {
+    let others = facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
+    others.flat_map(|other| other.unseen.iter().map(move |image| (other, image))).next()
 }
 
 fn refuse_state(existing: &ExistingMachine) -> Option<Error> {
@@ -88,20 +108,25 @@ fn refuse_shared(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error>
 }
 
 fn is_one_file(a: FileId, b: FileId, same_host: bool) -> bool {
-    if same_host { (a.inode, a.device) == (b.inode, b.device) } else { a.is_shared_with(&b) }
+    if same_host { a.is(&b) } else { a.is_shared_with(&b) }
 }
 
-/// Its disks that are used by no other machine, nor by the source.
+/// Its disks that are used by no other machine, nor by the source. Files are compared, not only their paths: the other
+/// machine may reach one through a link.
 fn removable_files(facts: &Facts<'_>, existing: &ExistingMachine) -> Vec<String> {
     let others = || facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
-    let is_used = |path: &str| {
-        let by_machine =
-            others().any(|other| other.uses.contains(path) || other.disk_files.iter().any(|d| d.path == path));
+    let is_used = |path: &str, file: FileId| {
+        let by_machine = others().any(|other| {
+            other.uses.contains(path)
+                || other.used_files.iter().any(|used| used.is(&file))
+                || other.disk_files.iter().any(|disk| disk.path == path || disk.file.is_some_and(|used| used.is(&file)))
+        });
         let by_source = facts.is_same_host() && facts.source.images.values().flatten().any(|image| image.path == path);
         by_machine || by_source
     };
-    let there = existing.disk_files.iter().filter(|disk| disk.file.is_some());
-    let mut files: Vec<String> = there.map(|disk| disk.path.clone()).filter(|path| !is_used(path)).collect();
+    let there = existing.disk_files.iter().filter_map(|disk| Some((&disk.path, disk.file?)));
+    let mut files: Vec<String> =
+        there.filter(|(path, file)| !is_used(path, *file)).map(|(path, _)| path.clone()).collect();
     files.sort_unstable();
     files.dedup();
     files

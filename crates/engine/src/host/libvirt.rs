@@ -186,6 +186,8 @@ impl Libvirt {
                     state: state(domain)?,
                     disk_files: Vec::new(),
                     uses: BTreeSet::new(),
+                    used_files: Vec::new(),
+                    unseen: Vec::new(),
                     managed_save: asked && domain.has_managed_save(0)?,
                     snapshots: if asked { count(domain.list_all_snapshots(0)?.len()) } else { 0 },
                     checkpoints: if asked { ffi::checkpoints(domain) } else { 0 },

@@ -129,6 +129,8 @@ pub(super) fn existing(name: &str, uuid: u128, path: &str) -> ExistingMachine {
         state: MachineState::Stopped,
         disk_files: vec![DiskFile { path: path.to_owned(), file }],
         uses: BTreeSet::from([path.to_owned()]),
+        used_files: Vec::new(),
+        unseen: Vec::new(),
         managed_save: false,
         snapshots: 0,
         checkpoints: 0,

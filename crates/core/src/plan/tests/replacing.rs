@@ -73,10 +73,50 @@ fn a_uuid_to_be_kept_must_be_the_replaced_ones() {
     assert_eq!(code(&kept(world().source.uuid)), 0);
 }
 
+/// A machine with a disk of its own.
+fn other() -> ExistingMachine {
+    let file = Some(FileId { device: 9, inode: 901, length: 1, born: None });
+    let mut other = existing("other", 6, "/other");
+    other.disk_files = vec![DiskFile { path: "/other".to_owned(), file }];
+    other
+}
+
+#[test]
+fn a_file_that_another_machine_reaches_by_another_path_stays() {
+    let old = force().target.machines[0].disk_files[0].file.unwrap();
+    let files = |change: &dyn Fn(&mut ExistingMachine)| {
+        let plan = force().with(|w| {
+            let mut other = other();
+            change(&mut other);
+            w.target.machines.push(other);
+        });
+        plan.replaces.unwrap().files
+    };
+    assert_eq!(files(&|_| {}), [OLD.to_owned()], "nobody else's");
+    assert!(files(&|other| other.used_files.push(FileId { length: 7, ..old })).is_empty());
+    assert!(files(&|other| other.disk_files[0].file = Some(old)).is_empty());
+    assert_eq!(files(&|other| other.used_files.push(FileId { device: 8, ..old })), [OLD.to_owned()]);
+}
+
+#[test]
+fn what_another_machine_may_stand_on_stays() {
+    let plan = force().with(|w| {
+        let mut other = other();
+        other.unseen.push("/other: no format of the file behind it".to_owned());
+        w.target.machines.push(other);
+    });
+    assert_eq!(code(&plan), 0);
+    assert!(plan.warnings.iter().any(|warning| warning.contains("all its files stay")), "{:?}", plan.warnings);
+    assert!(plan.replaces.unwrap().files.is_empty());
+    // Its own images are its own affair.
+    let own = force().with(|w| w.target.machines[0].unseen.push("/x".to_owned()));
+    assert_eq!(own.replaces.unwrap().files, [OLD.to_owned()]);
+}
+
 #[test]
 fn files_that_others_use_stay() {
     let used_by_other = force().with(|w| {
-        let mut other = existing("other", 6, "/other");
+        let mut other = other();
         other.uses.insert(OLD.to_owned());
         w.target.machines.push(other);
     });

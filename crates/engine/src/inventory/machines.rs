@@ -1,0 +1,129 @@
+//! Whose files are whose: what the machines of a host use. Before anything is removed that one of them might stand on, what
+//! cannot be told counts as used.
+
+use kvm_clone_core::domain::{DiskKind, Domain};
+use kvm_clone_core::inventory::{DiskFile, ExistingMachine, FileId, ImageFormat};
+use kvm_clone_core::plan::is_copied_medium;
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::{Error, Result};
+
+use super::{Site, files_beside, format, inspect, look};
+
+/// Of these files those that are there and that no machine of the host uses: somebody may have built a machine on what an
+/// operation left, or on a disk of the machine that it replaced. What is in use is nobody's orphan.
+///
+/// # Errors
+/// A machine has an image of which cannot be told what it stands on: then none of them may go.
+pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<String>> {
+    let found = look(&site.host, files.to_vec()).await?;
+    let there: Vec<(&String, FileId)> = files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect();
+    if there.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut machines = Vec::new();
+    for (machine, xml) in site.libvirt.existing(String::new()).await? {
+        let machine = files_of(site, machine, &xml, true).await?;
+        if let Some(image) = machine.unseen.first() {
+            return Err(may_be_used(&machine, image, &there));
+        }
+        machines.push(machine);
+    }
+    let is_free = |path: &String, file: FileId| {
+        !machines.iter().any(|its| its.uses.contains(path) || its.used_files.iter().any(|used| used.is(&file)))
+    };
+    Ok(there.into_iter().filter(|(path, file)| is_free(path, *file)).map(|(path, _)| path.clone()).collect())
+}
+
+fn may_be_used(machine: &ExistingMachine, image: &str, files: &[(&String, FileId)]) -> Error {
+    let files: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
+    let message = format!(
+        "machine {} may stand on {}: what is behind {image} cannot be told, so nothing is removed",
+        machine.name,
+        files.join(", ")
+    );
+    Error::conflict(message)
+        .with("vm", &machine.name)
+        .help("Name the format of the file behind that image: qemu-img rebase -u -b BACKING -F FORMAT IMAGE")
+        .help("Or move the files away that no machine stands on; then run the command again")
+}
+
+/// Adds the files that a machine of the target uses; with `chains` also those behind its images, which a machine that is
+/// a linked clone needs as much as its own, and which file each of them is.
+pub(super) async fn files_of(
+    site: &Site,
+    mut machine: ExistingMachine,
+    xml: &str,
+    chains: bool,
+) -> Result<ExistingMachine> {
+    let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
+    machine.uses = domain.host_paths();
+    let tpm = domain.tpm().map(|tpm| tpm.state_files(&site.host.facts.tpm_dir, machine.uuid));
+    machine.uses.extend(tpm.into_iter().flatten().map(|(_, path)| path));
+    let mut images = Vec::new();
+    for disk in domain.disks() {
+        let Some(source) = &disk.source else { continue };
+        let path = match (&disk.kind, &disk.pool) {
+            (DiskKind::File | DiskKind::Block, _) => source.clone(),
+            (DiskKind::Volume, Some(pool)) => match site.libvirt.volume_path(pool.clone(), source.clone()).await {
+                Ok(path) => path,
+                // A pool that is stopped cannot say; the volume then counts as in use under its own name.
+                Err(_) => {
+                    machine.unseen.push(format!("volume {source} of pool {pool}"));
+                    source.clone()
+                }
+            },
+            _ => continue,
+        };
+        machine.uses.insert(path.clone());
+        images.push(ImageSpec::new(path.clone(), format(disk.format.as_deref().unwrap_or("raw"))));
+        let is_others = disk.readonly || disk.shareable || disk.device.is_removable();
+        if is_others && !is_copied_medium(&machine.name, disk) || disk.kind == DiskKind::Block {
+            continue;
+        }
+        machine.disk_files.push(DiskFile { path, file: None });
+    }
+    for (path, image) in files_beside(&domain, &site.host.facts.nvram_dir) {
+        machine.uses.insert(path.clone());
+        images.push(image);
+        machine.disk_files.push(DiskFile { path, file: None });
+    }
+    if chains {
+        look_behind(site, &domain, &mut machine, images).await?;
+    }
+    Ok(machine)
+}
+
+/// Follows every image down to its last file, and finds out which files all of these paths lead to.
+async fn look_behind(
+    site: &Site,
+    domain: &Domain,
+    machine: &mut ExistingMachine,
+    images: Vec<ImageSpec>,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    // Behind a raw image there is nothing, whatever its guest wrote into it.
+    for image in images.into_iter().filter(|image| image.format != ImageFormat::Raw) {
+        let path = image.path.clone();
+        match inspect(&site.host, image).await {
+            Ok(seen) => {
+                for image in seen.images {
+                    failed.extend(image.unsupported.first().map(|why| (path.clone(), why.clone())));
+                    machine.uses.insert(image.path);
+                    machine.uses.extend(image.data_file);
+                }
+            }
+            Err(error) => failed.push((path, error.message)),
+        }
+    }
+    let paths = machine.uses.union(&domain.named_paths()).filter(|path| path.starts_with('/')).cloned().collect();
+    let found = look(&site.host, paths).await?;
+    let file = |path: &String| found.get(path).and_then(|facts| facts.file);
+    for disk in &mut machine.disk_files {
+        disk.file = file(&disk.path);
+    }
+    // A machine whose image is missing stands on nothing.
+    let there = failed.into_iter().filter(|(path, _)| file(path).is_some());
+    machine.unseen.extend(there.map(|(path, why)| format!("{path} ({why})")));
+    machine.used_files = found.into_values().filter_map(|facts| facts.file).collect();
+    Ok(())
+}
