@@ -6,13 +6,16 @@ mod oracle;
 
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use common::{MIB, machines, number};
+use futures_util::future::BoxFuture;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{CloneResult, Moment, Then};
-use kvm_clone_lab::{Host, Machine};
+use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
+use kvm_clone_lab::{Host, Machine, fault};
 use oracle::strike::struck;
-use oracle::{Gate, Now, Scene, records, wait_for};
+use oracle::{Gate, Now, Run, Scene, records, wait_for};
 
 const RESIZE: &str = "virsh -q blockresize web1 vda 20M";
 const SNAPSHOT: &str = "virsh -q snapshot-create-as web1 s1 --disk-only --no-metadata";
@@ -131,4 +134,67 @@ async fn a_machine_that_moves_away_before_the_point_is_no_copy() {
     assert_eq!(number(&error), 1014, "{error:?}");
     assert_eq!(scene.beta.machine("web1").unwrap().state().unwrap(), "running");
     assert_eq!(scene.source.state().unwrap(), "shut off");
+}
+
+const PROCESS: &str = "guest=web1";
+
+/// Right before libvirt is asked for the job, the machine's process hangs, and a call that waits for it has the machine.
+#[derive(Debug)]
+struct Busy(Host);
+
+impl Boundary for Busy {
+    fn pass(&self, step: Step, moment: Moment) -> BoxFuture<'_, Result<Then>> {
+        if (step, moment) == (Step::Point, Moment::Intended) {
+            tokio::task::block_in_place(|| {
+                assert!(fault::freeze(&self.0, PROCESS).unwrap() > 0);
+                drop(in_background(&self.0, "virsh -q qemu-monitor-command web1 --hmp 'info status'"));
+                std::thread::sleep(Duration::from_millis(500));
+            });
+        }
+        Box::pin(async { Ok(Then::Go) })
+    }
+}
+
+/// A clone whose job libvirt has been asked for, and keeps waiting behind another call.
+async fn start_behind_another_call(scene: &Scene) -> Run {
+    let settings = CloneSettings { boundary: Arc::new(Busy(scene.alpha.clone())), ..CloneSettings::default() };
+    let run = scene.start(settings).await;
+    let notes = || scene.alpha.shell("ls /var/lib/kvm-clone/points 2>/dev/null || true").unwrap();
+    wait_for("the note of the point", || notes().contains(".json"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    run
+}
+
+/// The process goes on, and libvirt begins what it was asked for.
+async fn assert_no_job_stays(scene: &Scene, run: Run) -> Error {
+    assert!(!run.has_ended(), "it ended while a job could still come up");
+    assert!(fault::thaw(&scene.alpha, PROCESS).unwrap() > 0);
+    let error = run.fails().await;
+    scene.sweep().await;
+    scene.assert_clean();
+    std::thread::sleep(Duration::from_secs(2));
+    let job = scene.alpha.exec(&["virsh", "-q", "domjobinfo", "web1"]).unwrap();
+    assert!(job.contains("None"), "{job}");
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_comes_up_after_the_copy_was_stopped_is_ended() {
+    let Some(scene) = scene("a_job_that_comes_up_after_the_copy_was_stopped") else { return };
+    let run = start_behind_another_call(&scene).await;
+    run.cancel.cancel();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(number(&assert_no_job_stays(&scene, run).await), 1008);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_comes_up_after_the_controller_was_lost_is_ended_under_the_lock() {
+    let Some(scene) = scene("a_job_that_comes_up_after_the_controller_was_lost") else { return };
+    let run = start_behind_another_call(&scene).await;
+    scene.lab.cut(&scene.alpha).unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    scene.lab.heal(&scene.alpha).unwrap();
+    assert_ne!(oracle::held_locks(&scene.alpha), "", "the next operation is let in");
+    let error = assert_no_job_stays(&scene, run).await;
+    assert!([1002, 1006, 1009, 1010].contains(&number(&error)), "{error:?}");
 }

@@ -59,8 +59,10 @@ pub fn run(connection: &str) -> Result<()> {
         reader.end(outcome);
     });
     let outcome = lanes::listen(&session).and_then(|()| watch(&session, &ended));
-    // From here on nobody guards the point but us: first nothing new can be asked of libvirt, then the job ends.
+    // From here on nobody guards the point but us: first nothing new can be asked of libvirt, then the job ends. That may be
+    // waited for; lanes end at once.
     session.close_relays();
+    session.close_lanes();
     let outcome = outcome.and(point::end(&session, false));
     session.close();
     outcome

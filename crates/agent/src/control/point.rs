@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::journal::LockKey;
-use kvm_clone_core::wire::point::{PointNote, PointOrder, PointPlace, PointState};
+use kvm_clone_core::wire::point::{COMING, PointNote, PointOrder, PointPlace, PointState};
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
@@ -28,8 +28,10 @@ use crate::program;
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long libvirt may take to clear up after a job that was ended.
 const END_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a job may take to come up whose order was on its way when the controller was lost.
-const COMING: Duration = Duration::from_secs(3);
+/// Between two orders to end a job: one that is just coming up cannot be ended yet.
+const ABORT_AGAIN: Duration = Duration::from_secs(2);
+/// How long libvirt may take to say that it lives.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between two looks at something that is about to change.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks at the scratch files.
@@ -154,33 +156,70 @@ pub(super) fn state(session: &Session) -> PointState {
 }
 
 /// Ends the job and removes what belongs to it; a point that is not guarded any more is ended already. Where libvirt may
-/// still be about to begin the job (`settled` is false), the note stays for whoever holds the lock next.
+/// still be about to begin the job (`settled` is false), it is waited for, under the lock, until it is here or can come no
+/// more. libvirt was asked when the controller was heard last, at the latest.
 pub(super) fn end(session: &Session, settled: bool) -> Result<()> {
     let Some(point) = session.guarded() else { return Ok(()) };
-    let until = Instant::now() + COMING;
-    while !settled && !point.seen.load(Ordering::Relaxed) && !point.is_held() && Instant::now() < until {
-        std::thread::sleep(PAUSE);
+    if !settled && !point.seen.load(Ordering::Relaxed) {
+        await_job(&point.note, COMING.saturating_sub(session.silent_for()))?;
     }
     clear(&point.note)?;
-    if settled || point.seen.load(Ordering::Relaxed) {
-        forget(&session.place, &point.note)?;
-    }
+    forget(&session.place, &point.note)?;
     session.unguard();
     Ok(())
 }
 
-/// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more.
+/// Waits until the job is here or can come no more.
+fn await_job(note: &PointNote, wait: Duration) -> Result<()> {
+    let until = Instant::now() + wait;
+    // The directory goes with the process, and with it what could begin a job.
+    let may_come = || Path::new(&note.socket).parent().is_some_and(Path::exists);
+    while may_come() && !is_listening(note) {
+        if Instant::now() >= until {
+            return still_answers(note);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// A libvirt that hangs may begin with the wait when it wakes.
+fn still_answers(note: &PointNote) -> Result<()> {
+    let asked = virsh("domstate", note.machine, ANSWER_DEADLINE);
+    if asked.is_ok_and(|outcome| outcome.status.success()) {
+        return Ok(());
+    }
+    let message = format!("libvirt does not answer and may yet begin a backup job on machine {}", note.machine);
+    Err(Error::libvirt(message)
+        .with("socket", &note.socket)
+        .help("Once it answers again, kvm-clone recover with this host ends that job"))
+}
+
+fn virsh(verb: &str, machine: Uuid, deadline: Duration) -> Result<program::Outcome> {
+    let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
+    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], None, deadline, &|| false)
+}
+
+/// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more. Where an
+/// agent was killed right after it had made its note, the job may not be there yet.
 pub(super) fn sweep(session: &Session) -> Result<()> {
     let keys = session.lock_keys();
     let guarded = session.guarded().map(|point| point.note.operation);
     for note in all(&session.place)? {
         let is_dead = keys.contains(&LockKey::Machine(note.machine).to_string()) && guarded != Some(note.operation);
         if is_dead {
+            await_job(&note, COMING.saturating_sub(age(&session.place, &note)))?;
             clear(&note)?;
             forget(&session.place, &note)?;
         }
     }
     Ok(())
+}
+
+/// How long ago its note was made; no time at all where the clock was put back.
+fn age(place: &Place, note: &PointNote) -> Duration {
+    let made = fs::metadata(note_path(place, note.operation)).and_then(|facts| facts.modified());
+    made.ok().and_then(|made| made.elapsed().ok()).unwrap_or_default()
 }
 
 fn clear(note: &PointNote) -> Result<()> {
@@ -205,11 +244,9 @@ fn end_job(note: &PointNote) -> Result<()> {
     if !is_listening(note) {
         return Ok(());
     }
-    let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
-    let machine = note.machine.to_string();
-    let arguments = ["-q", "-c", uri, "domjobabort", &machine];
-    let outcome = program::run("virsh", &arguments, None, ABORT_DEADLINE, &|| false)?;
-    let until = Instant::now() + END_DEADLINE;
+    let machine = note.machine;
+    let mut outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
+    let (until, mut again) = (Instant::now() + END_DEADLINE, Instant::now() + ABORT_AGAIN);
     // The job is over when its socket is; libvirt removes the scratch files as its last act.
     while is_listening(note) || note.scratch.iter().any(|file| Path::new(file).exists()) {
         if Instant::now() > until && is_listening(note) {
@@ -219,6 +256,10 @@ fn end_job(note: &PointNote) -> Result<()> {
         }
         if Instant::now() > until {
             break;
+        }
+        if Instant::now() > again && is_listening(note) {
+            outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
+            again = Instant::now() + ABORT_AGAIN;
         }
         std::thread::sleep(PAUSE);
     }

@@ -4,6 +4,8 @@
 //! says where the job's socket and scratch files go, watches how much the guest overwrites, and ends the job when it
 //! is told to, when scratch space runs short, and when the controller is gone.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -12,6 +14,11 @@ use crate::name::DiskTarget;
 
 /// Where the scratch files of disks go that are no files in a directory, such as block devices: where images usually are.
 pub const SCRATCH_FOR_DEVICES: &str = "/var/lib/libvirt/images";
+
+/// How long after it was asked for a job may still come up, where libvirt's answer is not known: libvirt waits 30 s for the
+/// end of another job of the machine (`QEMU_JOB_WAIT_TIME`), whoever asked may be long gone; and a little for what was on
+/// its way.
+pub const COMING: Duration = Duration::from_secs(35);
 
 /// A point to be held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use kvm_clone_core::journal::LockKey;
 use kvm_clone_core::plan::backup_xml;
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::Export;
-use kvm_clone_core::wire::point::{PointOrder, PointPlace, PointState};
+use kvm_clone_core::wire::point::{COMING, PointOrder, PointPlace, PointState};
 use kvm_clone_core::{Code, Error, Result};
 
 use super::Work;
@@ -107,7 +107,9 @@ impl Work {
         match self.source.host.control.order(end).await {
             Err(error) if error.transient => {
                 let keys = [LockKey::Machine(self.seen.machine.uuid).to_string()];
-                self.source = reconnect::reconnect(&self.source, self.operation, &keys, self.silence).await?;
+                // The agent that was lost may itself wait for a job that can still come up.
+                let silence = self.silence + if self.point_settled { std::time::Duration::ZERO } else { COMING };
+                self.source = reconnect::reconnect(&self.source, self.operation, &keys, silence).await?;
                 self.source.host.control.order(Request::ClearPoints).await
             }
             outcome => outcome,
