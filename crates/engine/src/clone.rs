@@ -23,7 +23,7 @@ use crate::inventory::{self, Site, Source};
 use crate::lane::{Joint, Pipes, RoutePolicy};
 use crate::outcome::{CloneResult, Way};
 use crate::phases::Phases;
-use crate::step::Work;
+use crate::step::{Left, Side, Work};
 use crate::store::{NewOperation, Store};
 
 /// Where events go. Called from the engine's tasks; must not block.
@@ -269,25 +269,45 @@ impl Prepared {
     }
 
     /// Undoes what may have been done, journals that, and gives the error that the user sees.
-    async fn fail(&self, mut work: Work, mut trail: Trail, error: Error) -> Error {
+    async fn fail(&self, mut work: Work, trail: Trail, error: Error) -> Error {
         let id = self.fresh.operation;
-        let mut undone = work.reach_target().await;
-        while let (Ok(()), Some(step)) = (&undone, trail.to_undo()) {
-            undone = work.undo(step).await.and_then(|()| trail.take(step, Mark::Undone));
-            if undone.is_ok() {
-                // The journal's failure must not stop the undoing.
-                let _ = self.store.mark(id, step, Mark::Undone, None).await;
-            }
-        }
-        let (status, error) = match undone {
-            Ok(()) if error.code == Code::Cancelled => (Status::Cancelled, error),
-            Ok(()) => (Status::Failed, error),
-            Err(failure) => (Status::Interrupted, work.left_behind(&error, &failure, trail.open())),
+        let left = self.undo(&mut work, trail).await;
+        let (status, error) = if left.is_nothing() {
+            (if error.code == Code::Cancelled { Status::Cancelled } else { Status::Failed }, error)
+        } else {
+            (Status::Interrupted, work.left_behind(&error, &left))
         };
         let outcome = serde_json::to_string(&error).unwrap_or_default();
         let _ = self.store.end(id, status, &outcome).await;
         self.store.close().await;
         error.with("operation_id", id)
+    }
+
+    /// Undoes in reverse on both hosts. One that is lost does not keep the other from being cleaned; on the one where a step
+    /// could not be undone, those before it stay, and with them the marker, which tells `recover` of them.
+    async fn undo(&self, work: &mut Work, trail: Trail) -> Left {
+        let mut left = Left::default();
+        if let Err(failure) = work.reach_target().await {
+            left.failed(Side::Target, failure);
+        }
+        for step in trail.open().iter().rev().copied() {
+            if left.has_failed(Side::of(step)) {
+                left.steps.push(step);
+                continue;
+            }
+            match work.undo(step).await {
+                // From a step that is left on, the journal keeps what came before it, too. Its failure must not stop the undoing.
+                Ok(()) if left.is_nothing() => {
+                    let _ = self.store.mark(self.fresh.operation, step, Mark::Undone, None).await;
+                }
+                Ok(()) => {}
+                Err(failure) => {
+                    left.failed(Side::of(step), failure);
+                    left.steps.push(step);
+                }
+            }
+        }
+        left
     }
 
     fn report(&mut self, work: &Work, settings: &CloneSettings) -> CloneResult {

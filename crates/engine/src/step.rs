@@ -32,6 +32,7 @@ use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 use define::OldMachine;
 pub(crate) use define::made_by;
+pub(crate) use undo::{Left, Side};
 
 /// Images belong to qemu alone.
 const IMAGE_MODE: u32 = 0o600;

@@ -15,7 +15,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
 use kvm_clone_lab::{Host, Machine, fault};
 use oracle::strike::struck;
-use oracle::{Gate, Now, Run, Scene, records, wait_for};
+use oracle::{Gate, Now, Run, Scene, State, records, wait_for};
 
 const RESIZE: &str = "virsh -q blockresize web1 vda 20M";
 const SNAPSHOT: &str = "virsh -q snapshot-create-as web1 s1 --disk-only --no-metadata";
@@ -197,4 +197,41 @@ async fn a_job_that_comes_up_after_the_controller_was_lost_is_ended_under_the_lo
     assert_ne!(oracle::held_locks(&scene.alpha), "", "the next operation is let in");
     let error = assert_no_job_stays(&scene, run).await;
     assert!([1002, 1006, 1009, 1010].contains(&number(&error)), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_source_that_is_lost_the_target_is_cleaned_and_only_the_source_is_named() {
+    let Some(scene) = scene("of_a_source_that_is_lost_the_target_is_cleaned") else { return };
+    let gate = Gate::after(MIB);
+    let run = scene.start(gate.settings()).await;
+    gate.reached().await;
+    scene.alpha.halt().unwrap();
+    gate.open();
+    let error = run.fails().await;
+    assert_eq!(number(&error), 1015, "{error:?}");
+    assert_eq!(
+        (error.context["host"].as_str(), error.context["left"].as_str()),
+        ("alpha", "a backup job on machine web1")
+    );
+    let recover: Vec<_> = error.help.iter().filter(|help| help.contains("kvm-clone recover")).collect();
+    assert!(matches!(recover.as_slice(), [help] if help.contains("recover alpha")), "{error:?}");
+    assert_eq!(State::of(&scene.beta), scene.beta_before);
+    common::assert_nothing_left(&scene.beta);
+    assert_eq!(oracle::held_locks(&scene.beta), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_target_that_is_lost_the_source_is_cleaned_and_only_the_target_is_named() {
+    let Some(scene) = scene("of_a_target_that_is_lost_the_source_is_cleaned") else { return };
+    let gate = Gate::after(MIB);
+    let run = scene.start(gate.settings()).await;
+    gate.reached().await;
+    scene.beta.halt().unwrap();
+    gate.open();
+    let error = run.fails().await;
+    assert_eq!((number(&error), error.context["host"].as_str()), (1015, "beta"), "{error:?}");
+    assert!(!error.context["left"].contains("backup job"), "{error:?}");
+    let job = scene.alpha.exec(&["virsh", "-q", "domjobinfo", "web1"]).unwrap();
+    assert!(job.contains("None"), "{job}");
+    scene.assert_source_unharmed();
 }

@@ -7,6 +7,45 @@ use kvm_clone_core::{Code, Error, Result};
 use super::Work;
 use crate::reconnect;
 
+/// One of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Target,
+}
+
+impl Side {
+    /// Where a step leaves something.
+    pub(crate) const fn of(step: Step) -> Self {
+        match step {
+            Step::Point => Self::Source,
+            _ => Self::Target,
+        }
+    }
+}
+
+/// What could not be undone.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    failures: Vec<(Side, Error)>,
+    /// The steps that may have left something, on hosts where undoing failed.
+    pub(crate) steps: Vec<Step>,
+}
+
+impl Left {
+    pub(crate) fn failed(&mut self, side: Side, failure: Error) {
+        self.failures.push((side, failure));
+    }
+
+    pub(crate) fn has_failed(&self, side: Side) -> bool {
+        self.failures.iter().any(|(failed, _)| *failed == side)
+    }
+
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
 impl Work {
     /// Makes sure of a target that can be talked to and on which nothing goes on: the failure to be undone may be that
     /// it was lost, and an order that was given up may still be under way.
@@ -21,7 +60,8 @@ impl Work {
     /// Undoes a step that may have been done, wholly or in part; once more where the target was lost meanwhile.
     pub(crate) async fn undo(&mut self, step: Step) -> Result<()> {
         match self.undo_once(step).await {
-            Err(error) if error.transient => {
+            // The point's own undoing reaches the source anew by itself.
+            Err(error) if error.transient && Side::of(step) == Side::Target => {
                 self.reach_target().await?;
                 self.undo_once(step).await
             }
@@ -46,16 +86,28 @@ impl Work {
     }
 
     /// The error of an operation that could not be undone: what may be left, where, and how to get rid of it.
-    pub(crate) fn left_behind(&self, cause: &Error, failure: &Error, not_undone: &[Step]) -> Error {
-        let host = &self.target.host.name;
-        let message = format!("{cause}; and it could not be undone on {host}: {failure}");
-        let mut error = Error::new(Code::UndoFailed, message)
+    pub(crate) fn left_behind(&self, cause: &Error, left: &Left) -> Error {
+        let failures = left.failures.iter().map(|(side, failure)| (self.host(*side), failure));
+        let said: Vec<String> =
+            failures.clone().map(|(host, failure)| format!("it could not be undone on {host}: {failure}")).collect();
+        let hosts: Vec<&str> = failures.map(|(host, _)| host).collect();
+        let mut error = Error::new(Code::UndoFailed, format!("{cause}; and {}", said.join("; and ")))
             .with("cause_code", cause.code.number())
-            .with("host", host)
-            .with("left", self.left(not_undone).join(", "))
-            .help(format!("kvm-clone recover {host} finds and removes what is left, once the host can be reached"));
+            .with("host", hosts.join(", "))
+            .with("left", self.left(&left.steps).join(", "));
+        for host in hosts {
+            error = error
+                .help(format!("kvm-clone recover {host} finds and removes what is left, once the host can be reached"));
+        }
         error.context.extend(cause.context.iter().map(|(name, value)| (format!("cause_{name}"), value.clone())));
         error
+    }
+
+    fn host(&self, side: Side) -> &str {
+        match side {
+            Side::Source => &self.source.host.name,
+            Side::Target => &self.target.host.name,
+        }
     }
 
     /// What steps that were not undone may have left.
