@@ -43,6 +43,15 @@ pub const fn can_pass(code: Code) -> bool {
     }
 }
 
+/// Whether what keeps us out is our own former try, which failed with `former`: its agent, if the link to it was cut, holds
+/// the locks until it has noticed, and what worked for it may take a moment longer. That passes, and says nothing new.
+#[must_use]
+pub fn is_our_own_lock(error: &Error, former: &Error) -> bool {
+    let Some(operation) = former.context.get("operation_id") else { return false };
+    let is_ours = error.context.get("holder").is_none_or(|holder| holder.contains(operation.as_str()));
+    error.code == Code::Locked && error.context.contains_key("lock") && is_ours
+}
+
 impl RetryPolicy {
     /// How long to wait before the next try; nothing where there is none. `tried` counts the tries so far; `random` is
     /// between 0 and 1: the wait is between half and all of what the doubling gives, so that hosts that were cut off
@@ -72,6 +81,17 @@ mod tests {
             assert_eq!(POLICY.wait(&marked, 1, 0.0).is_some(), passing.contains(&code.number()), "{code}");
             assert_eq!(POLICY.wait(&plain, 1, 0.0), None, "{code}");
         }
+    }
+
+    #[test]
+    fn a_lock_of_our_own_former_try_is_known_by_its_operation() {
+        let former = Error::connection("lost").transient().with("operation_id", "0199-a");
+        let locked = |holder: &str| Error::new(Code::Locked, "x").with("lock", "uuid-1").with("holder", holder);
+        assert!(is_our_own_lock(&locked("operation 0199-a of me@here"), &former));
+        assert!(is_our_own_lock(&Error::new(Code::Locked, "still ending").with("lock", "uuid-1"), &former));
+        assert!(!is_our_own_lock(&locked("operation 0199-b of me@here"), &former));
+        assert!(!is_our_own_lock(&Error::new(Code::Locked, "a job of libvirt's"), &former));
+        assert!(!is_our_own_lock(&locked("operation 0199-a"), &Error::connection("not begun")));
     }
 
     #[test]

@@ -1,14 +1,22 @@
 //! Trying again what failed in passing.
 
+use std::time::Duration;
+
 use kvm_clone_core::event::Event;
-use kvm_clone_core::retry::RetryPolicy;
+use kvm_clone_core::retry::{RetryPolicy, is_our_own_lock};
 use kvm_clone_core::{Code, Error, Result};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clone::Events;
 
+/// So long the agent of a former try may hold its locks: until it has noticed the silence (30 s), and until a job of libvirt's
+/// can come up no more ([`kvm_clone_core::wire::point::COMING`]), with a margin.
+const OURS_ENDS_WITHIN: Duration = Duration::from_secs(90);
+
 /// Tries until it succeeds, until it fails for good, or until there were enough tries; each further try is told as an
-/// event. What is tried must leave nothing behind when it fails, as an operation does.
+/// event. What is tried must leave nothing behind when it fails, as an operation does. Where the lock of our own former try
+/// is still held, it is waited for: that is no try of its own, and what counts in the end is why the former one failed.
 ///
 /// # Errors
 /// That of the last try; [`Code::Cancelled`] where it was stopped between two.
@@ -19,11 +27,21 @@ pub async fn retrying<T>(
     mut attempt: impl AsyncFnMut() -> Result<T>,
 ) -> Result<T> {
     let mut tried = 1;
+    let mut former: Option<Error> = None;
+    let mut held_since = None;
     loop {
         let error = match attempt().await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
+        if let Some(cause) = former.as_ref().filter(|former| is_our_own_lock(&error, former)) {
+            if held_since.get_or_insert_with(Instant::now).elapsed() > OURS_ENDS_WITHIN {
+                return Err(counted(cause.clone(), tried));
+            }
+            pause(policy.base_delay, cancel).await?;
+            continue;
+        }
+        held_since = None;
         let Some(wait) = policy.wait(&error, tried, random()) else { return Err(counted(error, tried)) };
         tried += 1;
         tracing::warn!(attempt = tried, attempts = policy.attempts, ?wait, error = %error, "trying again");
@@ -34,10 +52,15 @@ pub async fn retrying<T>(
             code: error.code.number(),
             message: error.message.clone(),
         });
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = cancel.cancelled() => return Err(Error::new(Code::Cancelled, "stopped by the user before the next try")),
-        }
+        former = Some(error);
+        pause(wait, cancel).await?;
+    }
+}
+
+async fn pause(wait: Duration, cancel: &CancellationToken) -> Result<()> {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => Ok(()),
+        () = cancel.cancelled() => Err(Error::new(Code::Cancelled, "stopped by the user before the next try")),
     }
 }
 
@@ -103,6 +126,21 @@ mod tests {
     async fn tries_end() {
         let (outcome, told) = run(vec![lost(), lost(), lost(), lost()], CancellationToken::new()).await;
         assert_eq!((outcome.unwrap_err().context["attempts"].as_str(), told), ("3", vec![2, 3]));
+    }
+
+    fn held(holder: &str) -> Error {
+        Error::new(Code::Locked, "held").with("lock", "uuid-1").with("holder", holder).transient()
+    }
+
+    #[tokio::test]
+    async fn the_lock_of_our_own_former_try_is_waited_for_and_is_no_try() {
+        let cut = || lost().with("operation_id", "7");
+        let own = || held("operation 7 of me");
+        let (outcome, told) = run(vec![cut(), own(), own(), own(), own()], CancellationToken::new()).await;
+        assert_eq!((outcome.unwrap(), told), (6, vec![2]));
+        let other = || held("operation 8 of you");
+        let (outcome, told) = run(vec![cut(), other(), other()], CancellationToken::new()).await;
+        assert_eq!((outcome.unwrap_err().code, told), (Code::Locked, vec![2, 3]));
     }
 
     #[tokio::test]

@@ -5,12 +5,14 @@ mod common;
 mod oracle;
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use common::{MIB, number};
-use kvm_clone_core::event::Phase;
-use kvm_clone_engine::CloneResult;
+use common::{MIB, Seen, number, spec};
+use kvm_clone_core::event::{Event, Phase};
+use kvm_clone_core::retry::RetryPolicy;
+use kvm_clone_engine::{CloneResult, retrying};
 use kvm_clone_lab::{DiskSpec, Host, MachineSpec, define_machine, fault};
-use oracle::{IMAGES, Now, PATIENCE, SILENCE, Scene, State, at, clone_with_events};
+use oracle::{Gate, IMAGES, Now, PATIENCE, SILENCE, Scene, State, at, clone_with_events};
 use tokio_util::sync::CancellationToken;
 
 /// Orders of the controller that are under way when it gives them up must not come true after the undo.
@@ -132,6 +134,39 @@ async fn a_cut_link_that_stays_cut_is_1015_and_says_what_is_left() {
     scene.lab.heal(&scene.beta).unwrap();
     assert_eq!(scene.recover("journal.db").await.len(), 1);
     scene.assert_clean_and_clone_again().await;
+}
+
+/// The source's agent, slow to notice that its link was cut, holds the machine's lock when the next try comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_link_was_cut_is_copied_by_the_next_try() {
+    let Some(scene) = Scene::new("a_source_whose_link_was_cut_is_copied_by_the_next_try") else { return };
+    let (gate, seen, cancel) = (Gate::after(4 * MIB), Seen::default(), CancellationToken::new());
+    let (client, settings, name) = (scene.client().await, gate.settings(), "web1".parse().unwrap());
+    let policy = RetryPolicy { attempts: 2, base_delay: Duration::from_millis(200), max_delay: SILENCE };
+    let events = seen.sink();
+    let clone = retrying(&policy, &events, &cancel, async || {
+        let (alpha, beta) = (spec("alpha"), spec("beta"));
+        let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), seen.sink()).await?;
+        prepared.execute(&settings, seen.sink(), cancel.clone()).await
+    });
+    let strike = async {
+        gate.reached().await;
+        assert!(fault::freeze(&scene.alpha, "kvm-clone-agent control").unwrap() > 0);
+        scene.lab.cut(&scene.alpha).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        scene.lab.heal(&scene.alpha).unwrap();
+        tokio::time::sleep(SILENCE * 3).await;
+        assert_ne!(oracle::held_locks(&scene.alpha), "", "the next try met no lock");
+        fault::thaw(&scene.alpha, "kvm-clone-agent control").unwrap();
+        gate.open();
+    };
+    let (cloned, ()) = tokio::join!(clone, strike);
+    cloned.unwrap();
+    let tries = seen.0.lock().unwrap().iter().filter(|event| matches!(event, Event::Retry { .. })).count();
+    assert_eq!(tries, 1);
+    drop(client);
+    assert_eq!(scene.assert_promise(), Now::New);
+    scene.assert_nothing_of_ours(2);
 }
 
 /// The update of a package restarts the daemon; that is no reason to throw hours of copying away.
