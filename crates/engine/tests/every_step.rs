@@ -124,6 +124,41 @@ async fn a_network_that_is_cut_at_any_moment_leaves_old_or_new() {
     }
 }
 
+/// The link to the source, mended when the source has noticed. One moment of each step,
+/// the first and the second in turn, so that no test takes a minute.
+async fn cut_the_source(test: &str, steps: std::ops::RangeInclusive<Step>) {
+    let Some(mut scene) = Scene::new(test) else { return };
+    let one_of_each = moments().enumerate().filter(|(index, _)| (index / 2 + index) % 2 == 1);
+    for (_, at) in one_of_each.filter(|(_, (step, _))| steps.contains(step)) {
+        let (lab, alpha) = (Arc::clone(&scene.lab), scene.alpha.clone());
+        let mended = Arc::new(Mutex::new(None));
+        let mending = Arc::clone(&mended);
+        let outcome = struck(&scene, at, move || {
+            lab.cut(&alpha).unwrap();
+            let (lab, alpha) = (Arc::clone(&lab), alpha.clone());
+            let mend = std::thread::spawn(move || {
+                fault::wait_gone(&alpha, "kvm-clone-agent", SILENCE * 4).unwrap();
+                lab.heal(&alpha).unwrap();
+            });
+            mending.lock().unwrap().replace(mend);
+            Ok(Then::Go)
+        })
+        .await;
+        mended.lock().unwrap().take().unwrap().join().unwrap();
+        judge(&mut scene, at, Some(&outcome)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_cut_off_before_the_copy_is_undone() {
+    cut_the_source("a_source_that_is_cut_off", Step::Mark..=Step::Point).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_cut_off_from_the_copy_on_leaves_old_or_new() {
+    cut_the_source("a_source_that_is_cut_off", Step::Copy..=Step::Clean).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_fills_up_at_any_moment_leaves_old_or_new() {
     let test = "a_target_that_fills_up_at_any_moment";
