@@ -8,14 +8,14 @@ mod oracle;
 
 use std::sync::{Arc, Mutex};
 
-use common::spec;
+use common::{MIB, spec};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Recovery, Then};
-use kvm_clone_lab::{Host, fault};
+use kvm_clone_lab::{FsKind, Host, fault};
 use oracle::child::{Task, carry_out_task};
 use oracle::strike::{At, moments, struck};
-use oracle::{Now, SILENCE, Scene, wait_for};
+use oracle::{IMAGES, Now, SILENCE, Scene, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_of_its_own() {
@@ -222,4 +222,71 @@ async fn of_a_running_machine_a_network_is_cut_while_it_is_copied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_running_machine_a_network_is_cut_from_its_place_on() {
     cut("of_a_running_machine_a_network_is_cut", from_its_place_on()).await;
+}
+
+/// The target's file system is full from this moment on, also of the blocks that only root may have.
+async fn fill_up(test: &str, moments: impl Iterator<Item = At>) {
+    let Some(mut scene) = Scene::running(test) else { return };
+    scene.beta.small_filesystem(IMAGES, FsKind::Ext4, 128 * MIB).unwrap();
+    scene.remember();
+    let fill = format!("{IMAGES}/.kvm-clone-test-fill");
+    for at in moments {
+        let (beta, path) = (scene.beta.clone(), fill.clone());
+        let outcome = struck(&scene, at, move || {
+            beta.shell(&format!("cat /dev/zero > {path} 2>/dev/null || true")).unwrap();
+            Ok(Then::Go)
+        })
+        .await;
+        scene.beta.shell(&format!("rm -f {fill}")).unwrap();
+        judge(&scene, at, Some(&outcome)).await;
+    }
+    assert_second_try(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_fills_up_until_the_point() {
+    fill_up("of_a_running_machine_the_target_fills_up", until_the_point()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_fills_up_while_it_is_copied() {
+    fill_up("of_a_running_machine_the_target_fills_up", while_it_is_copied()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_fills_up_from_its_place_on() {
+    fill_up("of_a_running_machine_the_target_fills_up", from_its_place_on()).await;
+}
+
+/// The target loses its power, keeps what was made durable, and boots again.
+async fn crash(test: &str, moments: impl Iterator<Item = At>) {
+    let Some(scene) = Scene::running(test).map(Scene::with_what_was_synced) else { return };
+    for at in moments {
+        let beta = scene.beta.clone();
+        let outcome = struck(&scene, at, move || {
+            beta.crash().unwrap();
+            Ok(Then::Go)
+        })
+        .await;
+        if judge(&scene, at, Some(&outcome)).await == Now::New {
+            // The next cut takes away only what the next round did.
+            scene.beta.exec(&["sync"]).unwrap();
+        }
+    }
+    assert_second_try(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_loses_power_until_the_point() {
+    crash("of_a_running_machine_the_target_loses_power", until_the_point()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_loses_power_while_it_is_copied() {
+    crash("of_a_running_machine_the_target_loses_power", while_it_is_copied()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_loses_power_from_its_place_on() {
+    crash("of_a_running_machine_the_target_loses_power", from_its_place_on()).await;
 }

@@ -104,21 +104,24 @@ impl Scene {
 
     /// A target whose images, definitions and markers lie on file systems of which only what was synced survives.
     pub fn on_what_was_synced(test: &str) -> Option<Self> {
-        let mut scene = Self::on(test, HostSpec::named("beta"))?;
+        Self::on(test, HostSpec::named("beta")).map(Self::with_what_was_synced)
+    }
+
+    /// The same, of any scene.
+    pub fn with_what_was_synced(mut self) -> Self {
         let definitions = "/etc/libvirt/qemu";
-        scene.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
+        self.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
         for (place, size) in [(IMAGES, 128), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
-            scene.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
+            self.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
         }
         // The agent wants this one for itself.
-        scene
-            .beta
+        self.beta
             .shell(&format!(
                 "cp -a /srv/definitions/. {definitions}; rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync"
             ))
             .unwrap();
-        scene.remember();
-        Some(scene)
+        self.remember();
+        self
     }
 
     /// The target has a machine of the new name already, with a disk, and the clone is to replace it.
