@@ -14,7 +14,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, moments, struck};
+use oracle::strike::{At, moments, moments_and_boundaries, struck};
 use oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +45,7 @@ async fn judge(scene: &mut Scene, at: At, outcome: Option<&Result<CloneResult>>)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_fails_is_undone_with_all_before_it() {
     let Some(mut scene) = Scene::new("a_step_that_fails_is_undone").map(Scene::replacing) else { return };
-    for at in moments() {
+    for at in moments_and_boundaries() {
         let outcome = struck(&scene, at, || Err(Error::internal("struck"))).await;
         let expected = if at.0 == Step::Clean { Now::New } else { Now::Old };
         assert_eq!(outcome.is_ok(), expected == Now::New, "{at:?}: {outcome:?}");
@@ -71,7 +71,7 @@ async fn a_step_that_is_done_twice_is_as_done_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_at_any_moment_leaves_old_or_new() {
     let Some(mut scene) = Scene::new("a_controller_that_dies_at_any_moment").map(Scene::replacing) else { return };
-    for at in moments() {
+    for at in moments_and_boundaries() {
         let mut controller = Task::new(&scene).die_at(at.0, at.1).start();
         controller.says("dies");
         controller.kill();

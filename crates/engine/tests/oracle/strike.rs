@@ -21,6 +21,11 @@ pub fn moments() -> impl Iterator<Item = At> {
     Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
 }
 
+/// These, and the boundary before each step, where nothing of it is journaled yet.
+pub fn moments_and_boundaries() -> impl Iterator<Item = At> {
+    Step::ALL.into_iter().map(|step| (step, Moment::Begun)).chain(moments())
+}
+
 /// A fault, set off once, at one moment.
 struct Strike<F> {
     at: At,
