@@ -70,14 +70,3 @@ pub enum Route {
     /// From host to host.
     Direct,
 }
-
-impl Route {
-    /// As one word.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Direct => "direct",
-        }
-    }
-}
