@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read, Result as IoResult, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,21 +39,25 @@ struct Broken(Fault);
 
 impl Joint for Broken {
     fn join(&self) -> IoResult<Ends> {
-        let (from_source, source_out) = std::io::pipe()?;
-        let (target_in, to_target) = std::io::pipe()?;
-        let (source_in, target_out) = std::io::pipe()?;
         let fault = self.0;
-        std::thread::spawn(move || {
-            let (input, output) = (File::from(std::os::fd::OwnedFd::from(from_source)), to_target);
-            let _ = carry(input, File::from(std::os::fd::OwnedFd::from(output)), fault);
-        });
-        Ok(Ends {
-            source_out: source_out.into(),
-            target_in: target_in.into(),
-            target_out: target_out.into(),
-            source_in: source_in.into(),
+        joined_by(move |input, output| {
+            let _ = carry(input, output, fault);
         })
     }
+}
+
+/// The ends of a lane with a thread in the stream from source to target, which carries as it likes.
+fn joined_by(carry: impl FnOnce(File, File) + Send + 'static) -> IoResult<Ends> {
+    let (from_source, source_out) = std::io::pipe()?;
+    let (target_in, to_target) = std::io::pipe()?;
+    let (source_in, target_out) = std::io::pipe()?;
+    std::thread::spawn(move || carry(OwnedFd::from(from_source).into(), OwnedFd::from(to_target).into()));
+    Ok(Ends {
+        source_out: source_out.into(),
+        target_in: target_in.into(),
+        target_out: target_out.into(),
+        source_in: source_in.into(),
+    })
 }
 
 fn carry(mut input: File, mut output: File, fault: Fault) -> IoResult<()> {
@@ -134,21 +139,12 @@ struct Stuck;
 
 impl Joint for Stuck {
     fn join(&self) -> IoResult<Ends> {
-        let (from_source, source_out) = std::io::pipe()?;
-        let (target_in, to_target) = std::io::pipe()?;
-        let (source_in, target_out) = std::io::pipe()?;
-        std::thread::spawn(move || {
-            let (mut input, mut output) = (from_source.take(MIB), to_target);
+        joined_by(|input, mut output| {
+            let mut input = input.take(MIB);
             let _ = std::io::copy(&mut input, &mut output);
             // Both ends stay open.
             std::thread::sleep(Duration::from_secs(60));
             drop((input, output));
-        });
-        Ok(Ends {
-            source_out: source_out.into(),
-            target_in: target_in.into(),
-            target_out: target_out.into(),
-            source_in: source_in.into(),
         })
     }
 }
