@@ -84,12 +84,22 @@ impl Host {
     }
 
     /// A power cut of the whole host: every small file system loses what was not durable, every process ends, and the host
-    /// boots again.
+    /// boots again. None of them may be shared with a host that stays up.
     pub fn crash(&self) -> Result<()> {
-        for (_, _, inside) in self.mounts()?.into_iter().filter(|(kind, ..)| kind != "tmpfs") {
-            self.go_down(&inside)?;
+        let stopped: Vec<_> = self.mounts()?.into_iter().filter(|(kind, ..)| kind != "tmpfs").collect();
+        for (_, _, inside) in &stopped {
+            self.go_down(inside)?;
         }
-        self.reboot()
+        self.halt()?;
+        // The kernel unmounts a dead namespace's file systems some time after its processes are gone. Until then `mount -o loop`
+        // would find their devices in use, take those, and so show the stopped file systems again.
+        for (_, source, inside) in &stopped {
+            let devices = || run(&["losetup", "--noheadings", "--output", "NAME", "--associated", source]);
+            let gone = || Ok(devices()?.trim().is_empty().then_some(()));
+            let seen = || devices().unwrap_or_default();
+            wait_until(&format!("the end of {inside}"), Duration::from_secs(20), gone, seen)?;
+        }
+        self.start()
     }
 
     /// The file system stops here and now, without writing its log: `FS_IOC_GOINGDOWN` with `FSOP_GOING_FLAGS_NOLOGFLUSH`.
