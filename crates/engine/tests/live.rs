@@ -13,7 +13,7 @@ use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, Machine, MachineSpec, a
 use oracle::child::{CONTROLLER, Task, carry_out_task};
 use oracle::{Gate, PATIENCE, SILENCE, held_locks, records, wait_for};
 
-/// Two hosts, and on the first one a guest that writes records to two disks without pause.
+/// Two hosts, and on the first one a guest that goes on writing records to two disks.
 struct Scene {
     lab: Lab,
     alpha: Host,

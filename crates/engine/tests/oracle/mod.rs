@@ -65,7 +65,7 @@ impl Scene {
         Self::of(test, beta, machine)
     }
 
-    /// A machine that runs: its guest writes records to two disks without pause, and leaves the third one alone.
+    /// A machine that runs: its guest goes on writing records to two disks, and leaves the third one alone.
     pub fn running(test: &str) -> Option<Self> {
         let machine = MachineSpec::named("web1")
             .disk(DiskSpec::qcow2("vda", 12 * MIB))
