@@ -118,13 +118,8 @@ fn sizes(domain: &Domain, xml: &str) -> BTreeMap<DiskTarget, u64> {
 
 /// The job that runs on a machine, in words.
 fn job(domain: &Domain) -> Result<Option<String>, virt::error::Error> {
-    // The plain call first: the other one has nothing to hand out where there is no job.
-    if domain.job_info()?.r#type == sys::VIR_DOMAIN_JOB_NONE as i32 {
-        return Ok(None);
-    }
-    let stats = domain.job_stats(0)?;
-    let operation = stats.operation.and_then(|operation| u32::try_from(operation).ok());
-    let what = match operation {
+    let Some(job) = ffi::job(domain)? else { return Ok(None) };
+    let what = match job.operation {
         Some(sys::VIR_DOMAIN_JOB_OPERATION_BACKUP) => "a backup",
         Some(sys::VIR_DOMAIN_JOB_OPERATION_SAVE) => "saving its memory",
         Some(sys::VIR_DOMAIN_JOB_OPERATION_RESTORE) => "being restored",
@@ -133,6 +128,6 @@ fn job(domain: &Domain) -> Result<Option<String>, virt::error::Error> {
         Some(sys::VIR_DOMAIN_JOB_OPERATION_DUMP) => "a memory dump",
         _ => "a job that libvirt does not name",
     };
-    let seconds = stats.time_elapsed.map(|elapsed| format!(", for {} s", elapsed / 1000)).unwrap_or_default();
+    let seconds = job.milliseconds.map(|elapsed| format!(", for {} s", elapsed / 1000)).unwrap_or_default();
     Ok(Some(format!("{what}{seconds}")))
 }
