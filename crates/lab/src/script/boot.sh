@@ -20,8 +20,10 @@ ip link set virbr0 up
 if [ -e /etc/lab/libvirt ]; then
     /usr/sbin/virtlogd -d
     /usr/sbin/libvirtd -d
+    # The socket first: starting virsh costs more than libvirtd's own start while it is asked again and again.
     answers() {
-        if command -v virsh >/dev/null; then virsh -q -c qemu:///system version; else test -S /run/libvirt/libvirt-sock; fi
+        [ -S /run/libvirt/libvirt-sock ] || return
+        ! command -v virsh || virsh -q -c qemu:///system version
     }
     for _ in $(seq 400); do
         if answers >/dev/null 2>&1; then break; fi
