@@ -42,7 +42,7 @@ pub fn thaw(host: &Host, pattern: &str) -> Result<usize> {
     strike(host, pattern, Signal::CONT)
 }
 
-fn strike(host: &Host, pattern: &str, signal: Signal) -> Result<usize> {
+pub(crate) fn strike(host: &Host, pattern: &str, signal: Signal) -> Result<usize> {
     let found = find(host, pattern)?;
     for process in &found {
         let Some(pid) = i32::try_from(process.outer_pid).ok().and_then(Pid::from_raw) else { continue };

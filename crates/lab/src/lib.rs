@@ -21,6 +21,7 @@ mod number;
 mod require;
 mod root;
 mod run;
+mod served;
 mod spec;
 mod ssh;
 mod storage;
@@ -30,5 +31,6 @@ pub use guest::{Disk, DiskFormat, DiskSpec, Fill, Machine, MachineSpec, define_m
 pub use host::{Host, Process};
 pub use lab::Lab;
 pub use require::available;
+pub use served::ServedFile;
 pub use spec::{HostSpec, Libvirt, Sudo};
 pub use storage::FsKind;

@@ -83,6 +83,16 @@ impl Host {
         self.mount(&kind, &source, inside)
     }
 
+    /// From now on nothing that writes to a file system made by [`Host::small_filesystem`] gets on, until it is thawed.
+    pub fn freeze_filesystem(&self, inside: &str) -> Result<()> {
+        self.exec(&["fsfreeze", "--freeze", inside]).map(drop)
+    }
+
+    /// What waits for a frozen file system goes on.
+    pub fn thaw_filesystem(&self, inside: &str) -> Result<()> {
+        self.exec(&["fsfreeze", "--unfreeze", inside]).map(drop)
+    }
+
     /// A power cut of the whole host: every small file system loses what was not durable, every process ends, and the host
     /// boots again. None of them may be shared with a host that stays up.
     pub fn crash(&self) -> Result<()> {

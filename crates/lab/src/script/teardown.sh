@@ -9,6 +9,14 @@ prefix=kclab$number
 [ -d "$dir" ] || exit 0
 [ ! -e "$dir/kept" ] || [ "${3:-}" = kept-too ] || exit 0
 
+# A frozen file system would outlive its host.
+for mounts in "$dir"/hosts/*/mounts; do
+    [ -e "$mounts" ] || continue
+    pid=$(cat "${mounts%/mounts}/pid" 2>/dev/null) || continue
+    while read -r _ _ inside; do
+        fsfreeze --unfreeze "/proc/$pid/root$inside" 2>/dev/null
+    done <"$mounts"
+done
 for path in /run/netns/"$prefix"-*; do
     [ -e "$path" ] || continue
     netns=${path#/run/netns/}
