@@ -1,7 +1,7 @@
 //! Files and directories: looking, making, renaming, removing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -133,15 +133,23 @@ fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
     Ok(found.zip(file.identity).is_some_and(|(found, ours)| found.is_same_file(&ours)))
 }
 
-/// Makes libvirt's definitions durable: libvirt syncs the file it writes, but not the directory that names it.
+/// Makes libvirt's definitions durable: libvirt syncs the file it writes, but not the directory that names it, and neither the one of
+/// the machines that start with the host. Not by `syncfs`: that waits for whatever anybody has written to the file system, which is
+/// gigabytes at times, and nobody could tell whether it gets on.
 pub(super) fn sync_definitions() -> Result<()> {
     let dir: PathBuf = if rustix::process::geteuid().is_root() {
         "/etc/libvirt/qemu".into()
     } else {
         user_config().join("libvirt/qemu")
     };
-    let open = File::open(&dir).map_err(|error| io_error("opening", &dir, &error))?;
-    rustix::fs::syncfs(open).map_err(|error| io_error("syncing", &dir, &error.into()))
+    for dir in [dir.join("autostart"), dir] {
+        match sync_dir(&dir) {
+            // There may be no such machine yet.
+            Err(error) if error.kind() == ErrorKind::NotFound && dir.ends_with("autostart") => {}
+            synced => synced.map_err(|error| io_error("syncing", &dir, &error))?,
+        }
+    }
+    Ok(())
 }
 
 /// Where the settings of a user's own programs are.
