@@ -26,15 +26,26 @@ pub(crate) struct Outcome {
     pub(crate) output: String,
 }
 
-/// Runs a program to its end, with a deadline, or until it is to `stop`. It ends with us, and holds `users` open until it
-/// has ended.
-pub(crate) fn run(
-    name: &str,
-    arguments: &[&str],
-    users: Option<File>,
-    deadline: Duration,
-    stop: &dyn Fn() -> bool,
-) -> Result<Outcome> {
+/// How a program is watched while it runs.
+pub(crate) struct Watch<'a> {
+    /// How long it may run; none where its progress is what counts.
+    pub(crate) deadline: Option<Duration>,
+    /// Whether it is to stop.
+    pub(crate) stop: &'a dyn Fn() -> bool,
+    /// Told of work that it did.
+    pub(crate) worked: &'a dyn Fn(u64),
+}
+
+impl Watch<'_> {
+    /// Of a program that takes a moment.
+    pub(crate) fn briefly(deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), stop: &|| false, worked: &|_| () }
+    }
+}
+
+/// Runs a program to its end, to its deadline, or until it is to stop. It ends with us, and holds `users` open until it has
+/// ended.
+pub(crate) fn run(name: &str, arguments: &[&str], users: Option<File>, watch: &Watch<'_>) -> Result<Outcome> {
     let path = find(name).ok_or_else(|| missing(name))?;
     let mut command = Command::new(path);
     // A user's own libvirt is found by these.
@@ -45,7 +56,7 @@ pub(crate) fn run(
     ends_with_us(&mut command);
     let mut child = command.spawn().map_err(|error| failed(name, &error.to_string()))?;
     let readers = [child.stdout.take().map(keep_output), child.stderr.take().map(keep_output)];
-    let status = wait(&mut child, name, deadline, stop)?;
+    let status = wait(&mut child, name, watch)?;
     let output: Vec<String> = readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect();
     Ok(Outcome { status, output: output.concat() })
 }
@@ -70,27 +81,50 @@ fn keep_output(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandl
     })
 }
 
-fn wait(child: &mut Child, name: &str, deadline: Duration, stop: &dyn Fn() -> bool) -> Result<ExitStatus> {
-    let end = Instant::now() + deadline;
+fn wait(child: &mut Child, name: &str, watch: &Watch<'_>) -> Result<ExitStatus> {
+    let started = Instant::now();
     let mut pause = Duration::from_millis(1);
+    let mut worked = 0;
     loop {
         if let Some(status) = child.try_wait().map_err(|error| failed(name, &error.to_string()))? {
             return Ok(status);
         }
-        let stopped = stop();
-        if stopped || Instant::now() >= end {
+        let stopped = (watch.stop)();
+        let late = watch.deadline.filter(|deadline| started.elapsed() >= *deadline);
+        if stopped || late.is_some() {
             let _ = child.kill();
             let _ = child.wait();
             if stopped {
                 return Err(Error::new(Code::Cancelled, format!("{name} was stopped")).with("program", name));
             }
-            return Err(
-                Error::timeout(format!("{name} took longer than {} s", deadline.as_secs())).with("program", name)
-            );
+            let seconds = late.unwrap_or_default().as_secs();
+            return Err(Error::timeout(format!("{name} took longer than {seconds} s")).with("program", name));
+        }
+        let done = work_of(child.id());
+        if done > worked {
+            (watch.worked)(done - std::mem::replace(&mut worked, done));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// What a process has done so far: bytes that it read and wrote, also those that its storage read and wrote for it (`proc(5)`,
+/// `/proc/PID/io`), and the time that it computed. Of the last because checking large tables reads nothing for a while. One that
+/// is stopped, or that waits for a disk, adds to none of them.
+fn work_of(pid: u32) -> u64 {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let moved = ["rchar:", "wchar:", "read_bytes:", "write_bytes:"];
+    let io = read("io");
+    let lines = io.lines().filter_map(|line| line.split_once(' '));
+    let bytes: u64 = lines.filter(|(name, _)| moved.contains(name)).filter_map(|(_, n)| n.parse::<u64>().ok()).sum();
+    bytes + computed(&read("stat"))
+}
+
+/// Clock ticks of `/proc/PID/stat`, fields 14 and 15; the second field is a name that may hold blanks, in parentheses.
+fn computed(stat: &str) -> u64 {
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_ascii_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
 }
 
 fn missing(name: &str) -> Error {
@@ -102,4 +136,36 @@ fn missing(name: &str) -> Error {
 
 fn failed(name: &str, why: &str) -> Error {
     Error::insufficient(format!("{name} cannot be run: {why}")).with("program", name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn ticks_are_found_behind_any_name() {
+        let stat = "7 (a) b (c)) R 1 7 7 0 -1 4194304 90 0 0 0 12 30 0 0 20 0 1 0 5 0 0";
+        assert_eq!((computed(stat), computed("")), (42, 0));
+    }
+
+    #[test]
+    fn a_program_that_only_waits_has_no_progress() {
+        let work = |words: &[&str]| {
+            let done = AtomicU64::new(0);
+            // The count right after its start is that of its loading.
+            let worked = |work| {
+                done.fetch_add(work, Ordering::Relaxed);
+            };
+            let deadline = Some(Duration::from_millis(600));
+            let ended = run(words[0], &words[1..], None, &Watch { deadline, stop: &|| false, worked: &worked });
+            assert_eq!(ended.err().unwrap().code, Code::Timeout);
+            done.into_inner()
+        };
+        let waits = work(&["sleep", "60"]);
+        let reads = work(&["dd", "if=/dev/zero", "of=/dev/null", "bs=1M"]);
+        assert!(waits < 1 << 20 && reads > 10 << 20, "{waits} {reads}");
+    }
 }

@@ -127,7 +127,6 @@ pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<Cl
             VerifyMode::Off => Verify::Off,
             VerifyMode::Media => Verify::Media,
         },
-        stall_timeout: span(settings.transfer.stall_timeout.value),
         timeout: settings.timeouts.clone.value.0.map(span),
         checksum: args.checksum,
         scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
@@ -173,6 +172,7 @@ pub(crate) fn client_options(
     Ok(ClientOptions {
         ssh,
         silence: span(settings.timeouts.silence.value),
+        stall_timeout: span(settings.transfer.stall_timeout.value),
         libvirt_timeout: span(settings.libvirt.timeout.value),
         ..ClientOptions::new(agent, journal)
     })

@@ -34,6 +34,9 @@ pub struct ClientOptions {
     pub ssh: SshOptions,
     /// Silence after which controller and agent count each other as gone.
     pub silence: Duration,
+    /// How long anything that an operation waits for on a host may go on without progress: the copying of blocks, and whatever an
+    /// agent works on.
+    pub stall_timeout: Duration,
     /// How long one call of libvirt may take.
     pub libvirt_timeout: Duration,
 }
@@ -47,6 +50,7 @@ impl ClientOptions {
             journal,
             ssh: SshOptions::default(),
             silence: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(120),
             libvirt_timeout: Duration::from_secs(30),
         }
     }
@@ -113,6 +117,7 @@ impl Client {
             ssh: options.ssh,
             agent,
             silence: options.silence,
+            stall: options.stall_timeout,
             libvirt_deadline: options.libvirt_timeout,
             controller: format!("{me} pid {}", std::process::id()),
         };

@@ -36,8 +36,6 @@ pub struct CloneSettings {
     pub parallel: u16,
     /// How what was written is checked.
     pub verify: Verify,
-    /// How long nothing may move before it counts as a failure.
-    pub stall_timeout: Duration,
     /// How long the whole operation may take.
     pub timeout: Option<Duration>,
     /// Bytes that may pile up on the source host of what a running guest overwrites; none leaves half of what is free.
@@ -57,7 +55,6 @@ impl Default for CloneSettings {
         Self {
             parallel: 4,
             verify: Verify::On,
-            stall_timeout: Duration::from_secs(120),
             timeout: None,
             scratch_limit: None,
             checksum: None,

@@ -229,10 +229,11 @@ pub(crate) async fn check_images(site: &Site, source: &mut Source) -> Result<()>
     if source.machine.live.is_some() {
         return Ok(());
     }
-    for chain in source.machine.images.values_mut() {
+    for (disk, chain) in &mut source.machine.images {
         for image in chain.iter_mut().filter(|image| image.unsupported.is_empty()) {
             let spec = spec(std::slice::from_ref(image))?;
-            match site.host.control.ask(Request::CheckImage(spec)).await? {
+            let checked = site.host.control.ask(Request::CheckImage(spec)).await;
+            match checked.map_err(|error| error.with("disk", disk))? {
                 Reply::Checked(broken) => image.broken = broken,
                 other => return Err(unexpected(&other)),
             }

@@ -170,7 +170,7 @@ impl Work {
             key: &self.key,
             verify: self.settings.verify,
             lanes: self.settings.parallel,
-            stall: self.settings.stall_timeout,
+            stall: self.source.host.stall(),
             joint: &*self.settings.joint,
             route: self.settings.route,
             events: &*events,

@@ -14,7 +14,7 @@ use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::wire::MAGIC;
 use kvm_clone_core::wire::frame::HEADER_LEN;
 use kvm_clone_core::wire::lane::Verify;
-use kvm_clone_engine::{CloneSettings, Ends, Joint, RoutePolicy};
+use kvm_clone_engine::{Client, CloneSettings, Ends, Joint, RoutePolicy};
 use kvm_clone_lab::{Host, HostSpec, Lab, available};
 
 /// What happens to the stream after some good frames.
@@ -159,10 +159,10 @@ async fn a_lane_that_hangs_is_given_up_after_the_stall_timeout() {
     let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
     make_machine(alpha, "web1", 16 * MIB);
     beta.provide_guest().unwrap();
-    let client = client(&lab).await;
-    let stall_timeout = Duration::from_secs(3);
-    let settings =
-        CloneSettings { joint: Arc::new(Stuck), route: RoutePolicy::Relay, stall_timeout, ..CloneSettings::default() };
+    let mut options = options(&lab);
+    options.stall_timeout = Duration::from_secs(3);
+    let client = Client::new(options).await.unwrap();
+    let settings = CloneSettings { joint: Arc::new(Stuck), route: RoutePolicy::Relay, ..CloneSettings::default() };
     let started = Instant::now();
     let error = clone_with(&client, "alpha", "beta", "web1", CloneRequest::default(), &settings).await.unwrap_err();
     assert_eq!(number(&error), 1010, "{error:?}");

@@ -5,7 +5,7 @@
 //! When the lab's owner ends, however it ends, every trace of the lab is removed.
 //!
 //! Reading order: `lab` (who exists), `root` (what a host is made of), `script/` (how it starts and ends), `host`
-//! (what a test does with it), `net`, `storage`, `guest`, `fault`.
+//! (what a test does with it), `net`, `storage`, `served`, `guest`, `fault`.
 
 pub mod bench;
 mod boot;

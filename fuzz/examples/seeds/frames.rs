@@ -37,6 +37,7 @@ pub(super) fn write(dir: &Path) {
         ("hello", hello),
         ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
         ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
+        ("progress", FromAgent::Progress(2, 4 << 20)),
     ];
     for (name, message) in answers {
         let made = Encoder::default().encode(Kind::Message, &message, 0).unwrap();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kvm_clone_core::wire::control::{FromAgent, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
+use super::progress::Progress;
 use super::session::Session;
 use super::{check, checksum, export, facts, files, image, inspect, lanes, marker, point, relay, settle};
 
@@ -23,7 +24,8 @@ pub(super) fn spawn(session: &Arc<Session>, number: u32, request: Request) -> Re
     let change = changes(&request).then(|| session.begin_change());
     let session = Arc::clone(session);
     std::thread::spawn(move || {
-        let reply = answer(&session, request);
+        let progress = Arc::new(Progress::of(&session, number));
+        let reply = answer(&session, request, &progress);
         drop(change);
         ANSWERING.fetch_sub(1, Ordering::Relaxed);
         session.tell(FromAgent::Response(number, reply));
@@ -31,7 +33,7 @@ pub(super) fn spawn(session: &Arc<Session>, number: u32, request: Request) -> Re
     Ok(())
 }
 
-fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
+fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) -> Result<Reply> {
     match request {
         Request::Facts => facts::gather(&session.place).map(|facts| Reply::Facts(Box::new(facts))),
         Request::OpenLibvirt => relay::open(session).map(Reply::Relay),
@@ -41,12 +43,12 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
             Ok(Reply::Done)
         }
         Request::Inspect(image) => inspect::chain(&image).map(Reply::Chain),
-        Request::CheckImage(image) => check::check(&image).map(Reply::Checked),
+        Request::CheckImage(image) => check::check(&image, progress).map(Reply::Checked),
         Request::Export { name, image } => {
-            session.require_locks().and_then(|()| export::open(session, name, &image)).map(Reply::Export)
+            session.require_locks().and_then(|()| export::open(session, name, &image, progress)).map(Reply::Export)
         }
-        Request::Checksum { image, algorithm } => checksum::compute(session, &image, algorithm).map(Reply::Checksum),
-        Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from),
+        Request::Checksum { image, algorithm } => checksum::compute(&image, algorithm, progress).map(Reply::Checksum),
+        Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from, progress),
         Request::Paths(paths) => Ok(Reply::Paths(files::look(paths))),
         Request::Markers => marker::all(&session.place).map(Reply::Markers),
         Request::PutMarker(new) => session.require_locks().and_then(|()| marker::put(&session.place, &new)).map(done),
@@ -58,16 +60,16 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         }
         Request::CreateImage(new) => session.require_locks().and_then(|()| image::create(session, &new)).map(done),
         Request::FinishImage(new) => {
-            session.require_locks().and_then(|()| image::finish(session, &new)).map(Reply::Image)
+            session.require_locks().and_then(|()| image::finish(session, &new, progress)).map(Reply::Image)
         }
         Request::SettleImage(new) => {
-            session.require_locks().and_then(|()| settle::settle(session, &new)).map(Reply::Image)
+            session.require_locks().and_then(|()| settle::settle(session, &new, progress)).map(Reply::Image)
         }
         Request::Rename { operation, from, to } => {
             session.require_locks().and_then(|()| files::rename(&session.place, operation, &from, &to)).map(done)
         }
         Request::Remove { operation, paths } => {
-            session.require_locks().and_then(|()| files::remove(&session.place, operation, &paths)).map(done)
+            session.require_locks().and_then(|()| files::remove(&session.place, operation, &paths, progress)).map(done)
         }
         Request::ArmPoint(order) => {
             session.require_locks().and_then(|()| point::arm(session, &order)).map(Reply::Point)
@@ -79,7 +81,7 @@ fn answer(session: &Arc<Session>, request: Request) -> Result<Reply> {
         Request::SyncDefinitions => files::sync_definitions().map(done),
         Request::StartLane(id) => session.require_locks().and_then(|()| lanes::start(session, id)).map(done),
         Request::OpenLanes => session.require_locks().map(|()| session.open_lanes()).map(done),
-        Request::EndLanes => lanes::end(session).map(done),
+        Request::EndLanes => lanes::end(session, progress).map(done),
     }
 }
 

@@ -10,13 +10,12 @@ use kvm_clone_core::{Error, Result};
 use serde::Deserialize;
 
 use super::blockdev;
+use super::progress::Progress;
 use crate::place::io_error;
-use crate::program;
+use crate::program::{self, Watch};
 
 /// How long a look at an image may take.
 const INFO_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a check may take: it reads all metadata, of which a large image has gigabytes.
-const CHECK_DEADLINE: Duration = Duration::from_secs(1800);
 /// As much of a file as tells what it is.
 const HEAD: u64 = 512;
 /// Lines of a check's report that are shown.
@@ -105,10 +104,12 @@ pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
         }
     }
     // `-U`: a look must not keep a guest from starting.
-    let outcome =
-        program::run("qemu-img", &["info", "-U", "--output=json", "-f", format, &shown], None, INFO_DEADLINE, &|| {
-            false
-        })?;
+    let outcome = program::run(
+        "qemu-img",
+        &["info", "-U", "--output=json", "-f", format, &shown],
+        None,
+        &Watch::briefly(INFO_DEADLINE),
+    )?;
     if !outcome.status.success() {
         return Err(no_image(&shown, format, outcome.output.trim()));
     }
@@ -138,7 +139,7 @@ fn info(shown: &str, told: &str) -> Result<Info> {
 /// The names of the bitmaps in a qcow2 image of ours, also of those that were never closed.
 pub(super) fn bitmaps(path: &str) -> Result<Vec<String>> {
     let arguments = ["info", "--output=json", "-f", "qcow2", "--", path];
-    let outcome = program::run("qemu-img", &arguments, None, INFO_DEADLINE, &|| false)?;
+    let outcome = program::run("qemu-img", &arguments, None, &Watch::briefly(INFO_DEADLINE))?;
     if !outcome.status.success() {
         let message = format!("{path} cannot be read as a qcow2 image: {}", outcome.output.trim());
         return Err(Error::verification(message).with("path", path).help("Nothing was made at the target"));
@@ -148,15 +149,16 @@ pub(super) fn bitmaps(path: &str) -> Result<Vec<String>> {
 }
 
 /// What is wrong with the image itself, whatever is behind it. Clusters that are lost but belong to nobody (leaks) are
-/// nothing wrong; a host without `qemu-img` cannot say.
-pub(super) fn check(image: &ImageSpec) -> Result<Option<String>> {
+/// nothing wrong; a host without `qemu-img` cannot say. It takes as long as it takes: all metadata is read, of which a large
+/// image has gigabytes.
+pub(super) fn check(image: &ImageSpec, progress: &Progress) -> Result<Option<String>> {
     // A raw image has no structure that could be broken.
     if image.format == Format::Raw || program::find("qemu-img").is_none() {
         return Ok(None);
     }
     let alone = ImageSpec { backing: Vec::new(), ..image.clone() };
-    let outcome =
-        program::run("qemu-img", &["check", "-U", &blockdev::filename(&alone)], None, CHECK_DEADLINE, &|| false)?;
+    let watch = Watch { deadline: None, stop: &|| false, worked: &|work| progress.add(work) };
+    let outcome = program::run("qemu-img", &["check", "-U", &blockdev::filename(&alone)], None, &watch)?;
     // qemu-img(1), "check": 0 is well, 2 is corrupt, 3 has leaks, 63 is a format that knows no check.
     match outcome.status.code() {
         Some(0 | 3 | 63) => Ok(None),

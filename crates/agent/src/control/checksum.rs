@@ -6,7 +6,7 @@ use kvm_clone_core::{Code, Error, Result};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use super::session::Session;
+use super::progress::Progress;
 use crate::lane::open_reader;
 
 /// Bytes read at once.
@@ -14,13 +14,13 @@ const PIECE: usize = 1 << 20;
 
 /// Reads the disk from its beginning to its end; holes are zeroes that need no reading. Ends early where programs are told
 /// to stop.
-pub(super) fn compute(session: &Session, image: &ImageSpec, algorithm: Algorithm) -> Result<String> {
+pub(super) fn compute(image: &ImageSpec, algorithm: Algorithm, progress: &Progress) -> Result<String> {
     let mut state = State::new(algorithm);
     let device = open_reader(image)?;
     let (zeroes, mut buffer) = (vec![0; PIECE], vec![0; PIECE]);
     let mut offset = 0;
     while offset < device.size() {
-        if session.is_stopping() {
+        if progress.is_stopping() {
             return Err(Error::new(Code::Cancelled, "the checksum was stopped"));
         }
         let len = (PIECE as u64).min(device.size() - offset);
@@ -33,6 +33,7 @@ pub(super) fn compute(session: &Session, image: &ImageSpec, algorithm: Algorithm
             state.update(&buffer[..piece]);
             device.drop_cache(offset, len);
         }
+        progress.add(len);
         offset += len;
     }
     Ok(state.finish())

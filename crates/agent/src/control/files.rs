@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::inspect::identity;
 use super::marker::{self, sync_dir};
+use super::progress::Progress;
 use super::storage;
 use crate::place::{Place, io_error};
 
@@ -93,7 +94,7 @@ fn link_then_unlink(from: &Path, to: &Path) -> Result<()> {
 
 /// Removes files and directories that the marker of this operation names, and no others. Where there is no marker any more, somebody has
 /// finished or undone the operation meanwhile, and nothing here is its own.
-pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result<()> {
+pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String], progress: &Progress) -> Result<()> {
     let Some(marker) = marker::find(place, operation)? else { return Ok(()) };
     let mut dirs: Vec<PathBuf> = Vec::new();
     for path in paths {
@@ -109,6 +110,7 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String]) -> Result
             Err(error) if is_directory && error.kind() == ErrorKind::DirectoryNotEmpty => {}
             Err(error) => return Err(io_error("removing", path, &error)),
         }
+        progress.add(1);
     }
     dirs.sort();
     dirs.dedup();

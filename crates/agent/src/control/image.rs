@@ -5,22 +5,20 @@ use std::fs::{Metadata, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
 
+use super::durable;
 use super::inspect::identity;
 use super::marker::{self, sync_dir};
+use super::progress::Progress;
 use super::session::Session;
-use crate::device::{AtomicChunks, ChunkAllocator, ImageFormat, RawWriter, WriteDevice, new_qcow2};
+use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, RawWriter, WriteDevice, new_qcow2};
 use crate::lane::{ManifestFile, known, open_reader};
 use crate::place::io_error;
-use crate::program;
-
-/// How long `qemu-img check` may take: it reads only metadata, of which a large image has gigabytes.
-const CHECK_DEADLINE: Duration = Duration::from_secs(1800);
+use crate::program::{self, Outcome, Watch};
 
 /// The room left in growing images, by disk.
 #[derive(Default)]
@@ -74,30 +72,37 @@ pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
 }
 
 /// Completes an image: structures, check by qemu itself, owner and mode, durability, and the manifest's root.
-pub(super) fn finish(session: &Session, new: &NewImage) -> Result<FinishedImage> {
+pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> Result<FinishedImage> {
     let path = Path::new(&new.image.path);
-    if known(&new.image.format, &new.image.path)? == ImageFormat::Qcow2 {
-        new_qcow2::finish(path)?;
-        check(session, &new.image.path, &[0])?;
-    } else {
-        RawWriter::open(path)?.sync()?;
+    let is_qcow2 = known(&new.image.format, &new.image.path)? == ImageFormat::Qcow2;
+    durable::waiting(path, progress, || {
+        // Most of what must become durable goes here, where it can be counted; the calls that make sure of it find little left.
+        device::write_out(path, &|bytes| progress.add(bytes))?;
+        if is_qcow2 { new_qcow2::finish(path, &|tables| progress.add(tables)) } else { RawWriter::open(path)?.sync() }
+    })?;
+    if is_qcow2 {
+        check(session, &new.image.path, &[0], progress)?;
     }
     if open_reader(&new.image)?.size() != new.virtual_size {
         return Err(Error::verification("the finished image has another size than its source")
             .with("path", path.display())
             .with("expected", new.virtual_size));
     }
-    complete(session, new)
+    complete(session, new, progress)
 }
 
 /// Hands an image over that is as it shall be.
-pub(super) fn complete(session: &Session, new: &NewImage) -> Result<FinishedImage> {
-    let path = Path::new(&new.image.path);
-    let manifest = ManifestFile::open(Path::new(&new.manifest))?;
-    let (root, data_blocks) = manifest.complete(&new.key, new.operation, new.virtual_size)?;
-    let facts = hand_over(path, new, session.made.get(&new.image.path))?;
-    let manifests = session.place.manifests();
-    sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
+pub(super) fn complete(session: &Session, new: &NewImage, progress: &Progress) -> Result<FinishedImage> {
+    let (path, manifest) = (Path::new(&new.image.path), Path::new(&new.manifest));
+    let (root, data_blocks) = durable::waiting(manifest, progress, || {
+        let count = |bytes| progress.add(bytes);
+        device::write_out(manifest, &count)?;
+        let root = ManifestFile::open(manifest)?.complete(&new.key, new.operation, new.virtual_size, &count)?;
+        let manifests = session.place.manifests();
+        sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
+        Ok::<_, Error>(root)
+    })?;
+    let facts = durable::waiting(path, progress, || hand_over(path, new, session.made.get(&new.image.path)))?;
     Ok(FinishedImage { identity: identity(&facts), allocated: facts.blocks() * 512, root: root.0, data_blocks })
 }
 
@@ -125,11 +130,16 @@ fn hand_over(path: &Path, new: &NewImage, made: Option<(u64, u64)>) -> Result<Me
     give().map_err(failed)
 }
 
-/// qemu's own word on the image, by the program that will open it; `well` are the exit statuses that say so.
-pub(super) fn check(session: &Session, path: &str, well: &[i32]) -> Result<()> {
+/// Has `qemu-img` work on an image of ours, for as long as it gets on.
+pub(super) fn qemu_img(session: &Session, arguments: &[&str], progress: &Progress) -> Result<Outcome> {
     let users = session.users_for_program()?;
-    let arguments = ["check", "-q", "-f", "qcow2", "--", path];
-    let outcome = program::run("qemu-img", &arguments, users, CHECK_DEADLINE, &|| session.is_stopping())?;
+    let watch = Watch { deadline: None, stop: &|| session.is_stopping(), worked: &|work| progress.add(work) };
+    program::run("qemu-img", arguments, users, &watch)
+}
+
+/// qemu's own word on the image, by the program that will open it; `well` are the exit statuses that say so.
+pub(super) fn check(session: &Session, path: &str, well: &[i32], progress: &Progress) -> Result<()> {
+    let outcome = qemu_img(session, &["check", "-q", "-f", "qcow2", "--", path], progress)?;
     if outcome.status.code().is_some_and(|code| well.contains(&code)) {
         return Ok(());
     }

@@ -11,6 +11,7 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
 use super::check::{self, Foreign};
+use super::progress::Progress;
 use super::storage;
 use crate::device::inspect::{Backing, Feature};
 use crate::device::{ImageFormat, ImageInfo, inspect};
@@ -222,7 +223,7 @@ fn behind(image: &Path, backing: &Backing) -> Result<(PathBuf, Format)> {
 }
 
 /// How many bytes of each segment may hold data; segments without any are left out.
-pub(super) fn segments(image: &ImageSpec, segment_len: u64, from: u64) -> Result<Reply> {
+pub(super) fn segments(image: &ImageSpec, segment_len: u64, from: u64, progress: &Progress) -> Result<Reply> {
     let device = open_reader(image)?;
     if segment_len == 0 {
         return Err(Error::internal("segments of no length"));
@@ -236,6 +237,7 @@ pub(super) fn segments(image: &ImageSpec, segment_len: u64, from: u64) -> Result
         }
         let offset = index * segment_len;
         let found_here = device.extents(offset, segment_len.min(device.size() - offset))?;
+        progress.add(1);
         let data = extents::data_len(&found_here);
         for extent in found_here.iter().filter(|extent| extent.kind == ExtentKind::Data) {
             let len = extent.len.min(ahead);

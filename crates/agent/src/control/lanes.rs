@@ -16,6 +16,7 @@ use kvm_clone_core::wire::frame::{Kind, decode};
 use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
 use kvm_clone_core::{Error, Result};
 
+use super::progress::Progress;
 use super::session::{Lane, Session};
 use crate::place::io_error;
 use crate::program;
@@ -25,7 +26,8 @@ use crate::stream::{FrameReader, FrameWriter};
 const COMMANDS_WAITING: usize = 64;
 /// How long lane agents may take to end by themselves.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long everything may take to end. Long, because completing a large image cannot be broken off.
+/// How long everything may take to end. Long, because completing a large image cannot be broken off. The controller waits less
+/// where nothing gets on.
 const END_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Takes lane agents in from now on.
@@ -119,17 +121,17 @@ fn pass_events(
 
 /// Ends the lane agents, and waits until they are gone and until whatever was ordered before is over: then nothing
 /// changes on this host any more but by later orders. A controller that gave an order up does not know how far it came.
-pub(super) fn end(session: &Session) -> Result<()> {
+pub(super) fn end(session: &Session, progress: &Progress) -> Result<()> {
     session.close_lanes();
     session.set_stopping(true);
-    let ended = wait_for_end(session);
+    let ended = wait_for_end(session, progress);
     session.set_stopping(false);
     ended
 }
 
-fn wait_for_end(session: &Session) -> Result<()> {
+fn wait_for_end(session: &Session, progress: &Progress) -> Result<()> {
     let started = Instant::now();
-    let mut killed = false;
+    let (mut killed, before) = (false, session.work_done());
     while !session.nothing_works() {
         if started.elapsed() > PATIENCE && !killed {
             session.kill_lanes();
@@ -139,6 +141,7 @@ fn wait_for_end(session: &Session) -> Result<()> {
             return Err(Error::timeout("lane agents or helper programs did not end")
                 .help("A disk of the host may hang: look at its kernel log"));
         }
+        progress.reach(session.work_done() - before);
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -22,7 +22,7 @@ use super::marker::sync_dir;
 use super::scratch::{self, Limit};
 use super::session::Session;
 use crate::place::{Place, io_error};
-use crate::program;
+use crate::program::{self, Watch};
 
 /// How long `virsh` may take to end a job.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
@@ -197,7 +197,7 @@ fn still_answers(note: &PointNote) -> Result<()> {
 
 fn virsh(verb: &str, machine: Uuid, deadline: Duration) -> Result<program::Outcome> {
     let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
-    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], None, deadline, &|| false)
+    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], None, &Watch::briefly(deadline))
 }
 
 /// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more. Where an

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     lanes_closed: AtomicBool,
     /// Orders that change something here and are being carried out.
     changing: AtomicUsize,
+    /// Work that all requests have done so far.
+    worked: AtomicU64,
     /// Set while programs that were started before are to stop.
     stopping: AtomicBool,
     pub(super) lanes_joined: AtomicUsize,
@@ -93,6 +95,7 @@ impl Session {
             lanes: Mutex::default(),
             lanes_closed: AtomicBool::new(false),
             changing: AtomicUsize::new(0),
+            worked: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             lanes_joined: AtomicUsize::new(0),
             relays: Mutex::new(Some(HashMap::new())),
@@ -123,6 +126,11 @@ impl Session {
         let _ = self.out.send(Outgoing::Message(Box::new(message)));
     }
 
+    /// Sends a message to the controller, unless too many wait already; whether it was sent.
+    pub(super) fn try_tell(&self, message: FromAgent) -> bool {
+        self.out.try_send(Outgoing::Message(Box::new(message))).is_ok()
+    }
+
     pub(super) fn relay_out(&self, stream: StreamId, bytes: Vec<u8>) {
         let _ = self.out.send(Outgoing::Relay(stream, bytes));
     }
@@ -149,7 +157,7 @@ impl Session {
         let now = self.now();
         if Duration::from_millis(now - self.told_at.load(Ordering::Relaxed)) >= every {
             self.told_at.store(now, Ordering::Relaxed);
-            let _ = self.out.try_send(Outgoing::Message(Box::new(FromAgent::Heartbeat)));
+            self.try_tell(FromAgent::Heartbeat);
         }
     }
 
@@ -233,6 +241,14 @@ impl Session {
     pub(super) fn begin_change(self: &Arc<Self>) -> Change {
         self.changing.fetch_add(1, Ordering::AcqRel);
         Change(Arc::clone(self))
+    }
+
+    pub(super) fn count_work(&self, work: u64) {
+        self.worked.fetch_add(work, Ordering::Relaxed);
+    }
+
+    pub(super) fn work_done(&self) -> u64 {
+        self.worked.load(Ordering::Relaxed)
     }
 
     /// Whether programs that are running are to stop.

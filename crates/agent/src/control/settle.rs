@@ -1,33 +1,29 @@
 //! Images that were carried as the files that they are, snapshots and all: the last that happens to them.
 
 use std::path::Path;
-use std::time::Duration;
 
 use kvm_clone_core::wire::control::{FinishedImage, NewImage};
 use kvm_clone_core::{Error, Result};
 
+use super::progress::Progress;
 use super::session::Session;
 use super::{check, image, marker};
 use crate::device::inspect::Feature;
 use crate::device::{ImageFormat, inspect};
-use crate::program;
 
-/// How long the removal of a bitmap may take: a table of the image is written anew.
-const REMOVAL_DEADLINE: Duration = Duration::from_secs(300);
 /// qemu-img(1), "check": well, and with clusters that are lost but belong to nobody, which the source has as well.
 const WELL: [i32; 2] = [0, 3];
 
 /// Removes what other programs keep in the image for the source's sake, has qemu check it, and hands it over.
-pub(super) fn settle(session: &Session, new: &NewImage) -> Result<FinishedImage> {
+pub(super) fn settle(session: &Session, new: &NewImage, progress: &Progress) -> Result<FinishedImage> {
     let path = &new.image.path;
     if !marker::get(&session.place, new.operation)?.staging.contains(path) {
         return Err(Error::internal(format!("the marker does not name {path}")));
     }
     stands_alone(path)?;
     for name in check::bitmaps(path)? {
-        let users = session.users_for_program()?;
         let arguments = ["bitmap", "--remove", "-f", "qcow2", "--", path, &name];
-        let outcome = program::run("qemu-img", &arguments, users, REMOVAL_DEADLINE, &|| session.is_stopping())?;
+        let outcome = image::qemu_img(session, &arguments, progress)?;
         if !outcome.status.success() {
             return Err(Error::transfer(format!("bitmap {name:?} cannot be removed from {path}"))
                 .with("path", path)
@@ -35,8 +31,8 @@ pub(super) fn settle(session: &Session, new: &NewImage) -> Result<FinishedImage>
                 .help("Remove it from the source's image (qemu-img bitmap --remove), and copy it again"));
         }
     }
-    image::check(session, path, &WELL)?;
-    image::complete(session, new)
+    image::check(session, path, &WELL, progress)?;
+    image::complete(session, new, progress)
 }
 
 /// Before qemu opens it: the file names no other one. The plan has seen to that at the source, whose word is not enough.

@@ -89,7 +89,7 @@ fn disk_size(file: &File, path: &Path) -> Result<u64> {
 
 /// Where the data of a file begins at or after `offset`; `None`: nowhere. Where the file system does not know holes,
 /// everything is data.
-fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, SeekFrom::Data(offset)) {
         Ok(data) => Ok(Some(data.max(offset))),
         Err(Errno::NXIO) => Ok(None),
@@ -237,6 +237,20 @@ pub(super) fn start_write_back(file: &File, offset: u64, len: u64) {
     unsafe {
         libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
     }
+}
+
+/// Writes what is dirty in a range, and waits until it is written. The storage's failures are reported here, since the kernel
+/// reports each only once to a descriptor. Where the file system does not know the call, nothing is written yet.
+pub(super) fn write_back(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return Ok(()) };
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: as in `start_write_back`.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    let unknown = [libc::ENOSYS, libc::EINVAL, libc::ESPIPE, libc::EOPNOTSUPP];
+    if error.raw_os_error().is_some_and(|code| unknown.contains(&code)) { Ok(()) } else { Err(error) }
 }
 
 /// Has the kernel begin to read a range into the page cache.

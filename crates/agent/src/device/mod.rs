@@ -14,6 +14,7 @@ pub mod new_qcow2;
 pub mod qcow2;
 pub mod raw;
 mod uncached;
+mod write_out;
 
 use kvm_clone_core::blocks::Extent;
 
@@ -23,6 +24,7 @@ pub use nbd::NbdReader;
 pub use new_qcow2::{AtomicChunks, ChunkAllocator, Qcow2Writer};
 pub use qcow2::{NamedImage, Qcow2Reader};
 pub use raw::{RawReader, RawWriter};
+pub use write_out::write_out;
 
 /// A disk that is read. Shared by reader threads.
 pub trait ReadDevice: Send + Sync {

@@ -50,8 +50,14 @@ impl ManifestFile {
     }
 
     /// Computes the root over all digests, writes it, and makes the file durable. Returns it with the number of blocks
-    /// that hold data.
-    pub(crate) fn complete(&self, key: &DigestKey, operation: Uuid, disk_size: u64) -> Result<(Root, u64)> {
+    /// that hold data. Tells how many bytes of it were read.
+    pub(crate) fn complete(
+        &self,
+        key: &DigestKey,
+        operation: Uuid,
+        disk_size: u64,
+        read: &dyn Fn(u64),
+    ) -> Result<(Root, u64)> {
         let failed = |error| io_error("completing the manifest", &self.path, &error);
         let mut header = header(key, operation, disk_size, None)?;
         let mut hasher = RootHasher::new(key, header.geometry);
@@ -71,6 +77,7 @@ impl ManifestFile {
                     .push(BlockIndex(index), digest)
                     .map_err(|error| Error::internal(format!("the manifest's order: {error}")))?;
             }
+            read(count * ENTRY_LEN);
             at = entry_offset(BlockIndex(first + count));
         }
         let root = hasher.finish();

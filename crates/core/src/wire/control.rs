@@ -1,8 +1,9 @@
 //! Messages between the controller and the control agent of a host.
 //!
-//! The controller asks ([`Request`]), the agent answers ([`FromAgent::Response`]); several questions may be open at once. Beside
-//! them go heartbeats in both directions, events of lanes, and the relayed bytes of libvirt's RPC in frames of their
-//! own. Nothing here is a decision: the agent does what it is told, within what it was told to lock.
+//! The controller asks ([`Request`]), the agent answers ([`FromAgent::Response`]), having told of its progress where that takes
+//! long; several questions may be open at once. Beside them go heartbeats in both directions, events of lanes, and the relayed
+//! bytes of libvirt's RPC in frames of their own. Nothing here is a decision: the agent does what it is told, within what it was
+//! told to lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -70,6 +71,9 @@ pub enum FromAgent {
     Heartbeat,
     /// The answer to the request of that number.
     Response(u32, Result<Reply, Error>),
+    /// The request of that number is being worked on, and so much is done: a count that only rises, of whatever there is to
+    /// count. It is sent because of work and never because of time.
+    Progress(u32, u64),
     /// A lane agent of this host tells something.
     Lane(LaneId, LaneEvent),
     /// libvirt closed its end of a connection.

@@ -10,6 +10,7 @@ pub mod control;
 pub mod direct;
 pub mod frame;
 pub mod lane;
+pub mod patience;
 pub mod point;
 
 /// The version of everything in this module. Agents are found by their build's digest, so two versions never meet

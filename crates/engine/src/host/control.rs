@@ -10,9 +10,10 @@ use kvm_clone_core::wire::control::{FromAgent, Hello, LaneId, Reply, Request, St
 use kvm_clone_core::wire::frame::{Kind, decode};
 use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent};
 use kvm_clone_core::{Error, Result};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::answers::Answers;
 use super::frames::{FrameReader, FrameWriter};
 use super::install::read_limited;
 use super::transport::Started;
@@ -42,12 +43,25 @@ struct Shared {
     host: String,
     hello: Hello,
     out: mpsc::Sender<Outgoing>,
+    /// How long the agent may work on a request without progress.
+    stall: Duration,
+    /// When the agent was heard last.
+    heard: Mutex<Instant>,
     next: AtomicU32,
-    waiting: Mutex<HashMap<u32, oneshot::Sender<Result<Reply>>>>,
+    answers: Answers,
     relays: Mutex<HashMap<StreamId, mpsc::Sender<Vec<u8>>>>,
     lanes: Mutex<Option<mpsc::Sender<(LaneId, LaneEvent)>>>,
     /// Why the agent is gone, once it is.
     gone: watch::Sender<Option<Error>>,
+}
+
+/// How long an agent is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Without any message of it.
+    pub(crate) silence: Duration,
+    /// Without progress of what it works on.
+    pub(crate) stall: Duration,
 }
 
 /// Why no agent spoke: the exit status and the log of what was started instead.
@@ -64,9 +78,10 @@ impl Control {
     pub(crate) async fn greet(
         host: &str,
         started: Started,
-        silence: Duration,
+        patience: Patience,
         controller: String,
     ) -> Result<Result<Self, NoAgent>> {
+        let Patience { silence, stall } = patience;
         let Started { stdin, stdout, mut stderr, child } = started;
         let mut reader = FrameReader::new(stdout);
         let heard = tokio::time::timeout(HELLO_DEADLINE, reader.expect_magic()).await;
@@ -89,8 +104,10 @@ impl Control {
             host: host.to_owned(),
             hello,
             out,
+            stall,
+            heard: Mutex::new(Instant::now()),
             next: AtomicU32::new(1),
-            waiting: Mutex::default(),
+            answers: Answers::default(),
             relays: Mutex::default(),
             lanes: Mutex::default(),
             gone: watch::Sender::new(None),
@@ -107,18 +124,30 @@ impl Control {
         &self.shared.hello
     }
 
-    /// Asks, and waits for the answer for as long as the agent lives.
+    /// Asks, and waits for the answer for as long as the agent lives and gets on with it.
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        lock(&self.shared.waiting).insert(number, answer);
+        let mut expected = self.shared.answers.expect(number);
+        let patience = request.patience(self.shared.stall);
+        let stalled = request.stalled(&self.shared.host, patience);
         self.send(ToAgent::Request(number, request)).await?;
         let mut gone = self.shared.gone.subscribe();
-        let reply = tokio::select! {
-            answer = answered => answer.map_err(|_| self.why_gone())?,
-            _ = gone.wait_for(Option::is_some) => Err(self.why_gone()),
+        let reply = loop {
+            tokio::select! {
+                biased;
+                answer = &mut expected.answer => break answer.map_err(|_| self.why_gone())?,
+                _ = gone.wait_for(Option::is_some) => break Err(self.why_gone()),
+                // The wait begins anew.
+                Ok(()) = expected.progress.changed() => {}
+                () = self.shared.stalls(patience) => break Err(stalled),
+            }
         };
         reply.map_err(|error| error.with("host", &self.shared.host))
+    }
+
+    /// Whether the agent is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.shared.gone.borrow().is_some()
     }
 
     /// Asks for something whose answer is only that it is done.
@@ -242,6 +271,7 @@ async fn read(
             Ok(Err(error)) => break error,
             Ok(Ok(None)) => break Error::connection("the connection to the agent was lost").transient(),
             Ok(Ok(Some((header, body, payload)))) => {
+                *lock(&shared.heard) = heard;
                 if let Err(error) = shared.take(header.kind, &body, payload).await {
                     break error;
                 }
@@ -268,6 +298,15 @@ async fn read_limited_forever(stream: &mut super::transport::Reading) -> String 
 }
 
 impl Shared {
+    /// Resolves after this time. An agent that is not heard at all tells of no progress either: how long it may be silent is for
+    /// [`read`] to decide.
+    async fn stalls(&self, patience: Duration) {
+        tokio::time::sleep(patience).await;
+        while lock(&self.heard).elapsed() > HEARTBEAT * 2 {
+            tokio::time::sleep(HEARTBEAT).await;
+        }
+    }
+
     async fn take(&self, kind: Kind, body: &[u8], payload: Vec<u8>) -> Result<()> {
         match kind {
             Kind::Message => self.message(decode(body)?).await,
@@ -286,11 +325,8 @@ impl Shared {
     async fn message(&self, message: FromAgent) -> Result<()> {
         match message {
             FromAgent::Heartbeat | FromAgent::Hello(_) => {}
-            FromAgent::Response(number, reply) => {
-                if let Some(waiting) = lock(&self.waiting).remove(&number) {
-                    let _ = waiting.send(reply);
-                }
-            }
+            FromAgent::Response(number, reply) => self.answers.answered(number, reply),
+            FromAgent::Progress(number, count) => self.answers.progressed(number, count),
             FromAgent::Lane(lane, event) => {
                 let events = lock(&self.lanes).clone();
                 if let Some(events) = events {
@@ -309,7 +345,7 @@ impl Shared {
             gone.get_or_insert(error);
             first
         });
-        lock(&self.waiting).clear();
+        self.answers.end();
         lock(&self.relays).clear();
         *lock(&self.lanes) = None;
     }

@@ -1,5 +1,6 @@
 //! A host: reached, with its agent started and its libvirt opened.
 
+mod answers;
 pub(crate) mod control;
 mod ffi;
 mod frames;
@@ -19,7 +20,7 @@ use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
 use kvm_clone_core::{Code, Error, Result};
 use tempfile::TempDir;
 
-use control::{Control, NoAgent, unexpected};
+use control::{Control, NoAgent, Patience, unexpected};
 use install::{AgentProgram, Privilege};
 use libvirt::Libvirt;
 use ssh::SshOptions;
@@ -32,6 +33,8 @@ pub(crate) struct Access {
     pub(crate) agent: AgentProgram,
     /// Silence after which either side counts as gone.
     pub(crate) silence: Duration,
+    /// How long a host may work on something without progress.
+    pub(crate) stall: Duration,
     /// How long one call of libvirt may take.
     pub(crate) libvirt_deadline: Duration,
     /// Who we are, for whoever meets our locks.
@@ -92,6 +95,11 @@ impl Host {
         self.access.agent.digest()
     }
 
+    /// How long something may go on there without progress.
+    pub(crate) fn stall(&self) -> Duration {
+        self.access.stall
+    }
+
     /// Whether this and the other are one machine, whatever their names.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.facts.id == other.facts.id && self.privilege == other.privilege
@@ -126,7 +134,8 @@ async fn agent(transport: &Transport, privilege: Privilege, access: &Access, nam
     let mut installed = false;
     loop {
         let started = install::start(transport, digest, privilege).await?;
-        let greeted = Control::greet(name, started, access.silence, access.controller.clone()).await;
+        let patience = Patience { silence: access.silence, stall: access.stall };
+        let greeted = Control::greet(name, started, patience, access.controller.clone()).await;
         match greeted {
             Ok(Ok(control)) if control.hello().build == digest => return Ok(control),
             Ok(Ok(control)) if installed => {

@@ -141,9 +141,10 @@ fn lane_count(copy: &Copy<'_>, bytes: u64) -> u16 {
 
 /// Ends whatever lane agents there are, so that nothing writes any more.
 async fn end(copy: &Copy<'_>) {
-    // A host that is gone ends its lane agents itself: its control agent's end is theirs.
-    let _ = copy.source.control.order(Request::EndLanes).await;
-    let _ = copy.target.control.order(Request::EndLanes).await;
+    // A host that is gone ends its lane agents itself: its control agent's end is theirs. One that hangs does not hold up the
+    // other.
+    let (source, target) = (&copy.source.control, &copy.target.control);
+    let _ = tokio::join!(source.order(Request::EndLanes), target.order(Request::EndLanes));
 }
 
 /// Asks the source which segments hold data.
@@ -153,7 +154,8 @@ async fn find_work(copy: &Copy<'_>) -> Result<Work> {
         let mut from = Some(0);
         while let Some(first) = from {
             let ask = Request::Segments { image: disk.source.clone(), segment_len: SEGMENT_LEN, from: first };
-            let (segments, next) = match copy.source.control.ask(ask).await? {
+            let asked = copy.source.control.ask(ask).await;
+            let (segments, next) = match asked.map_err(|error| error.with("disk", &disk.target))? {
                 Reply::Segments { segments, next } => (segments, next),
                 other => return Err(unexpected(&other)),
             };

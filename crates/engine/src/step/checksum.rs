@@ -26,7 +26,9 @@ impl Work {
                 Some(image) => self.read_by(&self.source.host, disk, image).await?,
                 None => self.readable(disk).await?,
             };
-            sums.push(sum(&self.source.host, image, algorithm).await?);
+            sums.push(
+                sum(&self.source.host, image, algorithm).await.map_err(|error| error.with("disk", &disk.target))?,
+            );
         }
         // What qemu read for us ends with the lane agents, of which there are none any more.
         self.source.host.control.order(Request::EndLanes).await?;
@@ -48,7 +50,8 @@ impl Work {
                 None => disk.staging.clone(),
             };
             exported |= image.export.is_some();
-            let found = sum(&self.target.host, image, algorithm).await?;
+            let found = sum(&self.target.host, image, algorithm).await;
+            let found = found.map_err(|error| error.with("disk", &disk.target))?;
             if found != *expected {
                 return Err(Error::verification(format!(
                     "disk {} has another {algorithm} checksum than its source",

@@ -1,6 +1,7 @@
 //! What was copied becomes images that count: complete, compared with their source, checked, handed over.
 
 use kvm_clone_core::Result;
+use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{FinishedImage, Reply, Request};
 
 use super::Work;
@@ -13,8 +14,8 @@ impl Work {
         // What is settled is not what was copied any more: it is compared once.
         if !self.settled {
             self.finished.clear();
-            for image in self.new_images() {
-                self.finished.push(self.hand_over(Request::FinishImage(image)).await?);
+            for (image, disk) in self.new_images().into_iter().zip(&self.disks) {
+                self.finished.push(self.hand_over(Request::FinishImage(image), &disk.target).await?);
             }
             self.same_blocks()?;
             self.settle().await?;
@@ -31,8 +32,8 @@ impl Work {
     /// Takes what must not come along out of images that were carried as they are.
     async fn settle(&mut self) -> Result<()> {
         for (index, image) in self.new_images().into_iter().enumerate() {
-            if self.disks.get(index).is_some_and(|disk| disk.kind == Kind::Whole) {
-                let settled = self.hand_over(Request::SettleImage(image)).await?;
+            if let Some(disk) = self.disks.get(index).filter(|disk| disk.kind == Kind::Whole) {
+                let settled = self.hand_over(Request::SettleImage(image), &disk.target).await?;
                 self.finished.get_mut(index).into_iter().for_each(|finished| *finished = settled);
             }
         }
@@ -40,8 +41,9 @@ impl Work {
         Ok(())
     }
 
-    async fn hand_over(&self, order: Request) -> Result<FinishedImage> {
-        match self.target.host.control.ask(order).await? {
+    async fn hand_over(&self, order: Request, disk: &DiskTarget) -> Result<FinishedImage> {
+        let asked = self.target.host.control.ask(order).await;
+        match asked.map_err(|error| error.with("disk", disk))? {
             Reply::Image(finished) => Ok(finished),
             other => Err(unexpected(&other)),
         }

@@ -105,7 +105,7 @@ impl Work {
         }
         let end = Request::EndPoint { settled: self.point_settled };
         match self.source.host.control.order(end).await {
-            Err(error) if error.transient => {
+            Err(error) if error.transient && self.source.host.control.is_gone() => {
                 let keys = [LockKey::Machine(self.seen.machine.uuid).to_string()];
                 // The agent that was lost may itself wait for a job that can still come up.
                 let silence = self.silence + if self.point_settled { std::time::Duration::ZERO } else { COMING };

@@ -47,7 +47,8 @@ impl Work {
             return Ok(image);
         }
         let order = Request::Export { name: disk.target.to_string(), image: image.clone() };
-        match host.control.ask(order).await? {
+        let asked = host.control.ask(order).await;
+        match asked.map_err(|error| error.with("disk", &disk.target))? {
             Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..image }),
             other => Err(unexpected(&other)),
         }

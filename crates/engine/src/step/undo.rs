@@ -50,8 +50,10 @@ impl Work {
     /// Makes sure of a target that can be talked to and on which nothing goes on: the failure to be undone may be that
     /// it was lost, and an order that was given up may still be under way.
     pub(crate) async fn reach_target(&mut self) -> Result<()> {
-        if self.target.host.control.order(Request::EndLanes).await.is_ok() {
-            return Ok(());
+        let ended = self.target.host.control.order(Request::EndLanes).await;
+        // An agent that lives and cannot end its work keeps the locks until it can: no other one would get them.
+        if ended.is_ok() || !self.target.host.control.is_gone() {
+            return ended;
         }
         self.target = reconnect::reconnect(&self.target, self.operation, &self.marker.keys, self.silence).await?;
         Ok(())

@@ -46,7 +46,7 @@ impl Disk {
 
     /// `finish`, then qemu's opinion: no error, no leak.
     fn finish_and_check(&self) {
-        finish(&self.path).unwrap();
+        finish(&self.path, &|_| ()).unwrap();
         let out = self.qemu_img(&["check", "-f", "qcow2"]);
         let text = String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success() && text.contains("No errors were found on the image."), "{out:?}");
@@ -246,7 +246,7 @@ fn two_blocks_in_one_cluster_are_never_finished() {
     let file = std::fs::File::options().write(true).open(&disk.path).unwrap();
     for entry in [layout.data_start() | 1 << 63, (layout.data_start() + CLUSTER) | 1 << 63, layout.data_start(), 7] {
         file.write_all_at(&entry.to_be_bytes(), layout.table(0) + 16).unwrap();
-        let error = finish(&disk.path).unwrap_err();
+        let error = finish(&disk.path, &|_| ()).unwrap_err();
         assert!(matches!(error.problem, Problem::Corrupt(_)), "{error}");
     }
     recover(&disk.path).unwrap_err();
@@ -273,7 +273,7 @@ fn a_foreign_image_is_not_written() {
     let before = std::fs::read(&other).unwrap();
     Qcow2Writer::open(&other, Arc::new(NoChunks)).unwrap_err();
     recover(&other).unwrap_err();
-    finish(&other).unwrap_err();
+    finish(&other, &|_| ()).unwrap_err();
     assert!(std::fs::read(&other).unwrap() == before);
 }
 
