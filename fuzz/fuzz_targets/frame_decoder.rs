@@ -8,7 +8,7 @@
 
 use kvm_clone_core::wire::control::{FromAgent, Marker, ToAgent};
 use kvm_clone_core::wire::frame::{Decoder, Encoder, HEADER_LEN, Kind, MAX_BODY, MAX_PAYLOAD, decode};
-use kvm_clone_core::wire::lane::{LaneCommand, LaneEvent, LaneMessage};
+use kvm_clone_core::wire::lane::{LaneAnswer, LaneCommand, LaneEvent, LaneMessage};
 use kvm_clone_core::wire::{BANNER_LIMIT, MAGIC, MagicScanner};
 use libfuzzer_sys::fuzz_target;
 use serde_bound::Message;
@@ -35,8 +35,8 @@ mod serde_bound {
         )*};
     }
 
-    use super::{FromAgent, LaneCommand, LaneEvent, LaneMessage, Marker, ToAgent};
-    messages!(ToAgent, FromAgent, LaneMessage, LaneCommand, LaneEvent, Marker);
+    use super::{FromAgent, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, Marker, ToAgent};
+    messages!(ToAgent, FromAgent, LaneMessage, LaneAnswer, LaneCommand, LaneEvent, Marker);
 }
 
 fuzz_target!(|input: &[u8]| {
@@ -49,6 +49,7 @@ fuzz_target!(|input: &[u8]| {
         4 => comes_back::<LaneCommand>(rest),
         5 => comes_back::<LaneEvent>(rest),
         6 => comes_back::<Marker>(rest),
+        7 => comes_back::<LaneAnswer>(rest),
         _ => {}
     }
 });
@@ -83,7 +84,7 @@ fn stream(mut bytes: &[u8]) {
                 let _ = (decode::<LaneCommand>(body), decode::<LaneEvent>(body));
             }
             Kind::Relay => drop(decode::<u16>(body)),
-            Kind::Lane => drop(decode::<LaneMessage>(body)),
+            Kind::Lane => drop((decode::<LaneMessage>(body), decode::<LaneAnswer>(body))),
         }
         let Some(next) = rest.get(body_len + payload_len..) else { return };
         bytes = next;

@@ -46,7 +46,7 @@ fn records(bytes: &[u8]) {
     let mut trail = Trail::default();
     let (mut begun, mut undoing) = (Vec::new(), false);
     for byte in bytes {
-        let (step, mark) = (Step::ALL[usize::from(byte >> 2) % 8], Mark::ALL[usize::from(byte & 3) % 3]);
+        let (step, mark) = (Step::ALL[usize::from(byte >> 2) % Step::ALL.len()], Mark::ALL[usize::from(byte & 3) % 3]);
         let before = trail;
         if trail.take(step, mark).is_err() {
             assert_eq!(trail, before, "a record that was refused changed something");
@@ -63,7 +63,9 @@ fn records(bytes: &[u8]) {
                 begun.truncate(begun.iter().position(|other| *other == step).unwrap());
             }
         }
-        assert_eq!(trail.open(), begun);
+        // Steps that only a sync has may be passed over; then they count as begun.
+        let open = trail.open().iter().filter(|step| !step.is_of_sync() || begun.contains(step));
+        assert!(open.eq(&begun), "{:?} is not {begun:?}", trail.open());
     }
     undo(trail);
 }

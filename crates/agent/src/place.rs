@@ -12,7 +12,7 @@ use kvm_clone_core::{Code, Error, Result};
 pub(crate) struct Place {
     /// Locks, sessions and the host's id; forgotten at a reboot.
     pub(crate) run: PathBuf,
-    /// Markers and manifests; survive a reboot.
+    /// Markers, manifests and seals; survive a reboot.
     pub(crate) state: PathBuf,
 }
 
@@ -28,12 +28,16 @@ impl Place {
             let run = env_path("XDG_RUNTIME_DIR").unwrap_or_else(|_| state.clone());
             Self { run: run.join("kvm-clone"), state: state.join("kvm-clone") }
         };
-        for dir in
-            [place.run.clone(), place.locks(), place.sessions(), place.markers(), place.manifests(), place.points()]
-        {
+        place.make()
+    }
+
+    /// Makes what is missing.
+    pub(crate) fn make(self) -> Result<Self> {
+        private_dir(&self.run)?;
+        for dir in [self.locks(), self.sessions(), self.markers(), self.manifests(), self.seals(), self.points()] {
             private_dir(&dir)?;
         }
-        Ok(place)
+        Ok(self)
     }
 
     pub(crate) fn locks(&self) -> PathBuf {
@@ -54,6 +58,10 @@ impl Place {
 
     pub(crate) fn manifests(&self) -> PathBuf {
         self.state.join("manifests")
+    }
+
+    pub(crate) fn seals(&self) -> PathBuf {
+        self.state.join("seals")
     }
 
     /// The random id of this host since its last boot, the same for every process that asks.

@@ -6,9 +6,10 @@
 //! specification leaves the framing to the application).
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use kvm_clone_core::wire::direct::{Cipher, Seal};
-use snow::{Builder, HandshakeState, TransportState};
+use snow::{Builder, HandshakeState, StatelessTransportState};
 
 /// The longest Noise message (section 3), its tag included.
 const MESSAGE: usize = 65_535;
@@ -23,34 +24,41 @@ const READ_AHEAD: usize = BATCH * (MESSAGE + LENGTH);
 /// Both ends must mean the same by what follows.
 const PROLOGUE: &[u8] = b"kvm-clone lane 1";
 
+/// What both ends agreed on. Each direction has a key of its own, and counts its messages by itself, so that one thread
+/// can write while another one reads. The counts are no part of the messages: one that is left out, repeated or moved is
+/// opened under another number than it was sealed under, which fails.
+pub(crate) type Noise = Arc<StatelessTransportState>;
+
 /// Proves to the other end that we know the key, and has it prove the same.
-pub(crate) fn greet(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<TransportState> {
+pub(crate) fn greet(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<Noise> {
     let mut noise = builder(seal)?.build_initiator().map_err(broken)?;
     say(stream, &mut noise)?;
     hear(stream, &mut noise)?;
-    noise.into_transport_mode().map_err(broken)
+    noise.into_stateless_transport_mode().map(Arc::new).map_err(broken)
 }
 
 /// Has the other end prove that it knows the key, and proves the same to it.
-pub(crate) fn admit(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<TransportState> {
+pub(crate) fn admit(stream: &mut (impl Read + Write), seal: &Seal) -> io::Result<Noise> {
     let mut noise = builder(seal)?.build_responder().map_err(broken)?;
     hear(stream, &mut noise)?;
     say(stream, &mut noise)?;
-    noise.into_transport_mode().map_err(broken)
+    noise.into_stateless_transport_mode().map(Arc::new).map_err(broken)
 }
 
-/// The end that sends. What was written is on its way only after a flush.
+/// The end that sends in one direction. There is one for each end of a connection. What was written is on its way only after a flush.
 pub(crate) struct SealedWriter<S> {
     stream: S,
-    noise: TransportState,
+    noise: Noise,
+    /// The number of the next message.
+    next: u64,
     sealed: Vec<u8>,
     filled: usize,
 }
 
 impl<S> SealedWriter<S> {
-    /// Seals what is written to `stream`, over which [`greet`] was answered.
-    pub(crate) fn new(stream: S, noise: TransportState) -> Self {
-        Self { stream, noise, sealed: vec![0; READ_AHEAD], filled: 0 }
+    /// Seals what is written to `stream`, over which the ends agreed.
+    pub(crate) fn new(stream: S, noise: Noise) -> Self {
+        Self { stream, noise, next: 0, sealed: vec![0; READ_AHEAD], filled: 0 }
     }
 }
 
@@ -71,7 +79,8 @@ impl<S: Write> Write for SealedWriter<S> {
             self.send()?;
         }
         let (length, message) = self.sealed[self.filled..].split_at_mut(LENGTH);
-        let written = self.noise.write_message(&data[..taken], message).map_err(broken)?;
+        let written = self.noise.write_message(self.next, &data[..taken], message).map_err(broken)?;
+        self.next += 1;
         length.copy_from_slice(&prefix(written)?);
         self.filled += LENGTH + written;
         Ok(taken)
@@ -83,10 +92,12 @@ impl<S: Write> Write for SealedWriter<S> {
     }
 }
 
-/// The end that receives.
+/// The end that receives in one direction. There is one for each end of a connection.
 pub(crate) struct SealedReader<S> {
     stream: io::BufReader<S>,
-    noise: TransportState,
+    noise: Noise,
+    /// The number of the next message.
+    next: u64,
     sealed: Vec<u8>,
     plain: Vec<u8>,
     /// Where in `plain` lies what was not taken yet.
@@ -94,10 +105,10 @@ pub(crate) struct SealedReader<S> {
 }
 
 impl<S: Read> SealedReader<S> {
-    /// Opens what comes from `stream`, over which [`admit`] let the other end in.
-    pub(crate) fn new(stream: S, noise: TransportState) -> Self {
+    /// Opens what comes from `stream`, over which the ends agreed.
+    pub(crate) fn new(stream: S, noise: Noise) -> Self {
         let stream = io::BufReader::with_capacity(READ_AHEAD, stream);
-        Self { stream, noise, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 }
+        Self { stream, noise, next: 0, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 }
     }
 }
 
@@ -109,12 +120,13 @@ impl<S: Read> Read for SealedReader<S> {
         if self.left.is_empty() {
             let Some(length) = read_length(&mut self.stream)? else { return Ok(0) };
             self.stream.read_exact(&mut self.sealed[..length])?;
-            let sealed = &self.sealed[..length];
+            let (sealed, number) = (&self.sealed[..length], self.next);
+            self.next += 1;
             // What has room is opened where it is wanted.
             if buffer.len() >= length {
-                return self.noise.read_message(sealed, buffer).map_err(broken);
+                return self.noise.read_message(number, sealed, buffer).map_err(broken);
             }
-            self.left = 0..self.noise.read_message(sealed, &mut self.plain).map_err(broken)?;
+            self.left = 0..self.noise.read_message(number, sealed, &mut self.plain).map_err(broken)?;
         }
         let taken = buffer.len().min(self.left.len());
         let from = self.left.start;
@@ -185,28 +197,32 @@ mod tests {
         Seal { key: LaneKey::new([byte; 32]), cipher }
     }
 
-    type Pair = (io::Result<SealedWriter<UnixStream>>, io::Result<SealedReader<UnixStream>>);
+    type End = (SealedWriter<UnixStream>, SealedReader<UnixStream>);
 
-    fn pair(writer: Seal, reader: Seal) -> Pair {
+    fn end(stream: UnixStream, noise: &Noise) -> End {
+        let reading = stream.try_clone().unwrap();
+        (SealedWriter::new(stream, Arc::clone(noise)), SealedReader::new(reading, Arc::clone(noise)))
+    }
+
+    /// Who greets, and who lets in.
+    fn pair(greeter: Seal, host: Seal) -> (io::Result<End>, io::Result<End>) {
         let (mut near, mut far) = UnixStream::pair().unwrap();
-        let accepting = thread::spawn(move || admit(&mut far, &reader).map(|noise| SealedReader::new(far, noise)));
-        let connected = greet(&mut near, &writer).map(|noise| SealedWriter::new(near, noise));
+        let accepting = thread::spawn(move || admit(&mut far, &host).map(|noise| end(far, &noise)));
+        let connected = greet(&mut near, &greeter).map(|noise| end(near, &noise));
         (connected, accepting.join().unwrap())
     }
 
-    /// What arrives of a good stream of which the bytes on the wire were changed.
-    fn received(change: impl FnOnce(&mut Vec<u8>)) -> io::Result<Vec<u8>> {
-        let (writer, reader) = pair(seal(1, Cipher::AesGcm), seal(1, Cipher::AesGcm));
-        let (writer, reader) = (writer?, reader?);
-        let mut wire = SealedWriter { stream: Vec::new(), noise: writer.noise, sealed: writer.sealed, filled: 0 };
+    /// What arrives of a good stream of which the bytes on the wire were changed, in the way there or in the way back.
+    fn received(back: bool, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<Vec<u8>> {
+        let (greeter, host) = pair(seal(1, Cipher::AesGcm), seal(1, Cipher::AesGcm));
+        let (greeter, host) = (greeter?, host?);
+        let (from, to) = if back { (host.0.noise, greeter.1.noise) } else { (greeter.0.noise, host.1.noise) };
+        let mut wire = SealedWriter::new(Vec::new(), from);
         wire.write_all(&content(200_000)).unwrap();
         wire.flush().unwrap();
         change(&mut wire.stream);
-        let stream = io::BufReader::new(&wire.stream[..]);
-        let mut reading =
-            SealedReader { stream, noise: reader.noise, sealed: reader.sealed, plain: reader.plain, left: 0..0 };
         let mut all = Vec::new();
-        reading.read_to_end(&mut all).map(|_| all)
+        SealedReader::new(&wire.stream[..], to).read_to_end(&mut all).map(|_| all)
     }
 
     fn content(length: usize) -> Vec<u8> {
@@ -216,8 +232,8 @@ mod tests {
     #[test]
     fn what_is_sent_arrives_in_pieces_of_any_size() {
         for cipher in [Cipher::AesGcm, Cipher::ChaChaPoly] {
-            let (writer, reader) = pair(seal(7, cipher), seal(7, cipher));
-            let (mut writer, mut reader) = (writer.unwrap(), reader.unwrap());
+            let (greeter, host) = pair(seal(7, cipher), seal(7, cipher));
+            let (mut writer, mut reader) = (greeter.unwrap().0, host.unwrap().1);
             let sizes = [1, 2, 100, 65_518, 65_519, 65_520, 70_000, 300_000, 1_000_000];
             let sending = thread::spawn(move || {
                 for size in sizes {
@@ -238,6 +254,36 @@ mod tests {
     }
 
     #[test]
+    fn both_ends_write_at_the_same_time() {
+        let (greeter, host) = pair(seal(7, Cipher::AesGcm), seal(7, Cipher::AesGcm));
+        // More than the socket holds: who did not read while it writes would wait for ever.
+        let length = 8 << 20;
+        let ends = [greeter.unwrap(), host.unwrap()].map(|(mut writer, mut reader)| {
+            let writing = thread::spawn(move || writer.write_all(&content(length)).and_then(|()| writer.flush()));
+            let reading = thread::spawn(move || {
+                let mut arrived = vec![0; length];
+                reader.read_exact(&mut arrived).map(|()| arrived == content(length))
+            });
+            (writing, reading)
+        });
+        for (writing, reading) in ends {
+            writing.join().unwrap().unwrap();
+            assert!(reading.join().unwrap().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_one_end_said_is_not_taken_from_the_other() {
+        let (greeter, host) = pair(seal(7, Cipher::AesGcm), seal(7, Cipher::AesGcm));
+        let (mut own, host) = (SealedWriter::new(Vec::new(), greeter.unwrap().0.noise), host.unwrap());
+        own.write_all(b"digests").and_then(|()| own.flush()).unwrap();
+        let mut told = [0; 7];
+        SealedReader::new(&own.stream[..], host.1.noise).read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"digests");
+        assert!(SealedReader::new(&own.stream[..], own.noise).read_exact(&mut told).is_err(), "sent back");
+    }
+
+    #[test]
     fn another_key_or_cipher_is_not_let_in() {
         let good = seal(1, Cipher::AesGcm);
         for other in [seal(2, Cipher::AesGcm), seal(1, Cipher::ChaChaPoly)] {
@@ -248,14 +294,17 @@ mod tests {
 
     #[test]
     fn changes_on_the_way_are_noticed() {
-        assert_eq!(received(|_| {}).unwrap(), content(200_000));
-        assert!(received(|wire| wire[100] ^= 1).is_err());
-        assert!(received(|wire| wire[0] ^= 1).is_err());
-        assert!(received(|wire| drop(wire.drain(..MESSAGE + LENGTH))).is_err(), "left out");
-        assert!(received(|wire| wire.extend_from_within(..MESSAGE + LENGTH)).is_err(), "repeated");
-        assert!(received(|wire| wire[..2 * (MESSAGE + LENGTH)].rotate_left(MESSAGE + LENGTH)).is_err(), "swapped");
-        assert!(received(|wire| wire.truncate(wire.len() - 1)).is_err(), "cut in a message");
-        // An end between two messages is found by who knows what must come last.
-        assert!(received(|wire| wire.truncate(MESSAGE + LENGTH)).unwrap().len() < 200_000);
+        for back in [false, true] {
+            let received = |change: fn(&mut Vec<u8>)| received(back, change);
+            assert_eq!(received(|_| {}).unwrap(), content(200_000));
+            assert!(received(|wire| wire[100] ^= 1).is_err());
+            assert!(received(|wire| wire[0] ^= 1).is_err());
+            assert!(received(|wire| drop(wire.drain(..MESSAGE + LENGTH))).is_err(), "left out");
+            assert!(received(|wire| wire.extend_from_within(..MESSAGE + LENGTH)).is_err(), "repeated");
+            assert!(received(|wire| wire[..2 * (MESSAGE + LENGTH)].rotate_left(MESSAGE + LENGTH)).is_err(), "swapped");
+            assert!(received(|wire| wire.truncate(wire.len() - 1)).is_err(), "cut in a message");
+            // An end between two messages is found by who knows what must come last.
+            assert!(received(|wire| wire.truncate(MESSAGE + LENGTH)).unwrap().len() < 200_000);
+        }
     }
 }

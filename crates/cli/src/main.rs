@@ -72,6 +72,7 @@ async fn act(cli: Cli, settings: settings::Settings, surroundings: Surroundings,
     let command = async {
         match &cli.command {
             Command::Clone(args) => command::clone::run(args, &session).await,
+            Command::Sync(args) => command::sync::run(args, &session).await,
             Command::List(args) => command::list::run(args, &session).await,
             Command::Doctor(args) => command::doctor::run(args, &session).await,
             Command::Recover(args) => command::recover::run(args, &session).await,

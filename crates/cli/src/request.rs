@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
-use kvm_clone_core::plan::{CloneRequest, Existing, NetworkTarget, Presence};
+use kvm_clone_core::plan::{Candidates, CloneRequest, Existing, NetworkTarget, Presence, SyncRequest, Update};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, RoutePolicy, SshOptions};
 
-use crate::args::CloneArgs;
+use crate::args::{CloneArgs, SyncArgs, TransferArgs};
 use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, VerifyMode};
 use crate::surroundings::Surroundings;
 
@@ -66,7 +66,8 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         uuid: kept(args.made.preserve_uuid),
         macs: kept(args.made.preserve_mac),
         existing: if args.storage.force { Existing::Replace } else { Existing::Refuse },
-        networks: networks(args, dest)?,
+        networks: networks(args)?,
+        usual_networks: usual_networks(dest)?,
         pool,
         disk_format: args.storage.disk_format,
         copy_media: args.storage.copy_media,
@@ -79,11 +80,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         },
         any_machine: args.made.machine.is_some(),
         tpm: args.made.tpm.unwrap_or_default(),
-        presence: match (args.live, args.offline) {
-            (true, _) => Presence::Live,
-            (_, true) => Presence::Offline,
-            _ => Presence::Any,
-        },
+        presence: presence(args.live, args.offline),
         discard_managed_save: args.left_out.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
     };
@@ -91,9 +88,33 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
     Ok(request)
 }
 
-/// The options' networks, then those of the inventory that no option names.
-fn networks(args: &CloneArgs, dest: &Host) -> Result<Vec<(String, NetworkTarget)>> {
-    let mut all: Vec<_> = args.made.networks.iter().map(|change| (change.old.clone(), change.new.clone())).collect();
+const fn presence(live: bool, offline: bool) -> Presence {
+    match (live, offline) {
+        (true, _) => Presence::Live,
+        (_, true) => Presence::Offline,
+        _ => Presence::Any,
+    }
+}
+
+/// How a replica is to be brought to a newer point.
+pub(crate) fn sync_request(args: &SyncArgs, settings: &Settings) -> Result<SyncRequest> {
+    let candidates = match (args.update.full, args.update.delta_only) {
+        (true, _) => Candidates::All,
+        (_, true) => Candidates::OnlyDiffering,
+        _ => Candidates::Differing,
+    };
+    Ok(SyncRequest {
+        replica: args.target_name.clone(),
+        update: Update { candidates, disks_only: args.update.disks_only },
+        presence: presence(args.live, args.offline),
+        discard_managed_save: args.update.discard_managed_save,
+        space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
+    })
+}
+
+/// Where the options say that networks go.
+fn networks(args: &CloneArgs) -> Result<Vec<(String, NetworkTarget)>> {
+    let all: Vec<_> = args.made.networks.iter().map(|change| (change.old.clone(), change.new.clone())).collect();
     for (index, (old, _)) in all.iter().enumerate() {
         if all.iter().take(index).any(|(other, _)| other == old) {
             return Err(Error::validation(format!("--network says twice where {old} goes"))
@@ -101,20 +122,21 @@ fn networks(args: &CloneArgs, dest: &Host) -> Result<Vec<(String, NetworkTarget)
                 .help("Leave one of them out"));
         }
     }
-    for (old, new) in &dest.entry.networks {
-        if all.iter().all(|(other, _)| other != old) {
-            all.push((old.clone(), crate::args::network_target(new)?));
-        }
-    }
     Ok(all)
+}
+
+/// Where the inventory says that networks go.
+fn usual_networks(dest: &Host) -> Result<Vec<(String, NetworkTarget)>> {
+    let target = |(old, new): (&String, &String)| Ok((old.clone(), crate::args::network_target(new)?));
+    dest.entry.networks.iter().map(target).collect()
 }
 
 fn span(seconds: Seconds) -> Duration {
     Duration::from_secs(seconds.get())
 }
 
-/// How a clone is carried out.
-pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<CloneSettings> {
+/// How a copy is carried out, within so many seconds.
+pub(crate) fn copy_settings(args: &TransferArgs, settings: &Settings, limit: Option<Seconds>) -> Result<CloneSettings> {
     Ok(CloneSettings {
         parallel: settings.transfer.parallel.value.narrow()?,
         route: match settings.transfer.route.value {
@@ -127,7 +149,7 @@ pub(crate) fn clone_settings(args: &CloneArgs, settings: &Settings) -> Result<Cl
             VerifyMode::Off => Verify::Off,
             VerifyMode::Media => Verify::Media,
         },
-        timeout: settings.timeouts.clone.value.0.map(span),
+        timeout: limit.map(span),
         checksum: args.checksum,
         scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
         ..CloneSettings::default()

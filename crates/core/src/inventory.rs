@@ -22,6 +22,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::domain::Lineage;
 use crate::name::{DiskTarget, SourceName};
 
 /// The random id of a host, by which one host under two names is recognised.
@@ -235,6 +236,19 @@ pub enum ImageFormat {
     Other(String),
 }
 
+impl ImageFormat {
+    /// The format of this name; libvirt takes a missing one as raw: formatdomain, "Hard drives, floppy disks, CDROMs"
+    /// (`driver`).
+    #[must_use]
+    pub fn named(name: Option<&str>) -> Self {
+        match name {
+            Some("raw") | None => Self::Raw,
+            Some("qcow2") => Self::Qcow2,
+            Some(other) => Self::Other(other.to_owned()),
+        }
+    }
+}
+
 impl fmt::Display for ImageFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -288,6 +302,23 @@ pub struct TargetHost {
     pub paths_present: BTreeSet<String>,
     /// What those that are there lead to.
     pub files: BTreeMap<String, SeenFile>,
+    /// The machine that is to be brought to a newer point, where that is what was asked for.
+    pub replica: Option<Replica>,
+}
+
+/// A machine that was copied from the source before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its name.
+    pub name: SourceName,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its definition, with the passwords in it: never shown as it is.
+    pub xml: String,
+    /// What ties it to its source.
+    pub lineage: Lineage,
+    /// The images of each of its disks.
+    pub images: BTreeMap<DiskTarget, ImageChain>,
 }
 
 /// What a path of the target leads to.

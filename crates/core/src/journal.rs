@@ -31,7 +31,7 @@ pub enum Status {
     Interrupted,
 }
 
-/// The steps of a clone, in the order in which they are done; undone in reverse.
+/// The steps of a clone or a sync, in the order in which they are done; undone in reverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
@@ -49,14 +49,34 @@ pub enum Step {
     Place,
     /// The definition: the commit.
     Define,
-    /// Replaced disks and the marker are removed.
+    /// Of a sync: the overlays are merged into the replica's images.
+    Flatten,
+    /// Of a sync: the definition names the replica's images again.
+    Settle,
+    /// Replaced disks, overlays and the marker are removed.
     Clean,
 }
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Step; 8] =
-        [Step::Mark, Step::Stage, Step::Point, Step::Copy, Step::Finish, Step::Place, Step::Define, Step::Clean];
+    pub const ALL: [Step; 10] = [
+        Step::Mark,
+        Step::Stage,
+        Step::Point,
+        Step::Copy,
+        Step::Finish,
+        Step::Place,
+        Step::Define,
+        Step::Flatten,
+        Step::Settle,
+        Step::Clean,
+    ];
+
+    /// Whether only a sync has it.
+    #[must_use]
+    pub const fn is_of_sync(self) -> bool {
+        matches!(self, Self::Flatten | Self::Settle)
+    }
 
     /// The step as one word.
     #[must_use]
@@ -69,6 +89,8 @@ impl Step {
             Self::Finish => "finish",
             Self::Place => "place",
             Self::Define => "define",
+            Self::Flatten => "flatten",
+            Self::Settle => "settle",
             Self::Clean => "clean",
         }
     }

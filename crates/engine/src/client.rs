@@ -8,7 +8,7 @@ use kvm_clone_core::event::Phase;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::inventory::Machine;
 use kvm_clone_core::name::SourceName;
-use kvm_clone_core::plan::CloneRequest;
+use kvm_clone_core::plan::{CloneRequest, SyncRequest, sync_request};
 use kvm_clone_core::{Error, Result};
 
 use crate::clone::{self, Events, Look, Prepared};
@@ -16,7 +16,7 @@ use crate::doctor::{self, Finding};
 use crate::host::install::{AgentProgram, Privilege};
 use crate::host::ssh::SshOptions;
 use crate::host::{Access, Host, private};
-use crate::inventory::Site;
+use crate::inventory::{self, Site};
 use crate::list;
 use crate::phases::Phases;
 use crate::recover::{self, Recovered, Recovery};
@@ -163,15 +163,55 @@ impl Client {
         };
         let ((source, seen), target, store) =
             tokio::try_join!(looked_at, self.connect(target), Store::open(&self.journal))?;
-        // One host under two names is served by one agent, which then holds all locks.
-        let target = if source.host.is(&target.host) {
-            let mut same = source.clone();
-            same.host.name.clone_from(&target.host.name);
-            same
-        } else {
-            target
-        };
+        let target = same_if_one(&source, target);
         phases.enter(Phase::Plan, &events);
+        let fresh = clone::fresh_identity(MOST_INTERFACES)?;
+        let (plan, _) = clone::plan(&seen, &target, &request, &fresh).await?;
+        Ok(Prepared {
+            request,
+            fresh,
+            source,
+            target,
+            plan,
+            store,
+            silence: self.access.silence,
+            name: name.clone(),
+            source_uuid: seen.machine.uuid,
+            started,
+            phases,
+        })
+    }
+
+    /// Reaches both hosts, finds the source's replica and plans how it is brought to the source's present point. What an
+    /// interrupted operation left of the replica is finished or undone first, where `mode` says so; else nothing is changed
+    /// on either host, except that the agent may be installed.
+    ///
+    /// # Errors
+    /// A host cannot be used, the machine or its replica is not there, or an interrupted operation cannot be recovered. What
+    /// keeps the plan from being carried out is in the plan.
+    pub async fn prepare_sync(
+        &self,
+        source: &HostSpec,
+        target: &HostSpec,
+        name: &SourceName,
+        asked: &SyncRequest,
+        mode: Recovery,
+        events: Events,
+    ) -> Result<Prepared> {
+        let started = Instant::now();
+        let mut phases = Phases::default();
+        phases.enter(Phase::Connect, &events);
+        let (source, target, store) =
+            tokio::try_join!(self.connect(source), self.connect(target), Store::open(&self.journal))?;
+        let target = same_if_one(&source, target);
+        phases.enter(Phase::Plan, &events);
+        let machine = source.libvirt.source(name, source.host.facts.id.clone()).await?;
+        let found = inventory::find_replica(&target, &machine, asked.replica.as_ref()).await?;
+        if mode == Recovery::Act {
+            recover::finish_earlier(&target, &store, found.uuid).await?;
+        }
+        let request = sync_request(&found.name, &found.lineage, asked)?;
+        let seen = clone::look_at_source(&source, name, &request, Look::First).await?;
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
         let (plan, _) = clone::plan(&seen, &target, &request, &fresh).await?;
         Ok(Prepared {
@@ -205,6 +245,16 @@ impl Client {
         let libvirt = host.libvirt().await.map_err(|error: Error| error.with("host", &host.name))?;
         Ok(Site { host, libvirt })
     }
+}
+
+/// One host under two names is served by one agent, which then holds all locks.
+fn same_if_one(source: &Site, target: Site) -> Site {
+    if !source.host.is(&target.host) {
+        return target;
+    }
+    let mut same = source.clone();
+    same.host.name = target.host.name;
+    same
 }
 
 /// Random MAC addresses that are kept ready; qemu has no room for as many interfaces.

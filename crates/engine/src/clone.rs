@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boundary::{Boundary, Moment, Straight, Then};
 use crate::inventory::{self, Site, Source};
+use crate::known;
 use crate::lane::{Joint, Pipes, RoutePolicy};
-use crate::outcome::{CloneResult, Way};
+use crate::outcome::{CloneResult, OperationType, Way};
 use crate::phases::Phases;
 use crate::step::{Left, Side, Work};
 use crate::store::{NewOperation, Store};
@@ -42,6 +43,10 @@ pub struct CloneSettings {
     pub scratch_limit: Option<u64>,
     /// What whole disks of both sides are summed up with: both are read once more.
     pub checksum: Option<Algorithm>,
+    /// Of a sync: whether what was written on the replica since its last point is overwritten.
+    pub discard_target_changes: bool,
+    /// Of a sync: whether everything is read and compared, whatever is known.
+    pub paranoid: bool,
     /// What happens between the steps: nothing, but where tests set faults off.
     pub boundary: Arc<dyn Boundary>,
     /// The way that lanes take.
@@ -58,6 +63,8 @@ impl Default for CloneSettings {
             timeout: None,
             scratch_limit: None,
             checksum: None,
+            discard_target_changes: false,
+            paranoid: false,
             boundary: Arc::new(Straight),
             route: RoutePolicy::Auto,
             joint: Arc::new(Pipes),
@@ -154,11 +161,12 @@ impl Prepared {
         self.phases.enter(Phase::Prepare, &events);
         self.lock().await?;
         let (source, owner) = self.read_again().await?;
+        let known = known::look(&self.source.host, &self.target.host, &source, &self.plan, settings).await?;
         self.begin().await?;
-        let key = random_key()?;
-        let mut work = Work::new(&self, source, owner, key, settings.clone(), Arc::clone(&events));
+        let mut work = Work::new(&self, source, owner, known, settings.clone(), Arc::clone(&events))?;
         let mut trail = Trail::default();
-        for step in Step::ALL {
+        let is_sync = self.plan.replica.is_some();
+        for step in Step::ALL.into_iter().filter(|step| is_sync || !step.is_of_sync()) {
             self.phases.enter(phase_of(step), &events);
             let outcome = tokio::select! {
                 biased;
@@ -168,12 +176,13 @@ impl Prepared {
             };
             match outcome {
                 Ok(()) => {}
-                // The machine is there: what is left to be tidied up is no failure of the clone.
-                Err(error) if step == Step::Clean => {
+                // The new point is there: what is left to be tidied up is no failure.
+                Err(error) if step > Step::Define => {
                     work.warn(format!(
                         "cleaning up failed: {error}; kvm-clone recover {} does it",
                         self.target.host.name
                     ));
+                    break;
                 }
                 Err(error) => {
                     self.phases.enter(Phase::Undo, &events);
@@ -227,6 +236,7 @@ impl Prepared {
         }
         let same = plan.definition == self.plan.definition
             && plan.replaces == self.plan.replaces
+            && plan.replica == self.plan.replica
             && plan.disks.iter().map(|disk| &disk.path).eq(self.plan.disks.iter().map(|disk| &disk.path))
             && plan.lengths().eq(self.plan.lengths());
         if !same {
@@ -241,6 +251,7 @@ impl Prepared {
     async fn begin(&self) -> Result<()> {
         let new = NewOperation {
             id: self.fresh.operation,
+            kind: self.kind(),
             source_host: self.source.host.name.clone(),
             dest_host: self.target.host.name.clone(),
             vm_name: self.plan.vm_name.to_string(),
@@ -307,11 +318,40 @@ impl Prepared {
         left
     }
 
+    const fn kind(&self) -> OperationType {
+        if self.plan.replica.is_some() { OperationType::Sync } else { OperationType::Clone }
+    }
+
+    /// A machine of which any disk is compared is one that is compared.
+    fn way(&self, work: &Work) -> Way {
+        match self.plan.disks.iter().any(|disk| disk.base.is_some()) {
+            true if work.all_untouched() => Way::Untouched,
+            true => Way::Compare,
+            false => Way::Full,
+        }
+    }
+
+    fn why(&self, work: &Work) -> String {
+        match (&self.plan.replica, &self.plan.replaces) {
+            (Some(replica), _) if work.all_untouched() => {
+                format!("nobody wrote to the disks of either side since the point of {}", replica.point)
+            }
+            (Some(_), _) if self.way(work) == Way::Full => "all disks were copied whole into new images".to_owned(),
+            (Some(replica), _) => {
+                let (compared, point) = (work.moved.compared, &replica.point);
+                format!("{} of {} blocks differed from the point of {point}", compared.differing, compared.blocks)
+            }
+            (None, Some(replaced)) => format!("machine {} was replaced by new images", replaced.name),
+            (None, None) => "the machine is new at the target".to_owned(),
+        }
+    }
+
     fn report(&mut self, work: &Work, settings: &CloneSettings) -> CloneResult {
         let moved = &work.moved;
         let phases = self.phases.close(moved.sent);
         CloneResult {
             operation_id: self.fresh.operation,
+            operation_type: self.kind(),
             success: true,
             vm_name: self.plan.vm_name.clone(),
             new_vm_name: self.plan.new_vm_name.clone(),
@@ -321,15 +361,16 @@ impl Prepared {
             duration: self.started.elapsed().as_secs_f64(),
             bytes_total: self.plan.bytes_total,
             bytes_read: moved.read,
-            bytes_transferred: moved.sent,
+            bytes_read_dest: moved.looked,
+            bytes_transferred: moved.sent + moved.digests,
             bytes_written: moved.written,
             blocks_total: self.plan.lengths().map(|len| len.div_ceil(BLOCK)).sum(),
-            blocks_synchronized: moved.data_blocks,
-            way: Way::Full,
-            why: match &self.plan.replaces {
-                Some(replaced) => format!("machine {} was replaced by new images", replaced.name),
-                None => "the machine is new at the target".to_owned(),
+            blocks_synchronized: match self.way(work) {
+                Way::Full => moved.data_blocks,
+                Way::Compare | Way::Untouched => moved.compared.differing,
             },
+            way: self.way(work),
+            why: self.why(work),
             route: moved.route,
             consistency: self.plan.consistency,
             verified: settings.verify != Verify::Off,
@@ -348,7 +389,7 @@ const fn phase_of(step: Step) -> Phase {
         Step::Copy => Phase::Copy,
         Step::Finish | Step::Place => Phase::Finish,
         Step::Define => Phase::Commit,
-        Step::Clean => Phase::Clean,
+        Step::Flatten | Step::Settle | Step::Clean => Phase::Clean,
     }
 }
 
@@ -369,7 +410,7 @@ async fn deadline(started: Instant, timeout: Option<Duration>) {
     }
 }
 
-fn random_key() -> Result<DigestKey> {
+pub(crate) fn random_key() -> Result<DigestKey> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
     Ok(DigestKey::new(bytes))

@@ -1,10 +1,11 @@
 //! Taking inventories: what `core::plan` needs to know of source and target, asked of libvirt and the agents.
 
 mod machines;
+mod replica;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_clone_core::domain::{DiskKind, Domain, Whereabouts};
+use kvm_clone_core::domain::{DiskElement, DiskKind, Domain, Whereabouts};
 use kvm_clone_core::inventory::{
     Cpus, DomainCapabilities, ImageChain, ImageFacts, ImageFormat, Pool, SeenFile, SourceMachine, TargetHost,
 };
@@ -22,6 +23,7 @@ use crate::host::control::unexpected;
 use crate::host::libvirt::Libvirt;
 use machines::files_of;
 pub(crate) use machines::not_in_use;
+pub(crate) use replica::find as find_replica;
 
 /// A host with its libvirt open.
 #[derive(Clone)]
@@ -47,17 +49,8 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     machine.qemu_nbd = site.host.facts.programs.contains_key("qemu-nbd");
     let mut identities = BTreeMap::new();
     for disk in domain.data_disks() {
-        let path = match (&disk.kind, &disk.source, &disk.pool) {
-            (DiskKind::File | DiskKind::Block, Some(path), _) => path.clone(),
-            (DiskKind::Volume, Some(volume), Some(pool)) => {
-                site.libvirt.volume_path(pool.clone(), volume.clone()).await?
-            }
-            // Kinds that cannot be copied are refused by the plan, in words; they are not looked at.
-            _ => continue,
-        };
-        // libvirt takes a disk without a format as raw: formatdomain, "Hard drives, floppy disks, CDROMs" (`driver`).
-        let format = format(disk.format.as_deref().unwrap_or("raw"));
-        let chain = inspect(&site.host, ImageSpec::new(path, format)).await;
+        let Some(path) = disk_path(site, disk).await? else { continue };
+        let chain = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
         let Inspected { mut images, identities: found } = chain.map_err(|error| error.with("disk", &disk.target))?;
         identities.insert(disk.target.clone(), found);
         for image in &mut images {
@@ -80,6 +73,17 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         look_at_scratch(site, &mut machine).await?;
     }
     Ok(Source { machine, identities, file_identities })
+}
+
+/// Where a disk's image is; none for kinds that cannot be copied: the plan refuses these in words, and they are not looked at.
+async fn disk_path(site: &Site, disk: &DiskElement) -> Result<Option<String>> {
+    match (&disk.kind, &disk.source, &disk.pool) {
+        (DiskKind::File | DiskKind::Block, Some(path), _) => Ok(Some(path.clone())),
+        (DiskKind::Volume, Some(volume), Some(pool)) => {
+            site.libvirt.volume_path(pool.clone(), volume.clone()).await.map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Where the scratch files of a machine that runs will lie, and what is free there.
@@ -137,6 +141,7 @@ pub(crate) async fn target(
         libvirt.networks(),
         libvirt.existing(new_name.to_string()),
     )?;
+    let named = existing.iter().map(|(machine, _)| machine).find(|machine| machine.name.as_str() == new_name.as_str());
     let mut target = TargetHost {
         host: facts.id.clone(),
         host_name: site.host.name.clone(),
@@ -158,10 +163,10 @@ pub(crate) async fn target(
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
         files: BTreeMap::new(),
+        replica: replica::look_at(site, request, named).await?,
     };
     // Whose files are whose matters only where some will be removed.
-    let replacing = request.existing == Existing::Replace
-        && existing.iter().any(|(machine, _)| machine.name.as_str() == new_name.as_str());
+    let replacing = request.existing != Existing::Refuse && named.is_some();
     for (machine, xml) in existing {
         target.machines.push(files_of(site, machine, &xml, replacing).await?);
     }
@@ -267,12 +272,4 @@ fn seen_file(facts: &PathFacts) -> Option<SeenFile> {
 fn pool_of(pools: &[Pool], path: &str) -> Option<String> {
     let dir = path.rsplit_once('/')?.0;
     pools.iter().find(|pool| pool.path.as_deref() == Some(dir)).map(|pool| pool.name.clone())
-}
-
-pub(crate) fn format(name: &str) -> ImageFormat {
-    match name {
-        "raw" => ImageFormat::Raw,
-        "qcow2" => ImageFormat::Qcow2,
-        other => ImageFormat::Other(other.to_owned()),
-    }
 }

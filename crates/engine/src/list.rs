@@ -3,10 +3,10 @@
 use futures_util::StreamExt;
 use futures_util::stream;
 use kvm_clone_core::Result;
-use kvm_clone_core::inventory::{Machine, MachineDisk};
+use kvm_clone_core::inventory::{ImageFormat, Machine, MachineDisk};
 use kvm_clone_core::wire::lane::ImageSpec;
 
-use crate::inventory::{Site, format, inspect};
+use crate::inventory::{Site, inspect};
 
 /// Images looked at at once: hides the round trips of a far host, and stays below what an agent answers at a time.
 const LOOKING: usize = 16;
@@ -32,7 +32,7 @@ async fn measure(site: &Site, disk: &mut MachineDisk) {
         (path, _) => path.clone(),
     };
     let Some(path) = path.filter(|path| path.starts_with('/')) else { return };
-    let spec = ImageSpec::new(path.clone(), format(disk.format.as_deref().unwrap_or("raw")));
+    let spec = ImageSpec::new(path.clone(), ImageFormat::named(disk.format.as_deref()));
     disk.path = Some(path);
     if let Ok(seen) = inspect(&site.host, spec).await {
         disk.size = seen.images.first().map(|image| image.virtual_size);

@@ -9,11 +9,33 @@ use kvm_clone_core::wire::direct::Route;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// The result of a clone. Field names are a contract; sizes are bytes, durations seconds.
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperationType {
+    /// A new machine is made.
+    Clone,
+    /// A replica is brought to a newer point.
+    Sync,
+}
+
+impl OperationType {
+    /// It as one word.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Clone => "clone",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+/// The result of a clone or a sync. Field names are a contract; sizes are bytes, durations seconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct CloneResult {
     /// The operation.
     pub operation_id: Uuid,
+    /// What it did.
+    pub operation_type: OperationType,
     /// Always true: failures are errors.
     pub success: bool,
     /// The source machine.
@@ -32,13 +54,15 @@ pub struct CloneResult {
     pub bytes_total: u64,
     /// Bytes read from the source's disks.
     pub bytes_read: u64,
-    /// Bytes sent over the lanes, framing included.
+    /// Bytes read from the replica's disks to know what they hold.
+    pub bytes_read_dest: u64,
+    /// Bytes that went over the lanes in both directions, framing included.
     pub bytes_transferred: u64,
     /// Bytes written to the target's disks.
     pub bytes_written: u64,
     /// Blocks of all disks.
     pub blocks_total: u64,
-    /// Blocks that hold data and were copied.
+    /// Blocks that hold data and were copied; of a sync, those that differed.
     pub blocks_synchronized: u64,
     /// Which way was taken.
     pub way: Way,
@@ -68,6 +92,10 @@ pub struct CloneResult {
 pub enum Way {
     /// All that is allocated.
     Full,
+    /// What differs from what the replica has.
+    Compare,
+    /// Nothing: nobody wrote to the disks of either side.
+    Untouched,
 }
 
 /// A disk as it was and as it became.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
-use crate::step::made_by;
+use crate::step::{flatten, made_by, settle};
 use crate::store::{RECOVERED, Store};
 
 /// Whether `recover` acts.
@@ -71,6 +71,36 @@ pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Resul
         close_journal(site, store, &known).await?;
     }
     Ok(all)
+}
+
+/// Finishes or undoes what earlier operations left of one machine, before another one works on it.
+///
+/// # Errors
+/// Somebody works on it ([`Code::Locked`]), or it cannot be done.
+pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) -> Result<()> {
+    let markers = match site.host.control.ask(Request::Markers).await? {
+        Reply::Markers(markers) => markers,
+        other => return Err(unexpected(&other)),
+    };
+    for marker in markers.into_iter().filter(|marker| marker.uuid == machine) {
+        let done = one(site, store, &marker, Recovery::Act).await;
+        match (done.error, done.action) {
+            (Some(error), _) => return Err(error.with("operation_id", marker.operation)),
+            (None, Action::InProgress) => return Err(worked_on(site, &marker)),
+            (None, _) => {}
+        }
+    }
+    Ok(())
+}
+
+fn worked_on(site: &Site, marker: &Marker) -> Error {
+    let host = &site.host.name;
+    Error::new(Code::Locked, format!("operation {} works on machine {} on {host}", marker.operation, marker.machine))
+        .with("vm", &marker.machine)
+        .with("host", host)
+        .with("operation_id", marker.operation)
+        .help("Wait for its end, and run the command again")
+        .transient()
 }
 
 async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Recovered {
@@ -134,10 +164,14 @@ async fn one_point(site: &Site, note: PointNote, mode: Recovery) -> Recovered {
 async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, entry: &mut Recovered) -> Result<()> {
     let definition = site.libvirt.definition(marker.uuid).await?;
     let stands = definition.is_some_and(|xml| made_by(&xml, marker.operation));
+    let control = &site.host.control;
     let status = match journal::recovery(stands) {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
-            entry.files = [inventory::not_in_use(site, &marker.replaced).await?, marker.staging.clone()].concat();
+            if mode == Recovery::Act {
+                finish(site, marker).await?;
+            }
+            entry.files = outlived(site, marker, mode).await?;
             Status::Completed
         }
         journal::Recovery::Undo => {
@@ -150,15 +184,6 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     if mode == Recovery::Look {
         return Ok(());
     }
-    let control = &site.host.control;
-    if stands {
-        if !marker.replaced.is_empty() {
-            // As the operation itself would have done right after its define.
-            site.libvirt.set_autostart(marker.uuid, false).await?;
-        }
-        // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
-        control.order(Request::SyncDefinitions).await?;
-    }
     control.order(Request::Remove { operation: marker.operation, paths: entry.files.clone() }).await?;
     for pool in &marker.pools {
         // A pool that is gone or stopped tracks nothing of ours.
@@ -166,6 +191,31 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     }
     control.order(Request::RemoveMarker(marker.operation)).await?;
     store.end(marker.operation, status, RECOVERED).await
+}
+
+/// What the operation itself would have done after its define.
+async fn finish(site: &Site, marker: &Marker) -> Result<()> {
+    if !marker.replaced.is_empty() && !marker.sync {
+        site.libvirt.set_autostart(marker.uuid, false).await?;
+    }
+    // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
+    site.host.control.order(Request::SyncDefinitions).await?;
+    if marker.overlays.is_empty() {
+        return Ok(());
+    }
+    let mut marker = marker.clone();
+    flatten(&site.host, &mut marker).await?;
+    settle(site, &marker).await
+}
+
+/// What goes when an operation is finished. The overlays are in use until they are merged.
+async fn outlived(site: &Site, marker: &Marker, mode: Recovery) -> Result<Vec<String>> {
+    let overlays: Vec<String> = marker.overlays.iter().map(|overlay| overlay.path.clone()).collect();
+    let (free, in_use) = match mode {
+        Recovery::Act => ([marker.replaced.clone(), overlays].concat(), Vec::new()),
+        Recovery::Look => (marker.replaced.clone(), overlays),
+    };
+    Ok([inventory::not_in_use(site, &free).await?, in_use, marker.outdated.clone(), marker.staging.clone()].concat())
 }
 
 /// Operations that this controller's journal takes for unfinished and of which the host knows nothing: they made nothing

@@ -1,4 +1,4 @@
-//! The steps of a clone: how each is done, and how it is undone.
+//! The steps of a clone or a sync: how each is done, and how it is undone.
 //!
 //! The order is the promise. Before [`Step::Define`] nothing that existed before has changed at the target; the
 //! definition is one call of libvirt; after it nothing is undone any more. What is made before has a marker on the host
@@ -7,31 +7,37 @@
 mod checksum;
 mod define;
 mod finish;
+mod merge;
 mod point;
+mod seal;
 mod source;
 mod undo;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest, DirectoryPlan, FileKind, FreshIdentity};
-use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Marker, NewDirectory, NewImage, Request};
-use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, DirectoryPlan, DiskPlan, FileKind, FreshIdentity};
+use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, NewDirectory, NewImage, Request};
+use kvm_clone_core::wire::lane::{Base, ImageSpec};
+use kvm_clone_core::wire::replica::OverlayFile;
+use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
-use crate::clone::{CloneSettings, Events, Prepared};
+use crate::clone::{CloneSettings, Events, Prepared, random_key};
 use crate::host::Host;
 use crate::inventory::{self, Site, Source};
+use crate::known::{Known, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 use define::OldMachine;
 pub(crate) use define::made_by;
+pub(crate) use merge::{flatten, settle};
 pub(crate) use undo::{Left, Side};
 
 /// Images belong to qemu alone.
@@ -47,6 +53,10 @@ pub(crate) struct Work {
     plan: ClonePlan,
     seen: Source,
     key: DigestKey,
+    /// What identifies the replica's images as they were when the locks were taken.
+    replica_images: BTreeMap<DiskTarget, Vec<Identity>>,
+    /// The replica's images with what was merged into them.
+    merged: BTreeMap<DiskTarget, Identity>,
     settings: CloneSettings,
     events: Events,
     marker: Marker,
@@ -76,13 +86,14 @@ impl Work {
         prepared: &Prepared,
         seen: Source,
         owner: Option<(u32, u32)>,
-        key: DigestKey,
+        known: Known,
         settings: CloneSettings,
         events: Events,
-    ) -> Self {
+    ) -> Result<Self> {
         let plan = prepared.plan.clone();
         let operation = prepared.fresh.operation;
-        let disks = copy_disks(&plan, &seen, operation, &prepared.target.host, owner);
+        let key = known.key.clone().map_or_else(random_key, Ok)?;
+        let disks = copy_disks(&plan, &seen, operation, &prepared.target.host, owner, &known);
         let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
         let marker = Marker {
             operation,
@@ -95,10 +106,13 @@ impl Work {
             directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
             manifests: list(|disk| &disk.manifest),
             replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
+            sync: plan.replica.is_some(),
+            overlays: overlays(&plan),
+            outdated: outdated(&plan, &prepared.target.host),
             pools: pools(&plan),
             created: prepared.fresh.now.clone(),
         };
-        Self {
+        Ok(Self {
             operation,
             source: prepared.source.clone(),
             target: prepared.target.clone(),
@@ -107,6 +121,8 @@ impl Work {
             plan,
             seen,
             key,
+            replica_images: known.identities,
+            merged: BTreeMap::new(),
             settings,
             events,
             marker,
@@ -122,22 +138,29 @@ impl Work {
             moved: Moved::default(),
             sums: Vec::new(),
             warnings: Vec::new(),
-        }
+        })
     }
 
     /// Does a step. Each can be done again after it was done, wholly or in part: the answer to an order may be lost. Only the
     /// copy of a machine that runs cannot, once its point is gone: where that ended with the copy, nothing is left to do.
     pub(crate) async fn act(&mut self, step: Step) -> Result<()> {
         match step {
-            Step::Mark => self.target.host.control.order(Request::PutMarker(self.marker.clone())).await,
+            Step::Mark => self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await,
             Step::Stage => self.stage().await,
             Step::Point => self.take_point().await,
             Step::Copy => self.copy().await,
             Step::Finish => self.finish().await,
             Step::Place => self.place().await,
             Step::Define => self.define().await,
+            Step::Flatten => self.flatten().await,
+            Step::Settle => self.settle().await,
             Step::Clean => self.clean_up().await,
         }
+    }
+
+    /// Whether no disk had to be read.
+    pub(crate) fn all_untouched(&self) -> bool {
+        !self.disks.is_empty() && self.disks.iter().all(|disk| disk.untouched)
     }
 
     /// Whatever an earlier try of this operation staged goes first.
@@ -148,6 +171,13 @@ impl Work {
         }
         for image in self.new_images() {
             self.target.host.control.order(Request::CreateImage(image)).await?;
+        }
+        // What did not change has the digests that it had.
+        for disk in self.disks.iter().filter(|disk| disk.untouched) {
+            let digests = disk.base.as_ref().and_then(|base| base.digests.as_ref());
+            let from = digests.ok_or_else(|| Error::internal("an untouched disk has no digests"))?.manifest.clone();
+            let adopt = Request::AdoptManifest { operation: self.operation, from, to: disk.manifest.clone() };
+            self.target.host.control.order(adopt).await?;
         }
         Ok(())
     }
@@ -232,7 +262,10 @@ impl Work {
     }
 
     async fn clean(&mut self) -> Result<()> {
-        self.remove([self.marker.replaced.clone(), self.marker.staging.clone()].concat()).await?;
+        if let Err(error) = self.seal().await {
+            self.warn(format!("what the images hold could not be noted, so the next sync reads them: {error}"));
+        }
+        self.remove(self.marker.outlived()).await?;
         if !self.marker.replaced.is_empty() {
             self.refresh_pools().await;
         }
@@ -253,7 +286,7 @@ impl Work {
             operation: self.operation,
             disk: index,
             image: disk.staging.clone(),
-            virtual_size: disk.size,
+            virtual_size: disk.staged_size(),
             manifest: disk.manifest.clone(),
             key: self.key.clone(),
             owner: disk.owner,
@@ -276,10 +309,38 @@ impl Work {
 
 fn pools(plan: &ClonePlan) -> Vec<String> {
     let files = plan.files.iter().filter_map(|file| file.pool.clone());
-    let mut pools: Vec<String> = plan.disks.iter().map(|disk| disk.pool.clone()).chain(files).collect();
+    let mut pools: Vec<String> = plan.disks.iter().filter_map(|disk| disk.pool.clone()).chain(files).collect();
     pools.sort();
     pools.dedup();
     pools
+}
+
+fn overlays(plan: &ClonePlan) -> Vec<OverlayFile> {
+    let overlay = |disk: &DiskPlan| {
+        let base = disk.base.as_ref()?;
+        Some(OverlayFile {
+            disk: disk.target.clone(),
+            path: disk.path.clone(),
+            image: base.path.clone(),
+            format: base.format.clone(),
+            exact_size: disk.size,
+            flattened: None,
+        })
+    };
+    plan.disks.iter().filter_map(overlay).collect()
+}
+
+/// What was kept of the replica's last point.
+fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
+    let Some(replica) = &plan.replica else { return Vec::new() };
+    let state = &target.facts.state_dir;
+    let names =
+        plan.disks.iter().map(|disk| disk.target.to_string()).chain(plan.files.iter().map(|file| file.name.clone()));
+    let of_one = |name: String| {
+        let name = format!("{}-{name}", replica.operation);
+        [format!("{state}/manifests/{name}"), format!("{state}/seals/{name}.json")]
+    };
+    names.flat_map(of_one).collect()
 }
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying
@@ -290,6 +351,7 @@ fn copy_disks(
     operation: Uuid,
     target: &Host,
     qemu: Option<(u32, u32)>,
+    known: &Known,
 ) -> Vec<CopyDisk> {
     let staged = |name: DiskTarget, source: ImageSpec, path: &str, format: ImageFormat, size| {
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
@@ -297,7 +359,9 @@ fn copy_disks(
         CopyDisk {
             source,
             staging: ImageSpec::new(staging, format),
-            manifest: format!("{}/manifests/{operation}-{name}", target.facts.state_dir),
+            base: None,
+            untouched: false,
+            manifest: manifest_path(target, operation, &name),
             size,
             path: path.to_owned(),
             kind: Kind::Disk,
@@ -312,7 +376,18 @@ fn copy_disks(
             let copied = staged(disk.target.clone(), file, &disk.path, ImageFormat::Raw, whole.length);
             return Some(CopyDisk { kind: Kind::Whole, ..copied });
         }
-        Some(staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size))
+        let copied = staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size);
+        let Some(base) = &disk.base else { return Some(copied) };
+        let backing = vec![(base.path.clone(), base.format.clone())];
+        Some(CopyDisk {
+            base: Some(Base {
+                image: ImageSpec::new(&base.path, base.format.clone()),
+                digests: known.digests.get(&disk.target).cloned(),
+            }),
+            staging: ImageSpec { backing, ..copied.staging },
+            untouched: known.untouched.contains(&disk.target),
+            ..copied
+        })
     });
     let files = plan.files.iter().filter_map(|file| {
         let source = ImageSpec::new(&file.source_path, ImageFormat::Raw);

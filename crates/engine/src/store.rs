@@ -16,6 +16,8 @@ use sqlx::sqlite::{
 use sqlx::{Executor, Row};
 use uuid::Uuid;
 
+use crate::outcome::OperationType;
+
 /// The schema; `user_version` says which one a file has.
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
@@ -58,6 +60,7 @@ pub(crate) const RECOVERED: &str = r#"{"recovered":true}"#;
 #[derive(Debug, Clone)]
 pub(crate) struct NewOperation {
     pub(crate) id: Uuid,
+    pub(crate) kind: OperationType,
     pub(crate) source_host: String,
     pub(crate) dest_host: String,
     pub(crate) vm_name: String,
@@ -133,9 +136,10 @@ impl Store {
     pub(crate) async fn begin(&self, new: &NewOperation) -> Result<()> {
         let insert = sqlx::query(
             "INSERT INTO operation (id, type, status, source_host, dest_host, vm_name, new_vm_name, created, plan) \
-             VALUES (?, 'clone', ?, ?, ?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(new.id.to_string())
+        .bind(new.kind.word())
         .bind(word(Status::Running))
         .bind(&new.source_host)
         .bind(&new.dest_host)
@@ -238,6 +242,7 @@ mod tests {
         let text = |text: &str| text.to_owned();
         NewOperation {
             id,
+            kind: OperationType::Clone,
             source_host: text("alpha"),
             dest_host: text("beta"),
             vm_name: text("web1"),

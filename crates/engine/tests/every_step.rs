@@ -14,7 +14,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, moments, moments_and_boundaries, struck};
+use oracle::strike::{At, moments, moments_and_boundaries, steps, struck};
 use oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn a_step_that_fails_is_undone_with_all_before_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_is_done_twice_is_as_done_once() {
     let Some(mut scene) = Scene::new("a_step_that_is_done_twice").map(Scene::replacing) else { return };
-    for step in Step::ALL {
+    for step in steps() {
         let at = (step, Moment::Acted);
         let outcome = struck(&scene, at, || Ok(Then::Again)).await;
         assert!(outcome.is_ok(), "{at:?}: {outcome:?}");

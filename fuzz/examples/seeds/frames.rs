@@ -2,13 +2,19 @@
 
 use std::path::Path;
 
-use kvm_clone_core::blocks::{Digest, DigestKey};
+use kvm_clone_core::blocks::{Digest, DigestKey, Root};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::MAGIC;
-use kvm_clone_core::wire::control::{FinalFile, FromAgent, Hello, Marker, NewImage, Reply, Request, ToAgent, Welcome};
+use kvm_clone_core::wire::control::{
+    FinalFile, FromAgent, Hello, Identity, Marker, NewImage, Reply, Request, ToAgent, Welcome,
+};
 use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::wire::frame::{Encoder, HEADER_LEN, Kind};
-use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
+use kvm_clone_core::wire::lane::{
+    Base, BaseDigests, Compared, ImageSpec, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, OnDivergence, Segment,
+    Trust, Verify,
+};
+use kvm_clone_core::wire::replica::{Flatten, OverlayFile, SealOrder, SealState};
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
 
@@ -23,19 +29,24 @@ pub(super) fn write(dir: &Path) {
     let welcome =
         Welcome { protocol: wire::PROTOCOL_VERSION, silence_seconds: 30, controller: "here pid 1".to_owned() };
 
+    let flatten = Flatten { operation: Uuid::nil(), overlay: image(), exact_size: 1000 };
+
     seed(dir, "stream-of-an-agent", 0, &agent_stream(&hello));
     seed(dir, "stream-of-a-lane", 0, &lane_stream());
     for (name, message) in [
         ("welcome", ToAgent::Welcome(welcome)),
-        ("marker", ToAgent::Request(1, Request::PutMarker(marker()))),
+        ("marker", ToAgent::Request(1, Request::PutMarker(Box::new(marker())))),
+        ("flatten", ToAgent::Request(3, Request::Flatten(flatten))),
+        ("seals", ToAgent::Request(4, Request::TakeSeals(vec![seal_order()]))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
-        ("source", ToAgent::Lane(0, LaneCommand::Source { disks: vec![image()], key: key(), route: Route::Direct })),
+        ("source", ToAgent::Lane(0, source())),
     ] {
         seed(dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
     }
     let answers = [
         ("hello", hello),
         ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
+        ("seals", FromAgent::Response(3, Ok(Reply::Seals(vec![SealState::Absent { why: None }])))),
         ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
         ("progress", FromAgent::Progress(2, 4 << 20)),
     ];
@@ -45,16 +56,31 @@ pub(super) fn write(dir: &Path) {
     }
     let blocks = LaneMessage::Blocks { offset: 65536, digests: vec![Digest([7; 16]); 2], crc: 7 };
     seed(dir, "lane-blocks", 3, &body(Encoder::default().encode(Kind::Lane, &blocks, 0).unwrap()));
-    let target = LaneCommand::Target {
-        disks: vec![image()],
-        manifests: vec!["/m".to_owned()],
+    let want = LaneMessage::Want { segment: segment(), groups: vec![0, 63] };
+    seed(dir, "lane-want", 3, &body(Encoder::default().encode(Kind::Lane, &want, 0).unwrap()));
+    seed(dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target(), 0).unwrap()));
+    let done = LaneEvent::Done { segment: segment(), data_blocks: 2, compared: Compared { blocks: 3, differing: 1 } };
+    seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
+    let groups = LaneAnswer::Groups { segment: segment(), digests: vec![(1, Digest([7; 16])), (63, Digest([8; 16]))] };
+    seed(dir, "lane-groups", 7, &body(Encoder::default().encode(Kind::Lane, &groups, 0).unwrap()));
+}
+
+fn source() -> LaneCommand {
+    LaneCommand::Source { disks: vec![image()], compared: vec![0], key: key(), route: Route::Direct }
+}
+
+fn target() -> LaneCommand {
+    let trust = Trust::Checked(OnDivergence::Discard);
+    let sealed = Trust::Sealed(Root([9; 32]));
+    let base = |trust| Base { image: image(), digests: Some(BaseDigests { manifest: "/kept".to_owned(), trust }) };
+    LaneCommand::Target {
+        disks: vec![image(), image(), image()],
+        bases: vec![Some(base(trust)), None, Some(base(sealed))],
+        manifests: vec!["/m".to_owned(); 3],
         key: key(),
         verify: Verify::Media,
         route: Route::Relay,
-    };
-    seed(dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target, 0).unwrap()));
-    let done = LaneEvent::Done { segment: segment(), data_blocks: 2 };
-    seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
+    }
 }
 
 fn agent_stream(hello: &FromAgent) -> Vec<u8> {
@@ -75,7 +101,8 @@ fn lane_stream() -> Vec<u8> {
     stream.extend(encoder.encode(Kind::Lane, &LaneMessage::Begin(segment()), 0).unwrap());
     stream.extend(encoder.encode(Kind::Lane, &blocks, 16).unwrap());
     stream.extend([1; 16]);
-    for message in [LaneMessage::End, LaneMessage::Finish] {
+    let zero = LaneMessage::Zero { offset: 2 << 16, blocks: 3 };
+    for message in [zero, LaneMessage::End(Digest([7; 16])), LaneMessage::Finish] {
         stream.extend(encoder.encode(Kind::Lane, &message, 0).unwrap());
     }
     stream
@@ -107,6 +134,23 @@ fn new_image() -> NewImage {
     }
 }
 
+fn overlay() -> OverlayFile {
+    OverlayFile {
+        disk: "vda".parse().unwrap(),
+        path: "/pool/web1_clone-vda.overlay".to_owned(),
+        image: "/pool/web1_clone-vda.img".to_owned(),
+        format: ImageFormat::Raw,
+        exact_size: 1000,
+        flattened: None,
+    }
+}
+
+fn seal_order() -> SealOrder {
+    let seen = vec![Identity { size: 1, inode: (2, 3), modified: 4, changed: 5 }];
+    let disk = "vda".parse().unwrap();
+    SealOrder { operation: Uuid::nil(), disk, root: Root([1; 32]), key: key().id(), image: image(), seen }
+}
+
 pub(super) fn marker() -> Marker {
     Marker {
         operation: Uuid::nil(),
@@ -119,6 +163,8 @@ pub(super) fn marker() -> Marker {
         directories: vec!["/tpm".to_owned()],
         pools: vec!["default".to_owned()],
         manifests: vec!["/m".to_owned()],
+        overlays: vec![overlay()],
+        outdated: vec!["/old".to_owned()],
         replaced: Vec::new(),
         created: "2030-01-02T03:04:05Z".to_owned(),
     }

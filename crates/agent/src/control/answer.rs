@@ -8,7 +8,9 @@ use kvm_clone_core::{Error, Result};
 
 use super::progress::Progress;
 use super::session::Session;
-use super::{check, checksum, export, facts, files, image, inspect, lanes, marker, point, relay, settle};
+use super::{
+    check, checksum, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay, seal, settle,
+};
 
 /// Requests answered at once; a controller that asks more at a time is broken.
 const AT_ONCE: usize = 64;
@@ -33,6 +35,7 @@ pub(super) fn spawn(session: &Arc<Session>, number: u32, request: Request) -> Re
     Ok(())
 }
 
+#[allow(clippy::too_many_lines, reason = "a list: one entry for each request")]
 fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) -> Result<Reply> {
     match request {
         Request::Facts => facts::gather(&session.place).map(|facts| Reply::Facts(Box::new(facts))),
@@ -64,6 +67,20 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         }
         Request::SettleImage(new) => {
             session.require_locks().and_then(|()| settle::settle(session, &new, progress)).map(Reply::Image)
+        }
+        Request::Flatten(order) => {
+            session.require_locks().and_then(|()| flatten::flatten(session, &order, progress)).map(Reply::Flattened)
+        }
+        Request::TakeSeals(orders) => {
+            session.require_locks().and_then(|()| seal::take(&session.place, &orders)).map(done)
+        }
+        Request::Seals(queries) => seal::states(&session.place, &queries).map(Reply::Seals),
+        Request::DropSeals(operation) => {
+            session.require_locks().and_then(|()| seal::forget(&session.place, operation)).map(done)
+        }
+        Request::Manifest(query) => manifest::state(session, &query, progress).map(Reply::Manifest),
+        Request::AdoptManifest { operation, from, to } => {
+            session.require_locks().and_then(|()| manifest::adopt(&session.place, operation, &from, &to)).map(done)
         }
         Request::Rename { operation, from, to } => {
             session.require_locks().and_then(|()| files::rename(&session.place, operation, &from, &to)).map(done)
@@ -98,6 +115,11 @@ const fn changes(request: &Request) -> bool {
             | Request::Checksum { .. }
             | Request::FinishImage(_)
             | Request::SettleImage(_)
+            | Request::Flatten(_)
+            | Request::TakeSeals(_)
+            | Request::DropSeals(_)
+            | Request::Manifest(_)
+            | Request::AdoptManifest { .. }
             | Request::Rename { .. }
             | Request::Remove { .. }
             | Request::SyncDefinitions

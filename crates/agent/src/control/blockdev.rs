@@ -10,14 +10,23 @@ use serde_json::{Value, json};
 /// The pseudo file name `json:{…}` (qemu(1), "Disk image file formats"; qemu's `qapi/block-core.json`,
 /// `BlockdevOptions`). Opened read-only and without locks: a guest's start is never hindered.
 pub(super) fn filename(image: &ImageSpec) -> String {
+    let mut top = chain(image);
+    top["read-only"] = json!(true);
+    top["force-share"] = json!(true);
+    format!("json:{top}")
+}
+
+/// The same for a program that changes the image, and locks it meanwhile, as qemu does for a guest.
+pub(super) fn writable(image: &ImageSpec) -> String {
+    format!("json:{}", chain(image))
+}
+
+fn chain(image: &ImageSpec) -> Value {
     let mut node = Value::Null;
     for (path, format) in image.backing.iter().rev() {
         node = layer(image, path, format, node);
     }
-    let mut top = layer(image, &image.path, &image.format, node);
-    top["read-only"] = json!(true);
-    top["force-share"] = json!(true);
-    format!("json:{top}")
+    layer(image, &image.path, &image.format, node)
 }
 
 fn layer(image: &ImageSpec, path: &str, format: &Format, backing: Value) -> Value {

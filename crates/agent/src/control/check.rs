@@ -51,9 +51,19 @@ struct SpecificData {
     bitmaps: Vec<Bitmap>,
 }
 
+/// A bitmap in a qcow2 image.
 #[derive(Deserialize)]
-struct Bitmap {
-    name: String,
+pub(super) struct Bitmap {
+    pub(super) name: String,
+    #[serde(default)]
+    flags: Vec<String>,
+}
+
+impl Bitmap {
+    /// Whether it was never closed: what it said is lost (qemu's `qapi/block-core.json`, `Qcow2BitmapInfoFlags`).
+    pub(super) fn is_lost(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "in-use")
+    }
 }
 
 #[derive(Deserialize)]
@@ -136,16 +146,16 @@ fn info(shown: &str, told: &str) -> Result<Info> {
         .map_err(|error| Error::internal(format!("qemu-img info of {shown} is no JSON of an image: {error}")))
 }
 
-/// The names of the bitmaps in a qcow2 image of ours, also of those that were never closed.
-pub(super) fn bitmaps(path: &str) -> Result<Vec<String>> {
+/// The bitmaps in a qcow2 image of ours, also those that were never closed.
+pub(super) fn bitmaps(path: &str) -> Result<Vec<Bitmap>> {
     let arguments = ["info", "--output=json", "-f", "qcow2", "--", path];
     let outcome = program::run("qemu-img", &arguments, None, &Watch::briefly(INFO_DEADLINE))?;
     if !outcome.status.success() {
         let message = format!("{path} cannot be read as a qcow2 image: {}", outcome.output.trim());
-        return Err(Error::verification(message).with("path", path).help("Nothing was made at the target"));
+        return Err(Error::verification(message).with("path", path).help("Look at it: qemu-img info"));
     }
     let specific = info(path, &outcome.output)?.format_specific.and_then(|specific| specific.data);
-    Ok(specific.into_iter().flat_map(|data| data.bitmaps).map(|bitmap| bitmap.name).collect())
+    Ok(specific.into_iter().flat_map(|data| data.bitmaps).collect())
 }
 
 /// What is wrong with the image itself, whatever is behind it. Clusters that are lost but belong to nobody (leaks) are

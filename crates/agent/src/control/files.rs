@@ -120,19 +120,23 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String], progress:
 }
 
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
-/// is why ours was refused: only its identity tells.
+/// is why ours was refused: only its identity tells. An overlay that was flattened is another than the one that was
+/// completed; one that a guest has written to since is neither, and stays.
 fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
-    if [&marker.staging, &marker.manifests, &marker.replaced, &marker.directories]
+    if [&marker.staging, &marker.manifests, &marker.outdated, &marker.replaced, &marker.directories]
         .iter()
         .any(|list| list.iter().any(|file| file == path))
     {
         return Ok(true);
     }
-    let Some(file) = marker.finals.iter().find(|file| file.path == *path) else {
+    let finals = marker.finals.iter().map(|file| (&file.path, file.identity));
+    let flattened = marker.overlays.iter().map(|file| (&file.path, file.flattened));
+    let known: Vec<_> = finals.chain(flattened).filter(|(name, _)| *name == path).collect();
+    if known.is_empty() {
         return Err(Error::internal(format!("{path} is not in the marker of operation {}", marker.operation)));
-    };
+    }
     let found = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map(|facts| identity(&facts));
-    Ok(found.zip(file.identity).is_some_and(|(found, ours)| found.is_same_file(&ours)))
+    Ok(found.is_some_and(|found| known.iter().filter_map(|(_, ours)| *ours).any(|ours| found.is_same_file(&ours))))
 }
 
 /// Makes libvirt's definitions durable: libvirt syncs the file it writes, but not the directory that names it, and neither the one of
@@ -165,8 +169,11 @@ pub(super) fn user_config() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use kvm_clone_core::inventory::ImageFormat;
     use kvm_clone_core::wire::control::FinalFile;
+    use kvm_clone_core::wire::replica::OverlayFile;
 
+    use super::super::session::Session;
     use super::*;
 
     #[test]
@@ -176,20 +183,8 @@ mod tests {
         fs::create_dir_all(place.markers()).unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         ["staged", "other"].iter().for_each(|name| fs::write(path(name), name).unwrap());
-        let marker = Marker {
-            operation: Uuid::nil(),
-            source: String::new(),
-            machine: String::new(),
-            uuid: Uuid::nil(),
-            keys: Vec::new(),
-            staging: vec![path("staged")],
-            finals: vec![FinalFile { path: path("final"), identity: None }],
-            directories: Vec::new(),
-            pools: Vec::new(),
-            manifests: Vec::new(),
-            replaced: Vec::new(),
-            created: String::new(),
-        };
+        let finals = vec![FinalFile { path: path("final"), identity: None }];
+        let marker = Marker { staging: vec![path("staged")], finals, ..Marker::default() };
         marker::put(&place, &marker).unwrap();
         let give = |from: &str, to: &str| rename(&place, Uuid::nil(), &path(from), &path(to));
         assert_eq!(give("other", "final").unwrap_err().code, Code::Internal);
@@ -197,5 +192,48 @@ mod tests {
         assert!(Path::new(&path("other")).exists() && Path::new(&path("staged")).exists());
         give("staged", "final").unwrap();
         assert!(Path::new(&path("final")).exists());
+    }
+
+    #[test]
+    fn an_overlay_is_removed_as_it_was_completed_or_flattened_and_not_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
+        let (session, _outgoing, _ended) = Session::open(place, "").unwrap();
+        let progress = Progress::of(&session, 0);
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let look = || identity(&fs::symlink_metadata(path("overlay")).unwrap());
+        let mut marker = Marker {
+            finals: vec![FinalFile { path: path("overlay"), identity: None }],
+            overlays: vec![OverlayFile {
+                disk: "vda".parse().unwrap(),
+                path: path("overlay"),
+                image: path("image"),
+                format: ImageFormat::Raw,
+                exact_size: 0,
+                flattened: None,
+            }],
+            outdated: vec![path("seal")],
+            ..Marker::default()
+        };
+        let try_to = |marker: &Marker| {
+            marker::put(&session.place, marker).unwrap();
+            remove(&session.place, Uuid::nil(), &[path("overlay"), path("seal")], &progress).unwrap();
+            (Path::new(&path("overlay")).exists(), Path::new(&path("seal")).exists())
+        };
+        fs::write(path("seal"), "old").unwrap();
+        fs::write(path("overlay"), "complete").unwrap();
+        assert_eq!(try_to(&marker), (true, false));
+        marker.finals[0].identity = Some(look());
+        fs::write(path("overlay"), "flattened, which wrote to it").unwrap();
+        assert_eq!(try_to(&marker), (true, false));
+        marker.overlays[0].flattened = Some(look());
+        let flattened = fs::read(path("overlay")).unwrap();
+        fs::write(path("overlay"), "a guest wrote to it").unwrap();
+        assert_eq!(try_to(&marker), (true, false));
+        fs::write(path("overlay"), flattened).unwrap();
+        marker.overlays[0].flattened = Some(look());
+        assert_eq!(try_to(&marker), (false, false));
+        assert_eq!(remove(&session.place, Uuid::nil(), &[path("image")], &progress).unwrap_err().code, Code::Internal);
+        session.close();
     }
 }

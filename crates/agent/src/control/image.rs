@@ -6,19 +6,24 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
+use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
 
-use super::durable;
 use super::inspect::identity;
 use super::marker::{self, sync_dir};
 use super::progress::Progress;
 use super::session::Session;
-use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, RawWriter, WriteDevice, new_qcow2};
+use super::{blockdev, durable};
+use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, NamedImage, RawWriter, WriteDevice, new_qcow2};
 use crate::lane::{ManifestFile, known, open_reader};
 use crate::place::io_error;
 use crate::program::{self, Outcome, Watch};
+
+/// What sizes of qcow2 disks are made of.
+const SECTOR: u64 = 512;
 
 /// The room left in growing images, by disk.
 #[derive(Default)]
@@ -63,12 +68,24 @@ pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
     match known(&new.image.format, &new.image.path)? {
         ImageFormat::Raw => drop(RawWriter::create(path, new.virtual_size)?),
         ImageFormat::Qcow2 => {
-            new_qcow2::create(path, new.virtual_size)?;
+            match new.image.backing.first() {
+                None => new_qcow2::create(path, new.virtual_size)?,
+                Some((below, format)) => {
+                    let below = NamedImage { path: below.into(), format: known(format, below)? };
+                    new_qcow2::create_overlay(path, shown_size(new), &below)?;
+                }
+            }
             session.growing.add(new.disk, AtomicChunks::of(path)?);
         }
     }
     session.made.note(&new.image.path)?;
     ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
+}
+
+/// The size of the disk that the image shows. A raw disk may have any size, an overlay over it has whole sectors; what is
+/// too much of the last one is zero.
+const fn shown_size(new: &NewImage) -> u64 {
+    if new.image.backing.is_empty() { new.virtual_size } else { new.virtual_size.next_multiple_of(SECTOR) }
 }
 
 /// Completes an image: structures, check by qemu itself, owner and mode, durability, and the manifest's root.
@@ -83,10 +100,10 @@ pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> 
     if is_qcow2 {
         check(session, &new.image.path, &[0], progress)?;
     }
-    if open_reader(&new.image)?.size() != new.virtual_size {
+    if open_reader(&new.image)?.size() != shown_size(new) {
         return Err(Error::verification("the finished image has another size than its source")
             .with("path", path.display())
-            .with("expected", new.virtual_size));
+            .with("expected", shown_size(new)));
     }
     complete(session, new, progress)
 }
@@ -137,9 +154,11 @@ pub(super) fn qemu_img(session: &Session, arguments: &[&str], progress: &Progres
     program::run("qemu-img", arguments, users, &watch)
 }
 
-/// qemu's own word on the image, by the program that will open it; `well` are the exit statuses that say so.
+/// qemu's own word on the image, by the program that will open it; `well` are the exit statuses that say so. What is under
+/// it is not opened: it is not what is asked about.
 pub(super) fn check(session: &Session, path: &str, well: &[i32], progress: &Progress) -> Result<()> {
-    let outcome = qemu_img(session, &["check", "-q", "-f", "qcow2", "--", path], progress)?;
+    let alone = blockdev::filename(&ImageSpec::new(path, Format::Qcow2));
+    let outcome = qemu_img(session, &["check", "-q", "--", &alone], progress)?;
     if outcome.status.code().is_some_and(|code| well.contains(&code)) {
         return Ok(());
     }
@@ -153,12 +172,47 @@ pub(super) fn check(session: &Session, path: &str, well: &[i32], progress: &Prog
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::os::unix::fs::FileExt;
+
     use kvm_clone_core::blocks::DigestKey;
-    use kvm_clone_core::inventory::ImageFormat as Format;
-    use kvm_clone_core::wire::lane::ImageSpec;
+    use kvm_clone_core::wire::control::Marker;
     use uuid::Uuid;
 
     use super::*;
+    use crate::place::Place;
+
+    #[test]
+    fn an_overlay_over_an_odd_raw_image_is_made_and_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
+        let marker = Marker { staging: vec![path("overlay")], manifests: vec![path("manifest")], ..Marker::default() };
+        marker::put(&place, &marker).unwrap();
+        let (session, _outgoing, _ended) = Session::open(place, "").unwrap();
+        std::fs::write(path("below"), vec![7; 200_001]).unwrap();
+        let backing = vec![(path("below"), Format::Raw)];
+        let new = NewImage {
+            operation: Uuid::nil(),
+            disk: 0,
+            image: ImageSpec { backing, ..ImageSpec::new(path("overlay"), Format::Qcow2) },
+            virtual_size: 200_001,
+            manifest: path("manifest"),
+            key: DigestKey::new([0; 32]),
+            owner: None,
+            mode: 0o600,
+        };
+        create(&session, &new).unwrap();
+        let finished = finish(&session, &new, &Progress::of(&session, 0)).unwrap();
+        assert_eq!(finished.data_blocks, 0);
+        let mut bytes = vec![1; 200_192];
+        open_reader(&new.image).unwrap().read_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..200_001] == vec![7; 200_001] && bytes[200_001..] == [0; 191]);
+        // qemu's own word counts: here, on a refcount table that lies elsewhere.
+        let file = OpenOptions::new().write(true).open(path("overlay")).unwrap();
+        file.write_all_at(&(1u64 << 40).to_be_bytes(), 48).unwrap();
+        assert_eq!(finish(&session, &new, &Progress::of(&session, 0)).unwrap_err().code.number(), 1012);
+        session.close();
+    }
 
     #[test]
     fn only_the_file_that_was_made_is_handed_over() {

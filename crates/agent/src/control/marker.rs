@@ -19,17 +19,19 @@ const SIZE_LIMIT: u64 = 1 << 20;
 /// Writes a marker so that it is there, whole, after a power cut. A marker of the same operation is replaced.
 pub(super) fn put(place: &Place, marker: &Marker) -> Result<()> {
     let path = path(place, marker.operation);
-    let new = path.with_extension("new");
     let text = serde_json::to_vec_pretty(marker).map_err(|error| Error::internal(error.to_string()))?;
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        // The directory itself may be new: its name must be as durable as what stands in it.
-        [place.markers().as_path(), &place.state].into_iter().chain(place.state.parent()).try_for_each(sync_dir)
-    };
-    write().map_err(|error| io_error("writing the marker", &path, &error))
+    write_whole(&path, &text).map_err(|error| io_error("writing the marker", &path, &error))
+}
+
+/// Writes a file in a directory of our state, so that after a power cut it is there, whole, or not at all.
+pub(super) fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    // The directory itself may be new, and the one it lies in: their names must be as durable as what stands in them.
+    path.ancestors().skip(1).take(3).try_for_each(sync_dir)
 }
 
 /// Every marker on this host, oldest first. One that cannot be read is an error: it may be all that is known about

@@ -21,18 +21,25 @@ pub(super) fn settle(session: &Session, new: &NewImage, progress: &Progress) -> 
         return Err(Error::internal(format!("the marker does not name {path}")));
     }
     stands_alone(path)?;
-    for name in check::bitmaps(path)? {
-        let arguments = ["bitmap", "--remove", "-f", "qcow2", "--", path, &name];
-        let outcome = image::qemu_img(session, &arguments, progress)?;
-        if !outcome.status.success() {
-            return Err(Error::transfer(format!("bitmap {name:?} cannot be removed from {path}"))
-                .with("path", path)
-                .with("qemu_img", outcome.output.trim())
-                .help("Remove it from the source's image (qemu-img bitmap --remove), and copy it again"));
-        }
+    for bitmap in check::bitmaps(path)? {
+        remove_bitmap(session, path, &bitmap.name, progress).map_err(|error| {
+            error.help("Remove it from the source's image (qemu-img bitmap --remove), and copy it again")
+        })?;
     }
     image::check(session, path, &WELL, progress)?;
     image::complete(session, new, progress)
+}
+
+/// Removes a bitmap from a qcow2 image.
+pub(super) fn remove_bitmap(session: &Session, path: &str, name: &str, progress: &Progress) -> Result<()> {
+    let arguments = ["bitmap", "--remove", "-f", "qcow2", "--", path, name];
+    let outcome = image::qemu_img(session, &arguments, progress)?;
+    if outcome.status.success() {
+        return Ok(());
+    }
+    Err(Error::transfer(format!("bitmap {name:?} cannot be removed from {path}"))
+        .with("path", path)
+        .with("qemu_img", outcome.output.trim()))
 }
 
 /// Before qemu opens it: the file names no other one. The plan has seen to that at the source, whose word is not enough.

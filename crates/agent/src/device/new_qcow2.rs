@@ -20,6 +20,9 @@
 //!   to open the image ("does not contain a reference count table"): no guest can start on half a disk. Readers that do
 //!   not need reference counts, as ours, see all that is written. The dirty bit would say the same, but imago refuses it.
 //!
+//! An image may be an *overlay*: where nothing was written it shows its backing file, so zeros that hide what that file has
+//! need an entry that says so (the zero flag). Such an entry has no cluster, and no reference is counted for it.
+//!
 //! Within one write the order is data, L1 entry, L2 entries. So a process that is killed leaves clusters that nothing
 //! refers to, but never an entry whose table is out of sight, nor one that refers to what was not written. A power cut
 //! may leave anything of what was not synced: [`recover`] makes the structures sound again, and what the content is, the
@@ -27,6 +30,7 @@
 
 mod chunks;
 mod finish;
+mod header;
 mod image;
 mod layout;
 mod recover;
@@ -41,7 +45,7 @@ pub use recover::recover;
 pub use writer::Qcow2Writer;
 
 use self::image::Image;
-use super::Result;
+use super::{NamedImage, Result};
 
 /// Makes a new image, which must not exist yet, with a disk of zeros.
 ///
@@ -49,7 +53,16 @@ use super::Result;
 /// Where the size is not a multiple of 512 (a qcow2 disk cannot have another, qemu would cut it) or too large for
 /// qemu, or the file exists or cannot be made.
 pub fn create(path: &Path, virtual_size: u64) -> Result<()> {
-    Image::create(path, virtual_size).map(drop)
+    Image::create(path, virtual_size, None).map(drop)
+}
+
+/// Makes a new image, which must not exist yet, over another one: until something is written to it, it shows that one,
+/// and zeros beyond its end. The backing file is named, not opened.
+///
+/// # Errors
+/// As [`create`], and where the backing file's path is not absolute or longer than 1023 bytes.
+pub fn create_overlay(path: &Path, virtual_size: u64, backing: &NamedImage) -> Result<()> {
+    Image::create(path, virtual_size, Some(backing)).map(drop)
 }
 
 #[cfg(test)]

@@ -16,12 +16,15 @@ use std::time::{Duration, Instant};
 use kvm_clone_core::wire::direct::{Meeting, Route, Seal};
 use kvm_clone_core::{Error, Result};
 
-use crate::sealed::{self, SealedReader, SealedWriter};
+use crate::sealed::{self, Noise, SealedReader, SealedWriter};
 
-/// Where a lane's bytes go.
+/// Where an end of a lane writes: the source segments, the target digests.
 pub(super) type Output = Box<dyn Write + Send>;
-/// Where they come from.
+/// Where it reads what the other end wrote.
 pub(super) type Input = Box<dyn Read + Send>;
+
+/// An end of a direct lane.
+type SealedEnd = (SealedWriter<TcpStream>, SealedReader<TcpStream>);
 
 /// How long the way to the other end may take: a firewall that drops packets must not hold a copy up.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -56,8 +59,8 @@ impl SshEnds {
 /// The direct way, as far as it was opened.
 #[derive(Default)]
 pub(super) struct Direct {
-    outgoing: Option<SealedWriter<TcpStream>>,
-    incoming: Option<Receiver<SealedReader<TcpStream>>>,
+    connected: Option<SealedEnd>,
+    coming: Option<Receiver<SealedEnd>>,
     /// Set when nobody waits for the other end any more.
     closed: Arc<AtomicBool>,
 }
@@ -76,7 +79,7 @@ impl Direct {
                 let _ = give.send(stream);
             }
         });
-        self.incoming = Some(taken);
+        self.coming = Some(taken);
         Ok(Meeting { addresses: ssh.server.iter().map(ToString::to_string).collect(), port })
     }
 
@@ -89,7 +92,7 @@ impl Direct {
         for address in targets {
             match reach(SocketAddr::new(address, at.port), seal) {
                 Ok(stream) => {
-                    self.outgoing = Some(stream);
+                    self.connected = Some(stream);
                     return Ok(());
                 }
                 Err(error) => why = format!("{address} port {}: {error}", at.port),
@@ -98,30 +101,17 @@ impl Direct {
         Err(why)
     }
 
-    /// The stream of a source lane agent.
-    pub(super) fn output(self, route: Route) -> Result<Output> {
-        match (route, self.outgoing) {
-            (Route::Direct, Some(stream)) => Ok(Box::new(stream)),
-            (Route::Direct, None) => Err(not_joined()),
+    /// This end of the lane, both ways. A target whose other end is still on its way waits for it for a moment.
+    pub(super) fn streams(self, route: Route) -> Result<(Output, Input)> {
+        if route == Route::Relay {
+            self.closed.store(true, Ordering::Relaxed);
             // Not `Stdout`, which looks for the ends of lines in what it writes.
-            (Route::Relay, _) => Ok(Box::new(duplicate(io::stdout().as_fd())?)),
+            let (output, input) = (duplicate(io::stdout().as_fd())?, duplicate(io::stdin().as_fd())?);
+            return Ok((Box::new(output), Box::new(BufReader::with_capacity(READ_BUFFER, input))));
         }
-    }
-
-    /// The stream of a target lane agent.
-    pub(super) fn input(self, route: Route) -> Result<Input> {
-        match (route, self.incoming) {
-            (Route::Direct, Some(coming)) => {
-                let stream = coming.recv_timeout(PROOF_DEADLINE).map_err(|_| not_joined())?;
-                Ok(Box::new(stream))
-            }
-            (Route::Direct, None) => Err(not_joined()),
-            (Route::Relay, _) => {
-                self.closed.store(true, Ordering::Relaxed);
-                let stdin = duplicate(io::stdin().as_fd())?;
-                Ok(Box::new(BufReader::with_capacity(READ_BUFFER, stdin)))
-            }
-        }
+        let came = |coming: Receiver<SealedEnd>| coming.recv_timeout(PROOF_DEADLINE).ok();
+        let (output, input) = self.connected.or_else(|| self.coming.and_then(came)).ok_or_else(not_joined)?;
+        Ok((Box::new(output), Box::new(input)))
     }
 }
 
@@ -144,15 +134,20 @@ fn bind(address: Option<IpAddr>) -> io::Result<TcpListener> {
     }
 }
 
-fn reach(address: SocketAddr, seal: &Seal) -> io::Result<SealedWriter<TcpStream>> {
+fn reach(address: SocketAddr, seal: &Seal) -> io::Result<SealedEnd> {
     let stream = TcpStream::connect_timeout(&address, CONNECT_DEADLINE)?;
     let mut proving = Proving::begin(stream)?;
     let noise = sealed::greet(&mut proving, seal)?;
-    Ok(SealedWriter::new(proving.end()?, noise))
+    sealed_end(proving.end()?, noise)
+}
+
+fn sealed_end(stream: TcpStream, noise: Noise) -> io::Result<SealedEnd> {
+    let reader = SealedReader::new(stream.try_clone()?, Arc::clone(&noise));
+    Ok((SealedWriter::new(stream, noise), reader))
 }
 
 /// The first comer who knows the key. The port closes with it, when nobody waits any more, or after a while.
-fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> Option<SealedReader<TcpStream>> {
+fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> Option<SealedEnd> {
     let began = Instant::now();
     let mut comers = 0;
     while began.elapsed() < ACCEPT_DEADLINE && comers < COMERS && !closed.load(Ordering::Relaxed) {
@@ -169,11 +164,11 @@ fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> 
     None
 }
 
-fn admit(stream: TcpStream, seal: &Seal) -> io::Result<SealedReader<TcpStream>> {
+fn admit(stream: TcpStream, seal: &Seal) -> io::Result<SealedEnd> {
     stream.set_nonblocking(false)?;
     let mut proving = Proving::begin(stream)?;
     let noise = sealed::admit(&mut proving, seal)?;
-    Ok(SealedReader::new(proving.end()?, noise))
+    sealed_end(proving.end()?, noise)
 }
 
 /// A connection whose other end is not proven yet: however slowly it talks, it may not hold us up for longer than
@@ -246,12 +241,16 @@ mod tests {
         drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
         assert!(Direct::default().connect(&SshEnds::default(), &at, &seal(2)).is_err());
         source.connect(&SshEnds::default(), &at, &seal(1)).unwrap();
-        let (mut output, mut input) = (source.output(Route::Direct).unwrap(), target.input(Route::Direct).unwrap());
-        output.write_all(b"blocks").and_then(|()| output.flush()).unwrap();
-        drop(output);
+        let (near, far) = (source.streams(Route::Direct).unwrap(), target.streams(Route::Direct).unwrap());
+        let ((mut blocks, mut answers), (mut digests, mut input)) = (near, far);
+        blocks.write_all(b"blocks").and_then(|()| blocks.flush()).unwrap();
+        digests.write_all(b"digests").and_then(|()| digests.flush()).unwrap();
+        let mut answer = [0; 7];
+        answers.read_exact(&mut answer).unwrap();
+        drop((blocks, answers));
         let mut text = String::new();
         input.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "blocks");
+        assert_eq!((&text[..], &answer), ("blocks", b"digests"));
         // The port is closed once the other end has come.
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
     }
@@ -283,15 +282,14 @@ mod tests {
     fn a_closed_way_says_why() {
         let mut target = Direct::default();
         let at = listening(&mut target);
-        drop(target.input(Route::Relay).unwrap());
+        drop(target.streams(Route::Relay).unwrap());
         let closing = Instant::now();
         while TcpStream::connect(("127.0.0.1", at.port)).is_ok() {
             assert!(closing.elapsed() < PROOF_DEADLINE * 2, "the port stays open after the lane took the other way");
         }
         let why = Direct::default().connect(&SshEnds::default(), &at, &seal(1)).unwrap_err();
         assert!(why.contains("127.0.0.1 port"), "{why}");
-        assert!(Direct::default().output(Route::Direct).is_err());
-        assert!(Direct::default().input(Route::Direct).is_err());
+        assert!(Direct::default().streams(Route::Direct).is_err());
         // An address that this host does not have.
         let why = Direct::default().listen(&SshEnds::parse("192.0.2.9 1 192.0.2.1 22"), seal(1)).unwrap_err();
         assert!(why.contains("cannot open a port"), "{why}");

@@ -23,10 +23,21 @@ pub(super) struct Events {
 }
 
 impl Events {
+    /// Events that go to this socket.
+    pub(super) fn to(socket: UnixStream) -> Result<Self> {
+        let mut output = FrameWriter::new(socket);
+        output.magic()?;
+        Ok(Self { output: Mutex::new(output) })
+    }
+
     /// Tells the control agent. A failure means that it is gone, which ends this process from another thread.
     pub(super) fn tell(&self, event: &LaneEvent) {
+        let _ = self.send(event);
+    }
+
+    fn send<M: serde::Serialize>(&self, message: &M) -> Result<()> {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = output.send(Kind::Message, event, &[]);
+        output.send(Kind::Message, message, &[]).map(drop)
     }
 }
 
@@ -39,15 +50,14 @@ pub(super) fn join(
 ) -> Result<(Events, Receiver<LaneCommand>)> {
     let lost = |error: std::io::Error| Error::transfer(format!("the control agent cannot be joined: {error}"));
     let socket = UnixStream::connect(lane_socket(place, session)).map_err(lost)?;
-    let mut output = FrameWriter::new(socket.try_clone().map_err(lost)?);
-    output.magic()?;
-    output.send(Kind::Message, &lane, &[])?;
+    let events = Events::to(socket.try_clone().map_err(lost)?)?;
+    events.send(&lane)?;
     let (commands, waiting) = mpsc::sync_channel(WAITING);
     std::thread::spawn(move || {
         let outcome = pass_commands(socket, &commands);
         let _ = ends.send(outcome);
     });
-    Ok((Events { output: Mutex::new(output) }, waiting))
+    Ok((events, waiting))
 }
 
 fn pass_commands(socket: UnixStream, commands: &SyncSender<LaneCommand>) -> Result<()> {

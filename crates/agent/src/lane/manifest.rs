@@ -60,32 +60,91 @@ impl ManifestFile {
     ) -> Result<(Root, u64)> {
         let failed = |error| io_error("completing the manifest", &self.path, &error);
         let mut header = header(key, operation, disk_size, None)?;
-        let mut hasher = RootHasher::new(key, header.geometry);
-        let mut data_blocks = 0;
-        let mut at = HEADER_LEN as u64;
-        let end = header.geometry.file_len();
-        let mut buffer = vec![0; usize::try_from(BATCH * ENTRY_LEN).unwrap_or(0)];
-        while let Some(start) = next_data(&self.file, at, end).map_err(failed)? {
-            let first = (start - HEADER_LEN as u64) / ENTRY_LEN;
-            let count = BATCH.min(header.geometry.blocks() - first);
-            let len = usize::try_from(count * ENTRY_LEN).unwrap_or(0);
-            self.file.read_exact_at(&mut buffer[..len], entry_offset(BlockIndex(first))).map_err(failed)?;
-            for (index, entry) in (first..).zip(buffer[..len].as_chunks::<16>().0) {
-                let digest = Digest(*entry);
-                data_blocks += u64::from(!digest.is_zero());
-                hasher
-                    .push(BlockIndex(index), digest)
-                    .map_err(|error| Error::internal(format!("the manifest's order: {error}")))?;
-            }
-            read(count * ENTRY_LEN);
-            at = entry_offset(BlockIndex(first + count));
-        }
-        let root = hasher.finish();
+        let (root, data_blocks) = self.root(key, header.geometry, read).map_err(failed)?;
         header.root = Some(root);
         self.file.sync_data().map_err(failed)?;
         self.file.write_all_at(&header.encode(), 0).map_err(failed)?;
         self.file.sync_all().map_err(failed)?;
         Ok((root, data_blocks))
+    }
+
+    /// The root over all digests, and how many of them are not zero.
+    fn root(&self, key: &DigestKey, geometry: Geometry, read: &dyn Fn(u64)) -> std::io::Result<(Root, u64)> {
+        let mut hasher = RootHasher::new(key, geometry);
+        let mut data_blocks = 0;
+        let mut at = HEADER_LEN as u64;
+        let end = geometry.file_len();
+        let mut buffer = vec![0; usize::try_from(BATCH * ENTRY_LEN).unwrap_or(0)];
+        while let Some(start) = next_data(&self.file, at, end)? {
+            let first = (start - HEADER_LEN as u64) / ENTRY_LEN;
+            let count = BATCH.min(geometry.blocks() - first);
+            let len = usize::try_from(count * ENTRY_LEN).unwrap_or(0);
+            self.file.read_exact_at(&mut buffer[..len], entry_offset(BlockIndex(first)))?;
+            for (index, entry) in (first..).zip(buffer[..len].as_chunks::<16>().0) {
+                let digest = Digest(*entry);
+                data_blocks += u64::from(!digest.is_zero());
+                hasher.push(BlockIndex(index), digest).map_err(std::io::Error::other)?;
+            }
+            read(count * ENTRY_LEN);
+            at = entry_offset(BlockIndex(first + count));
+        }
+        Ok((hasher.finish(), data_blocks))
+    }
+}
+
+/// A manifest whose digests are those of its root, hence all there and of one point: the whole file was read.
+pub(super) struct WholeManifest {
+    manifest: ManifestFile,
+    geometry: Geometry,
+}
+
+impl WholeManifest {
+    /// Opens a manifest under `key`, of the given root where one is given.
+    ///
+    /// # Errors
+    /// In words, why it counts as not there.
+    pub(super) fn open(path: &Path, key: &DigestKey, root: Option<Root>) -> std::result::Result<Self, String> {
+        let file = File::open(path).map_err(|error| format!("it cannot be opened: {error}"))?;
+        let unreadable = |error| format!("it cannot be read: {error}");
+        let mut bytes = [0; HEADER_LEN];
+        file.read_exact_at(&mut bytes, 0).map_err(unreadable)?;
+        let header = Header::decode(&bytes).map_err(|error| error.to_string())?;
+        let geometry = header.geometry;
+        let known = header.root.ok_or("it was not completed")?;
+        if header.key != *key {
+            return Err("it has another key".to_owned());
+        }
+        if u64::from(geometry.block_size()) != BLOCK {
+            return Err(format!("it has blocks of {} bytes", geometry.block_size()));
+        }
+        if root.is_some_and(|root| root != known) {
+            return Err("it is of another point".to_owned());
+        }
+        let manifest = ManifestFile { file, path: path.to_owned() };
+        let (found, _) = manifest.root(key, geometry, &|_| ()).map_err(unreadable)?;
+        if found == known {
+            Ok(Self { manifest, geometry })
+        } else {
+            Err("its digests are not those of its root".to_owned())
+        }
+    }
+
+    /// The size of its disk.
+    pub(super) fn disk_size(&self) -> u64 {
+        self.geometry.disk_size()
+    }
+
+    /// The digests of neighbouring blocks; those beyond its disk are zero.
+    pub(super) fn read(&self, offset: u64, blocks: usize) -> Result<Vec<Digest>> {
+        let first = BlockIndex::of(offset, self.geometry.block_size());
+        let here =
+            usize::try_from(self.geometry.blocks().saturating_sub(first.0)).map_or(blocks, |left| left.min(blocks));
+        let mut bytes = vec![0; here * Digest::ZERO.0.len()];
+        let read = self.manifest.file.read_exact_at(&mut bytes, entry_offset(first));
+        read.map_err(|error| io_error("reading the manifest", &self.manifest.path, &error))?;
+        let mut digests: Vec<Digest> = bytes.as_chunks::<16>().0.iter().map(|entry| Digest(*entry)).collect();
+        digests.resize(blocks, Digest::ZERO);
+        Ok(digests)
     }
 }
 
@@ -105,5 +164,5 @@ fn next_data(file: &File, at: u64, end: u64) -> std::io::Result<Option<u64>> {
 fn header(key: &DigestKey, operation: Uuid, disk_size: u64, root: Option<Root>) -> Result<Header> {
     let geometry = Geometry::default_blocks(disk_size)
         .map_err(|error| Error::unsupported(format!("the disk cannot have a manifest: {error}")))?;
-    Ok(Header { geometry, key_id: key.id(), operation: operation.into_bytes(), root })
+    Ok(Header { geometry, key: key.clone(), operation: operation.into_bytes(), root })
 }

@@ -4,6 +4,7 @@
 //! go through its control agent's socket. When that socket closes, the lane agent ends at once: it never outlives the
 //! holder of the operation's locks.
 
+mod crew;
 mod direct;
 mod images;
 mod join;
@@ -84,13 +85,14 @@ fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<L
             Some(LaneCommand::Connect { at, seal }) => {
                 events.tell(&LaneEvent::Connected(direct.connect(ssh, &at, &seal)));
             }
-            Some(LaneCommand::Source { disks, key, route }) => {
-                source::run(&disks, &key, direct.output(route)?, &commands, events)?;
+            Some(LaneCommand::Source { disks, compared, key, route }) => {
+                let work = source::Source { disks, compared, key };
+                source::run(&work, direct.streams(route)?, commands, events)?;
                 break;
             }
-            Some(LaneCommand::Target { disks, manifests, key, verify, route }) => {
-                let work = target::Target { disks, manifests, key, verify };
-                target::run(work, direct.input(route)?, commands, events)?;
+            Some(LaneCommand::Target { disks, bases, manifests, key, verify, route }) => {
+                let work = target::Target { disks, bases, manifests, key, verify };
+                target::run(work, direct.streams(route)?, commands, events)?;
                 break;
             }
             _ => return Err(Error::internal("a lane agent must be told its disks before anything else")),
@@ -100,7 +102,19 @@ fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<L
     Ok(())
 }
 
+/// Segments of which digests may wait at either end; the controller deals fewer at a time, so this is never reached.
+const ANSWERS_WAITING: usize = 64;
+
+fn broken(what: &str) -> Error {
+    Error::transfer(format!("the lane carried {what}"))
+        .help("Nothing was made at the target; run the command again, and report it if it happens twice")
+}
+
 /// The next command; none once the control agent is gone.
 fn next(commands: &Receiver<LaneCommand>) -> Option<LaneCommand> {
     commands.recv().ok()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

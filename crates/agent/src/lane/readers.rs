@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Extent, extents};
-use kvm_clone_core::wire::lane::FRAME_BLOCKS;
+use kvm_clone_core::wire::lane::{FRAME_BLOCKS, Segment};
 use kvm_clone_core::{Error, Result};
 
 use crate::device::ReadDevice;
@@ -19,8 +19,16 @@ pub(super) const IN_FLIGHT: usize = 12;
 /// A piece of a disk with the digest of each of its blocks.
 pub(super) struct Piece {
     pub(super) offset: u64,
+    /// What was read; empty where only digests were asked for.
     pub(super) data: Vec<u8>,
     pub(super) digests: Vec<Digest>,
+}
+
+/// What becomes of the data of a piece.
+#[derive(Clone, Copy)]
+enum Keep {
+    Data,
+    DigestsOnly,
 }
 
 /// Where a piece will arrive.
@@ -30,6 +38,7 @@ struct Job {
     device: Arc<dyn ReadDevice>,
     offset: u64,
     len: usize,
+    keep: Keep,
     done: SyncSender<Result<Piece>>,
 }
 
@@ -47,9 +56,17 @@ impl Readers {
         for _ in 0..READERS {
             let (waiting, spares, key) = (Arc::clone(&waiting), Arc::clone(&spares), key.clone());
             std::thread::spawn(move || {
+                let mut own = Vec::new();
                 while let Some(job) = take(&waiting) {
-                    let buffer = spares.lock().unwrap_or_else(PoisonError::into_inner).try_recv().unwrap_or_default();
-                    let _ = job.done.send(read(&job, &key, buffer));
+                    let piece = match job.keep {
+                        Keep::DigestsOnly => digest(&job, &key, &mut own),
+                        Keep::Data => {
+                            let mut data =
+                                spares.lock().unwrap_or_else(PoisonError::into_inner).try_recv().unwrap_or_default();
+                            digest(&job, &key, &mut data).map(|piece| Piece { data, ..piece })
+                        }
+                    };
+                    let _ = job.done.send(piece);
                 }
             });
         }
@@ -58,8 +75,23 @@ impl Readers {
 
     /// Has a piece read; waits while too many are in flight.
     pub(super) fn read(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: usize) -> Result<Coming> {
+        self.order(device, offset, len, Keep::Data)
+    }
+
+    /// Has what may hold data in a range digested; waits while too much is in flight, but never for all of it. Of the range
+    /// only the digests are kept.
+    pub(super) fn digest(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: u64) -> Result<Digesting> {
+        let mut digesting = Digesting { offset, blocks: block_count(len), read: 0, coming: Vec::new() };
+        for (offset, len) in pieces(&**device, offset, len)? {
+            digesting.coming.push(self.order(device, offset, len, Keep::DigestsOnly)?);
+            digesting.read += len as u64;
+        }
+        Ok(digesting)
+    }
+
+    fn order(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: usize, keep: Keep) -> Result<Coming> {
         let (done, coming) = mpsc::sync_channel(1);
-        let job = Job { device: Arc::clone(device), offset, len, done };
+        let job = Job { device: Arc::clone(device), offset, len, keep, done };
         self.jobs.send(job).map_err(|_| Error::internal("the reader threads are gone"))?;
         Ok(coming)
     }
@@ -74,19 +106,60 @@ fn take(waiting: &Mutex<Receiver<Job>>) -> Option<Job> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-fn read(job: &Job, key: &DigestKey, mut data: Vec<u8>) -> Result<Piece> {
-    data.resize(job.len, 0);
-    job.device.read_at(&mut data, job.offset)?;
-    let digests = data.chunks(BLOCK_LEN).map(|block| key.block(block)).collect();
-    Ok(Piece { offset: job.offset, data, digests })
+/// Reads a piece into a buffer that is used again and again.
+fn digest(job: &Job, key: &DigestKey, buffer: &mut Vec<u8>) -> Result<Piece> {
+    buffer.resize(job.len, 0);
+    job.device.read_at(buffer, job.offset)?;
+    let digests = buffer.chunks(BLOCK_LEN).map(|block| key.block(block)).collect();
+    Ok(Piece { offset: job.offset, data: Vec::new(), digests })
 }
 
-/// The pieces of a segment that may hold data: whole blocks (the disk's end aside), none larger than [`UNIT`].
+/// The digests of a range, on their way.
+pub(super) struct Digesting {
+    offset: u64,
+    blocks: usize,
+    read: u64,
+    coming: Vec<Coming>,
+}
+
+impl Digesting {
+    /// The digests of all blocks of the range, and how many bytes were read for them.
+    pub(super) fn finish(self) -> Result<(Vec<Digest>, u64)> {
+        let mut found = vec![Digest::ZERO; self.blocks];
+        for coming in self.coming {
+            let piece = arrived(&coming)?;
+            let first = block_count(piece.offset - self.offset);
+            found[first..first + piece.digests.len()].copy_from_slice(&piece.digests);
+        }
+        Ok((found, self.read))
+    }
+}
+
+/// A piece, once it is there.
+pub(super) fn arrived(coming: &Coming) -> Result<Piece> {
+    coming.recv().map_err(|_| Error::internal("a reader thread is gone"))?
+}
+
+/// How many blocks so many bytes have.
+pub(super) fn block_count(len: u64) -> usize {
+    usize::try_from(len.div_ceil(BLOCK)).unwrap_or(usize::MAX)
+}
+
+/// Whether a segment that somebody named can be one.
+pub(super) fn is_sane(segment: Segment, disks: usize) -> bool {
+    usize::from(segment.disk) < disks
+        && segment.offset.is_multiple_of(BLOCK)
+        && segment.len <= 1 << 30
+        && segment.offset.checked_add(segment.len).is_some()
+}
+
+/// The pieces of a range of whole blocks (the disk's end aside) that may hold data: whole blocks as well, none larger
+/// than [`UNIT`].
 pub(super) fn pieces(device: &dyn ReadDevice, offset: u64, len: u64) -> Result<Vec<(u64, usize)>> {
     let found: Vec<Extent> = device.extents(offset, len)?;
     let Some(block) = std::num::NonZeroU64::new(BLOCK) else { return Ok(Vec::new()) };
     let mut pieces = Vec::new();
-    for extent in extents::align_outward(&found, block, device.size()) {
+    for extent in extents::align_outward(&found, block, offset.saturating_add(len)) {
         let mut at = extent.offset;
         while extent.kind == extents::ExtentKind::Data && at < extent.end() {
             let len = UNIT.min(extent.end() - at);

@@ -1,109 +1,250 @@
-//! The source end of a lane: reads segments, digests their blocks, sends those that are not zero.
+//! The source end of a lane: reads segments, digests their blocks, sends those that the target lacks.
+//!
+//! One thread takes the orders and has the disks read, one sends what comes of it, in order. Where the target has
+//! something of a disk already, [`compare`] stands between the two.
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+mod compare;
 
-use kvm_clone_core::blocks::{BLOCK_LEN, DigestKey};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_clone_core::blocks::{BLOCK_LEN, Digest, DigestKey, ListKey};
+use kvm_clone_core::wire::control::DiskIndex;
 use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment};
 use kvm_clone_core::{Error, Result};
 
-use super::direct::Output;
+use super::crew::{Crew, gone};
+use super::direct::{Input, Output};
 use super::images::open_reader;
 use super::join::Events;
-use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers};
+use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers, arrived, block_count};
 use crate::device::ReadDevice;
 use crate::stream::FrameWriter;
 
 /// Progress is told after so many bytes.
 const TELL_EVERY: u64 = 4 << 20;
 
+/// What a source lane agent works on.
+pub(super) struct Source {
+    pub(super) disks: Vec<ImageSpec>,
+    /// Those that are compared.
+    pub(super) compared: Vec<DiskIndex>,
+    pub(super) key: DigestKey,
+}
+
+/// What is sent, in this order: a beginning, zeros and pieces as they lie, an end.
 enum Item {
-    Begin(Segment),
+    Begin(Segment, Known),
+    Zero { offset: u64, blocks: u32 },
     Piece(Coming),
     End(Segment, Arc<dyn ReadDevice>),
     Finish,
 }
 
+/// What is known of a segment when it begins.
+enum Known {
+    /// Nothing: what is read is all there is.
+    Nothing,
+    /// The digests of all its blocks, and how many bytes were read for them.
+    All(Vec<Digest>, u64),
+}
+
+/// The stream to the target. Shared, because questions do not wait until a segment is sent.
+struct Sending {
+    output: Mutex<FrameWriter<Output>>,
+    /// Bytes of digests and questions, both ways, that were not told yet.
+    digests: AtomicU64,
+}
+
+impl Sending {
+    fn send(&self, message: &LaneMessage, payload: &[u8]) -> Result<u64> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).send(Kind::Lane, message, payload)
+    }
+}
+
 /// Sends what it is told to until it is told to finish.
 pub(super) fn run(
-    disks: &[ImageSpec],
-    key: &DigestKey,
-    output: Output,
-    commands: &Receiver<LaneCommand>,
+    source: &Source,
+    streams: (Output, Input),
+    commands: Receiver<LaneCommand>,
     events: &Arc<Events>,
 ) -> Result<()> {
-    let devices = disks.iter().map(|disk| open_reader(disk).map(Arc::from)).collect::<Result<Vec<_>>>()?;
-    let readers = Arc::new(Readers::start(key));
+    let devices = source.disks.iter().map(|disk| open_reader(disk).map(Arc::from)).collect::<Result<Vec<_>>>()?;
+    run_on(devices, source, streams, commands, events)
+}
+
+/// The same, with disks that are open already.
+pub(super) fn run_on(
+    devices: Vec<Arc<dyn ReadDevice>>,
+    source: &Source,
+    (output, input): (Output, Input),
+    commands: Receiver<LaneCommand>,
+    events: &Arc<Events>,
+) -> Result<()> {
+    let mut output = FrameWriter::new(output);
+    output.magic()?;
+    let sending = Arc::new(Sending { output: Mutex::new(output), digests: AtomicU64::new(0) });
+    let readers = Arc::new(Readers::start(&source.key));
     let (items, queue) = mpsc::sync_channel(IN_FLIGHT);
-    let sender = {
-        let (readers, events) = (Arc::clone(&readers), Arc::clone(events));
-        std::thread::spawn(move || send(output, &queue, &readers, &events))
-    };
-    let outcome = enqueue(&devices, commands, &readers, &items);
-    drop(items);
-    // The sender's error is the cause when it stopped taking; ours is when it did not.
-    sender.join().map_err(|_| Error::internal("the sending thread panicked"))?.and(outcome)
+    let mut crew = Crew::new();
+    if source.compared.is_empty() {
+        let readers = Arc::clone(&readers);
+        crew.work(move || enqueue(&devices, &commands, &readers, &items));
+    } else {
+        let ends = compare::Ends { items, input, sending: Arc::clone(&sending), readers: Arc::clone(&readers) };
+        compare::start(&mut crew, devices, source, commands, ends);
+    }
+    let paths = source.disks.iter().map(|disk| disk.path.clone()).collect();
+    let sender = Sender { sending, readers, paths, key: ListKey::of(&source.key), events: Arc::clone(events) };
+    crew.work(move || sender.run(&queue));
+    crew.end()
 }
 
 fn enqueue(
     devices: &[Arc<dyn ReadDevice>],
     commands: &Receiver<LaneCommand>,
     readers: &Readers,
-    items: &mpsc::SyncSender<Item>,
+    items: &SyncSender<Item>,
 ) -> Result<()> {
-    let stopped = |_| Error::internal("the sending thread stopped");
-    while let Ok(command) = commands.recv() {
-        match command {
-            LaneCommand::Send(segment) => {
-                let device = devices.get(usize::from(segment.disk)).ok_or_else(|| bad(segment))?;
-                items.send(Item::Begin(segment)).map_err(stopped)?;
-                for (offset, len) in readers::pieces(&**device, segment.offset, segment.len)? {
-                    items.send(Item::Piece(readers.read(device, offset, len)?)).map_err(stopped)?;
-                }
-                items.send(Item::End(segment, Arc::clone(device))).map_err(stopped)?;
+    loop {
+        match next(commands)? {
+            Some(segment) => {
+                read_all(device_of(devices, segment)?, segment, readers, &|item| items.send(item).map_err(gone))?
             }
-            LaneCommand::Finish => return items.send(Item::Finish).map_err(stopped),
-            _ => return Err(Error::internal("a source lane agent got a command for a target")),
+            None => return items.send(Item::Finish).map_err(gone),
         }
     }
-    Err(Error::transfer("the control agent is gone"))
 }
 
-fn send(output: Output, queue: &Receiver<Item>, readers: &Readers, events: &Events) -> Result<()> {
-    let mut output = FrameWriter::new(output);
-    output.magic()?;
-    let (mut read, mut sent, mut data_blocks) = (0, 0, 0);
-    for item in queue {
-        match item {
-            Item::Begin(segment) => sent += output.send(Kind::Lane, &LaneMessage::Begin(segment), &[])?,
-            Item::Piece(coming) => {
-                let piece = coming.recv().map_err(|_| Error::internal("a reader thread is gone"))??;
-                read += piece.data.len() as u64;
-                data_blocks += piece.digests.iter().filter(|digest| !digest.is_zero()).count() as u64;
-                sent += send_piece(&mut output, &piece)?;
-                readers.recycle(piece.data);
-            }
-            Item::End(segment, device) => {
-                sent += output.send(Kind::Lane, &LaneMessage::End, &[])?;
-                device.drop_cache(segment.offset, segment.len);
-                events.tell(&LaneEvent::Read { segment, data_blocks: std::mem::take(&mut data_blocks) });
-            }
-            Item::Finish => {
-                sent += output.send(Kind::Lane, &LaneMessage::Finish, &[])?;
-                events.tell(&LaneEvent::Sent { read, sent });
-                return Ok(());
-            }
-        }
-        if read + sent >= TELL_EVERY {
-            events.tell(&LaneEvent::Sent { read: std::mem::take(&mut read), sent: std::mem::take(&mut sent) });
-        }
+/// The next segment to be sent; none when there are no more.
+fn next(commands: &Receiver<LaneCommand>) -> Result<Option<Segment>> {
+    match commands.recv() {
+        Ok(LaneCommand::Send(segment)) => Ok(Some(segment)),
+        Ok(LaneCommand::Finish) => Ok(None),
+        Ok(_) => Err(Error::internal("a source lane agent got a command for a target")),
+        Err(_) => Err(Error::transfer("the control agent is gone")),
     }
-    Ok(())
+}
+
+fn device_of(devices: &[Arc<dyn ReadDevice>], segment: Segment) -> Result<&Arc<dyn ReadDevice>> {
+    let device = devices.get(usize::from(segment.disk)).filter(|_| readers::is_sane(segment, devices.len()));
+    device.ok_or_else(|| Error::internal(format!("there is no segment {segment:?}")))
+}
+
+/// Has a whole segment read, for a target that has nothing of it.
+fn read_all(
+    device: &Arc<dyn ReadDevice>,
+    segment: Segment,
+    readers: &Readers,
+    give: &dyn Fn(Item) -> Result<()>,
+) -> Result<()> {
+    give(Item::Begin(segment, Known::Nothing))?;
+    for (offset, len) in readers::pieces(&**device, segment.offset, segment.len)? {
+        give(Item::Piece(readers.read(device, offset, len)?))?;
+    }
+    give(Item::End(segment, Arc::clone(device)))
+}
+
+/// Sends what comes, in order, and tells how far it is.
+struct Sender {
+    sending: Arc<Sending>,
+    readers: Arc<Readers>,
+    paths: Vec<String>,
+    key: ListKey,
+    events: Arc<Events>,
+}
+
+impl Sender {
+    fn run(&self, queue: &Receiver<Item>) -> Result<()> {
+        let mut current = Outgoing::default();
+        let (mut read, mut sent) = (0, 0);
+        while let Ok(item) = queue.recv() {
+            match item {
+                Item::Begin(segment, known) => {
+                    read += current.begin(segment, known);
+                    sent += self.sending.send(&LaneMessage::Begin(segment), &[])?;
+                }
+                Item::Zero { offset, blocks } => {
+                    sent += self.sending.send(&LaneMessage::Zero { offset, blocks }, &[])?
+                }
+                Item::Piece(coming) => {
+                    let piece = arrived(&coming)?;
+                    read += piece.data.len() as u64;
+                    current.note(&piece).map_err(|error| error.with("path", &self.paths[current.disk]))?;
+                    sent += send_piece(&self.sending, &piece)?;
+                    self.readers.recycle(piece.data);
+                }
+                Item::End(segment, device) => {
+                    sent += self.sending.send(&LaneMessage::End(self.key.list(&current.digests)), &[])?;
+                    device.drop_cache(segment.offset, segment.len);
+                    self.events.tell(&LaneEvent::Read { segment, data_blocks: current.data_blocks() });
+                }
+                Item::Finish => {
+                    sent += self.sending.send(&LaneMessage::Finish, &[])?;
+                    self.tell(&mut read, &mut sent);
+                    return Ok(());
+                }
+            }
+            if read + sent >= TELL_EVERY {
+                self.tell(&mut read, &mut sent);
+            }
+        }
+        Err(gone(()))
+    }
+
+    fn tell(&self, read: &mut u64, sent: &mut u64) {
+        let digests = self.sending.digests.swap(0, Ordering::Relaxed);
+        self.events.tell(&LaneEvent::Sent { read: std::mem::take(read), sent: std::mem::take(sent), digests });
+    }
+}
+
+/// The segment that is being sent.
+#[derive(Default)]
+struct Outgoing {
+    disk: usize,
+    start: u64,
+    /// The digests of all its blocks, as far as they are known.
+    digests: Vec<Digest>,
+    compared: bool,
+}
+
+impl Outgoing {
+    /// Begins a segment; returns how many bytes were read for what is known of it.
+    fn begin(&mut self, segment: Segment, known: Known) -> u64 {
+        (self.disk, self.start) = (usize::from(segment.disk), segment.offset);
+        let (digests, read, compared) = match known {
+            Known::Nothing => (vec![Digest::ZERO; block_count(segment.len)], 0, false),
+            Known::All(digests, read) => (digests, read, true),
+        };
+        (self.digests, self.compared) = (digests, compared);
+        read
+    }
+
+    /// Notes what is sent. What was compared must still be the same: the target was told of the rest by what it was then.
+    fn note(&mut self, piece: &Piece) -> Result<()> {
+        let first = block_count(piece.offset - self.start);
+        let known = &mut self.digests[first..first + piece.digests.len()];
+        if self.compared && known != piece.digests {
+            return Err(Error::conflict(format!(
+                "the disk changed near offset {} while it was compared",
+                piece.offset
+            ))
+            .with("offset", piece.offset)
+            .help("Run the command again when nothing writes to the source's disk"));
+        }
+        known.copy_from_slice(&piece.digests);
+        Ok(())
+    }
+
+    fn data_blocks(&self) -> u64 {
+        self.digests.iter().filter(|digest| !digest.is_zero()).count() as u64
+    }
 }
 
 /// Sends each run of blocks that are not zero as one frame.
-fn send_piece(output: &mut FrameWriter<Output>, piece: &Piece) -> Result<u64> {
+fn send_piece(sending: &Sending, piece: &Piece) -> Result<u64> {
     let mut sent = 0;
     let mut index = 0;
     while index < piece.digests.len() {
@@ -116,13 +257,9 @@ fn send_piece(output: &mut FrameWriter<Output>, piece: &Piece) -> Result<u64> {
             let payload = &piece.data[start..end];
             let crc = crc32fast::hash(payload);
             let message = LaneMessage::Blocks { offset: piece.offset + start as u64, digests, crc };
-            sent += output.send(Kind::Lane, &message, payload)?;
+            sent += sending.send(&message, payload)?;
         }
         index += run;
     }
     Ok(sent)
-}
-
-fn bad(segment: Segment) -> Error {
-    Error::internal(format!("there is no disk {}", segment.disk))
 }

@@ -1,27 +1,36 @@
 //! The target end of a lane: receives blocks, writes them, reads them back.
 //!
 //! Three threads, each handing on to the next: one takes frames from the stream, one writes, one reads back finished
-//! segments and tells. So the stream never waits for the reading back of an earlier segment.
+//! segments and tells. So the stream never waits for the reading back of an earlier segment. Beside them, [`compare`] tells
+//! the source what is there already.
 
+mod base;
+mod compare;
+mod grown;
+mod receive;
+
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey};
+use kvm_clone_core::blocks::{DigestKey, ListKey};
 use kvm_clone_core::wire::control::DiskIndex;
-use kvm_clone_core::wire::frame::{Kind, MAX_PAYLOAD, decode};
-use kvm_clone_core::wire::lane::{FRAME_BLOCKS, ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment, Verify};
+use kvm_clone_core::wire::lane::{Base, ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 
-use super::direct::Input;
+use super::ANSWERS_WAITING;
+use super::crew::{Crew, gone};
+use super::direct::{Input, Output};
 use super::images::open_writer;
 use super::join::Events;
 use super::manifest::ManifestFile;
 use super::readers::{IN_FLIGHT, Readers};
 use super::verify;
 use crate::device::{ChunkAllocator, DeviceError, Problem, WriteDevice};
-use crate::stream::FrameReader;
+use compare::{Bases, Told};
+use receive::{Complete, Receiving};
 
 /// Progress is told after so many bytes, and at the end of a segment.
 const TELL_EVERY: u64 = 4 << 20;
@@ -31,147 +40,103 @@ const UNVERIFIED: usize = 2;
 /// What a target lane agent works on.
 pub(super) struct Target {
     pub(super) disks: Vec<ImageSpec>,
+    pub(super) bases: Vec<Option<Base>>,
     pub(super) manifests: Vec<String>,
     pub(super) key: DigestKey,
     pub(super) verify: Verify,
 }
 
+/// What is to be written.
 enum Item {
     Blocks { disk: DiskIndex, offset: u64, data: Vec<u8> },
-    End(Segment, Vec<Digest>),
+    Zero { disk: DiskIndex, offset: u64, len: u64 },
+    End(Complete),
 }
 
 /// Takes segments until the source says that there are no more.
-pub(super) fn run(target: Target, input: Input, commands: Receiver<LaneCommand>, events: &Arc<Events>) -> Result<()> {
-    let commands = Arc::new(Mutex::new(commands));
-    let mut devices = Vec::new();
+pub(super) fn run(
+    target: Target,
+    streams: (Output, Input),
+    commands: Receiver<LaneCommand>,
+    events: &Arc<Events>,
+) -> Result<()> {
+    let (chunks, new_chunks) = mpsc::sync_channel(1);
+    let new_chunks = Arc::new(Mutex::new(new_chunks));
+    let mut devices: Vec<Arc<dyn WriteDevice>> = Vec::new();
     for (disk, image) in (0..).zip(&target.disks) {
-        let chunks = RemoteChunks { disk, events: Arc::clone(events), commands: Arc::clone(&commands) };
-        devices.push(open_writer(image, Arc::new(chunks))?);
+        let chunks = RemoteChunks { disk, events: Arc::clone(events), chunks: Arc::clone(&new_chunks) };
+        devices.push(Arc::from(open_writer(image, Arc::new(chunks))?));
     }
+    run_on(devices, target, streams, (commands, chunks), events)
+}
+
+/// The same, with disks that are open already.
+pub(super) fn run_on(
+    devices: Vec<Arc<dyn WriteDevice>>,
+    target: Target,
+    (mut output, mut input): (Output, Input),
+    (commands, chunks): (Receiver<LaneCommand>, SyncSender<Chunk>),
+    events: &Arc<Events>,
+) -> Result<()> {
     let target = Arc::new(target);
+    let readers = Arc::new(Readers::start(&target.key));
+    let lists = ListKey::of(&target.key);
+    let told = Arc::new(Told::default());
     let (items, to_write) = mpsc::sync_channel(IN_FLIGHT);
     let (written, to_check) = mpsc::sync_channel(UNVERIFIED);
     let (spare, spares) = mpsc::sync_channel(IN_FLIGHT * 2);
-    let writer = {
+    let (answers, to_tell) = mpsc::sync_channel(ANSWERS_WAITING);
+    let (orders, to_compare) = mpsc::sync_channel(ANSWERS_WAITING);
+    let mut crew = Crew::new();
+    crew.serve(move || pass_orders(&commands, &chunks, &orders));
+    if target.bases.iter().any(Option::is_some) {
+        let sizes = devices.iter().map(|device| device.size());
+        let bases = target.bases.iter().cloned().zip(sizes).map(|(base, size)| Some((base?, size))).collect();
+        let mut bases = Bases { bases, key: target.key.clone(), open: HashMap::new() };
+        let (looking, looked) = mpsc::sync_channel(1);
+        let (lists, told, answers) = (lists.clone(), Arc::clone(&told), answers.clone());
+        let (looker, teller, readers) = (Arc::clone(events), Arc::clone(events), Arc::clone(&readers));
+        crew.serve(move || compare::look(&mut bases, &to_compare, &readers, &looker, &looking));
+        crew.serve(move || compare::tell(&looked, &lists, &told, &teller, &answers));
+        crew.serve(move || compare::talk(&mut output, &to_tell));
+    }
+    let receiving = Receiving { target: Arc::clone(&target), lists, told, items, answers, spares };
+    crew.work(move || receiving.run(&mut input));
+    {
         let (target, events) = (Arc::clone(&target), Arc::clone(events));
-        std::thread::spawn(move || write(&target, &devices, &to_write, &written, &spare, &events))
-    };
-    let checker = {
-        let (target, events) = (Arc::clone(&target), Arc::clone(events));
-        std::thread::spawn(move || check(&target, &to_check, &events))
-    };
-    let received = receive(&target, input, &items, &spares);
-    drop(items);
-    let joined = |_| Error::internal("a thread of the lane panicked");
-    // The thread nearest to the disk knows why the others stopped.
-    let checked = checker.join().map_err(joined)?;
-    let wrote = writer.join().map_err(joined)?;
-    checked.and(wrote).and(received)
+        crew.work(move || write(&target, &devices, &to_write, &written, &spare, &events));
+    }
+    let events = Arc::clone(events);
+    crew.work(move || check(&target, &to_check, &readers, &events));
+    crew.end()
 }
 
-/// Takes frames from the stream. Everything in them is checked here, before anything is written.
-fn receive(target: &Target, input: Input, items: &SyncSender<Item>, spares: &Receiver<Vec<u8>>) -> Result<()> {
-    let stopped = |_| Error::internal("the writing thread stopped");
-    let mut input = FrameReader::new(input);
-    input.expect_magic()?;
-    let mut current: Option<Incoming> = None;
-    while let Some((header, body)) = input.next()? {
-        if header.kind != Kind::Lane || header.payload_len > MAX_PAYLOAD {
-            return Err(broken("a frame that does not belong on a lane"));
-        }
-        match decode(body)? {
-            LaneMessage::Begin(segment) if current.is_none() => {
-                current = Some(Incoming::begin(segment, target.disks.len())?);
-            }
-            LaneMessage::Blocks { offset, digests, crc } => {
-                let Some(incoming) = &mut current else { return Err(broken("blocks outside a segment")) };
-                let len = incoming.accept(offset, &digests)?;
-                if header.payload_len as usize != len {
-                    return Err(broken("another number of bytes than its digests say"));
-                }
-                let mut data = spares.try_recv().unwrap_or_default();
-                data.resize(len, 0);
-                input.payload(&mut data)?;
-                if crc32fast::hash(&data) != crc {
-                    return Err(broken("blocks that were damaged on the way").with("offset", offset));
-                }
-                if target.verify == Verify::Off {
-                    compare(&target.key, offset, &data, &digests)?;
-                }
-                items.send(Item::Blocks { disk: incoming.segment.disk, offset, data }).map_err(stopped)?;
-            }
-            LaneMessage::End => {
-                let Some(incoming) = current.take() else { return Err(broken("the end of no segment")) };
-                items.send(Item::End(incoming.segment, incoming.expected)).map_err(stopped)?;
-            }
-            LaneMessage::Finish if current.is_none() => return Ok(()),
-            _ => return Err(broken("a segment inside another")),
+/// Hands orders to whom they are for.
+fn pass_orders(
+    commands: &Receiver<LaneCommand>,
+    chunks: &SyncSender<Chunk>,
+    orders: &SyncSender<Segment>,
+) -> Result<()> {
+    while let Ok(command) = commands.recv() {
+        match command {
+            LaneCommand::Chunk { disk, host_offset } => chunks.send(Chunk { disk, host_offset }).map_err(gone)?,
+            LaneCommand::Compare(segment) => orders.send(segment).map_err(gone)?,
+            _ => return Err(Error::internal("a target lane agent got a command for a source")),
         }
     }
-    Err(Error::transfer("the lane ended before its last segment")
-        .help("The connection or the source's agent died; run the command again")
-        .transient())
-}
-
-/// A segment that is arriving.
-struct Incoming {
-    segment: Segment,
-    expected: Vec<Digest>,
-    next: u64,
-}
-
-impl Incoming {
-    fn begin(segment: Segment, disks: usize) -> Result<Self> {
-        let sane = usize::from(segment.disk) < disks
-            && segment.offset.is_multiple_of(BLOCK)
-            && segment.len <= 1 << 30
-            && segment.offset.checked_add(segment.len).is_some();
-        if !sane {
-            return Err(broken("an impossible segment"));
-        }
-        let blocks = usize::try_from(segment.len.div_ceil(BLOCK)).unwrap_or(0);
-        Ok(Self { segment, expected: vec![Digest::ZERO; blocks], next: segment.offset })
-    }
-
-    /// Notes the digests of blocks that arrive; returns how many bytes they have.
-    fn accept(&mut self, offset: u64, digests: &[Digest]) -> Result<usize> {
-        let end = self.segment.offset + self.segment.len;
-        let whole = (digests.len() as u64).saturating_mul(BLOCK);
-        let sane = offset >= self.next
-            && offset < end
-            && offset.is_multiple_of(BLOCK)
-            && (1..=FRAME_BLOCKS).contains(&digests.len())
-            && offset.saturating_add(whole) < end + BLOCK
-            && !digests.iter().any(Digest::is_zero);
-        if !sane {
-            return Err(broken("blocks that are not the next ones of their segment").with("offset", offset));
-        }
-        let first = usize::try_from((offset - self.segment.offset) / BLOCK).unwrap_or(usize::MAX);
-        self.expected[first..first + digests.len()].copy_from_slice(digests);
-        self.next = offset + whole;
-        Ok(usize::try_from(self.next.min(end) - offset).unwrap_or(usize::MAX))
-    }
-}
-
-fn compare(key: &DigestKey, offset: u64, data: &[u8], digests: &[Digest]) -> Result<()> {
-    let differs = data.chunks(BLOCK_LEN).zip(digests).position(|(block, digest)| key.block(block) != *digest);
-    differs.map_or(Ok(()), |block| {
-        let offset = offset + block as u64 * BLOCK;
-        Err(Error::verification(format!("the block at offset {offset} is not what was sent")).with("offset", offset))
-    })
+    Ok(())
 }
 
 fn write(
     target: &Target,
-    devices: &[Box<dyn WriteDevice>],
+    devices: &[Arc<dyn WriteDevice>],
     items: &Receiver<Item>,
-    written: &SyncSender<(Segment, Vec<Digest>)>,
+    written: &SyncSender<Complete>,
     spare: &SyncSender<Vec<u8>>,
     events: &Events,
 ) -> Result<()> {
     let mut untold = 0;
-    for item in items {
+    while let Ok(item) = items.recv() {
         match item {
             Item::Blocks { disk, offset, data } => {
                 let device = &devices[usize::from(disk)];
@@ -183,12 +148,13 @@ fn write(
                 }
                 let _ = spare.try_send(data);
             }
-            Item::End(segment, digests) => {
+            Item::Zero { disk, offset, len } => devices[usize::from(disk)].write_zeroes(offset, len)?,
+            Item::End(complete) => {
                 events.tell(&LaneEvent::Written(std::mem::take(&mut untold)));
                 if target.verify == Verify::Media {
-                    devices[usize::from(segment.disk)].sync()?;
+                    devices[usize::from(complete.segment.disk)].sync()?;
                 }
-                written.send((segment, digests)).map_err(|_| Error::internal("the checking thread stopped"))?;
+                written.send(complete).map_err(gone)?;
             }
         }
     }
@@ -196,36 +162,41 @@ fn write(
 }
 
 /// Reads finished segments back, keeps their digests, tells.
-fn check(target: &Target, segments: &Receiver<(Segment, Vec<Digest>)>, events: &Events) -> Result<()> {
+fn check(target: &Target, segments: &Receiver<Complete>, readers: &Readers, events: &Events) -> Result<()> {
     let manifests: Vec<_> =
         target.manifests.iter().map(|path| ManifestFile::open(Path::new(path))).collect::<Result<_>>()?;
-    let readers = Readers::start(&target.key);
-    for (segment, digests) in segments {
+    while let Ok(Complete { segment, digests, written, compared }) = segments.recv() {
         let disk = usize::from(segment.disk);
         if target.verify != Verify::Off {
-            verify::segment(&readers, &target.disks[disk], segment, &digests)?;
+            verify::segment(readers, &target.disks[disk], segment, &digests, &written)?;
         }
         let manifest = manifests.get(disk).ok_or_else(|| Error::internal("a disk has no manifest"))?;
         manifest.write(segment.offset, &digests)?;
         let data_blocks = digests.iter().filter(|digest| !digest.is_zero()).count() as u64;
-        events.tell(&LaneEvent::Done { segment, data_blocks });
+        events.tell(&LaneEvent::Done { segment, data_blocks, compared });
     }
     Ok(())
+}
+
+/// A chunk of a growing image.
+pub(super) struct Chunk {
+    disk: DiskIndex,
+    host_offset: u64,
 }
 
 /// Room in a growing image, asked of the control agent, which serves all lane agents of this host.
 struct RemoteChunks {
     disk: DiskIndex,
     events: Arc<Events>,
-    commands: Arc<Mutex<Receiver<LaneCommand>>>,
+    chunks: Arc<Mutex<Receiver<Chunk>>>,
 }
 
 impl ChunkAllocator for RemoteChunks {
     fn next_chunk(&self) -> Result<u64, DeviceError> {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         self.events.tell(&LaneEvent::WantChunk(self.disk));
-        match commands.recv() {
-            Ok(LaneCommand::Chunk { disk, host_offset }) if disk == self.disk => Ok(host_offset),
+        match chunks.recv() {
+            Ok(Chunk { disk, host_offset }) if disk == self.disk => Ok(host_offset),
             _ => Err(DeviceError {
                 path: "the control agent".into(),
                 offset: None,
@@ -233,9 +204,4 @@ impl ChunkAllocator for RemoteChunks {
             }),
         }
     }
-}
-
-fn broken(what: &str) -> Error {
-    Error::transfer(format!("the lane carried {what}"))
-        .help("Nothing was made at the target; run the command again, and report it if it happens twice")
 }

@@ -1,5 +1,6 @@
 //! Reading back: what a segment is, as a reader who opens the image now finds it, compared with what was sent.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_clone_core::blocks::{BLOCK, Digest};
@@ -7,33 +8,43 @@ use kvm_clone_core::wire::lane::{ImageSpec, Segment};
 use kvm_clone_core::{Error, Result};
 
 use super::images::open_reader;
-use super::readers::{Readers, pieces};
+use super::readers::Readers;
 use crate::device::ReadDevice;
 
-/// Compares a written segment with the digests of the source's blocks.
-pub(super) fn segment(readers: &Readers, image: &ImageSpec, segment: Segment, expected: &[Digest]) -> Result<()> {
+/// Compares what was written of a segment, by the numbers of its blocks, with the digests of the source's blocks.
+pub(super) fn segment(
+    readers: &Readers,
+    image: &ImageSpec,
+    segment: Segment,
+    expected: &[Digest],
+    written: &[Range<usize>],
+) -> Result<()> {
+    if written.is_empty() {
+        return Ok(());
+    }
     let device: Arc<dyn ReadDevice> = Arc::from(open_reader(image)?);
-    let mut found = vec![Digest::ZERO; expected.len()];
-    let mut coming = std::collections::VecDeque::new();
-    let mut take = |coming: super::readers::Coming| -> Result<()> {
-        let piece = coming.recv().map_err(|_| Error::internal("a reader thread is gone"))??;
-        let first = index(piece.offset - segment.offset);
-        found[first..first + piece.digests.len()].copy_from_slice(&piece.digests);
-        readers.recycle(piece.data);
-        Ok(())
-    };
-    for (offset, len) in pieces(&*device, segment.offset, segment.len)? {
-        coming.push_back(readers.read(&device, offset, len)?);
-        if coming.len() > 4 {
-            coming.pop_front().map_or(Ok(()), &mut take)?;
+    let mut reading = Vec::new();
+    for range in written {
+        let (offset, len) = bytes(segment, range);
+        reading.push(readers.digest(&device, offset, len)?);
+    }
+    for (range, reading) in written.iter().zip(reading) {
+        let (found, _) = reading.finish()?;
+        let (offset, len) = bytes(segment, range);
+        device.drop_cache(offset, len);
+        if let Some(block) = found.iter().zip(&expected[range.clone()]).position(|(found, expected)| found != expected)
+        {
+            return Err(mismatch(image, offset + block as u64 * BLOCK));
         }
     }
-    coming.into_iter().try_for_each(take)?;
-    device.drop_cache(segment.offset, segment.len);
-    match found.iter().zip(expected).position(|(found, expected)| found != expected) {
-        None => Ok(()),
-        Some(block) => Err(mismatch(image, segment.offset + block as u64 * BLOCK)),
-    }
+    Ok(())
+}
+
+/// Where blocks of a segment lie, and how many bytes they have.
+fn bytes(segment: Segment, blocks: &Range<usize>) -> (u64, u64) {
+    let end = (segment.offset + blocks.end as u64 * BLOCK).min(segment.offset + segment.len);
+    let offset = segment.offset + blocks.start as u64 * BLOCK;
+    (offset, end.saturating_sub(offset))
 }
 
 fn mismatch(image: &ImageSpec, offset: u64) -> Error {
@@ -41,8 +52,4 @@ fn mismatch(image: &ImageSpec, offset: u64) -> Error {
         .with("path", &image.path)
         .with("offset", offset)
         .help("The target's storage or memory may be faulty: look at its kernel log; nothing was made there")
-}
-
-fn index(offset: u64) -> usize {
-    usize::try_from(offset / BLOCK).unwrap_or(usize::MAX)
 }

@@ -3,15 +3,13 @@
 use std::str::FromStr;
 
 use clap::Args;
-use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::domain::TpmState;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::{DiskTarget, ResourceName, SourceName, VmName};
 use kvm_clone_core::plan::{DiskFormat, NetworkTarget};
 use kvm_clone_core::{Error, Result};
 
-use super::SshArgs;
-use crate::settings::{Lanes, Route, Seconds, VerifyMode};
+use super::{SshArgs, TransferArgs};
 
 const EXAMPLES: &str = "Examples:
   kvm-clone clone alpha beta web1                       Copy web1 to beta, as web1_clone
@@ -54,37 +52,8 @@ pub(crate) struct CloneArgs {
     pub(crate) storage: StorageArgs,
     #[command(flatten)]
     pub(crate) left_out: LeftOutArgs,
-
-    /// Lanes that copy at once, 1 to 16 [default: 4]
-    #[arg(short, long, value_name = "N", help_heading = "Transfer")]
-    pub(crate) parallel: Option<Lanes>,
-    /// The way between the hosts: auto, relay (over SSH, no port is opened) or direct (from host to host, sealed) [default: auto]
-    #[arg(long, value_name = "ROUTE", help_heading = "Transfer")]
-    pub(crate) route: Option<Route>,
-    /// Read back what was written (the default); "--verify media" reads from the medium, not from the page cache
-    #[arg(
-        long,
-        value_name = "MODE",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "on",
-        conflicts_with = "no_verify",
-        help_heading = "Transfer"
-    )]
-    verify: Option<VerifyMode>,
-    /// Do not read back what was written
-    #[arg(long, help_heading = "Transfer")]
-    no_verify: bool,
-    /// Sum up whole disks of both sides, and compare: blake3, sha256 or md5. Reads both once more
-    #[arg(long, value_name = "ALGORITHM", help_heading = "Transfer")]
-    pub(crate) checksum: Option<Algorithm>,
-    /// Seconds that the whole operation may take, 1 to 86400
-    #[arg(long, value_name = "SECONDS", help_heading = "Transfer")]
-    pub(crate) timeout: Option<Seconds>,
-    /// Seconds without progress after which it has failed [default: 120]
-    #[arg(long, value_name = "SECONDS", help_heading = "Transfer")]
-    pub(crate) stall_timeout: Option<Seconds>,
-
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
     #[command(flatten)]
     pub(crate) ssh: SshArgs,
 }
@@ -172,13 +141,6 @@ pub(crate) struct StorageArgs {
     /// Replace a machine of that name; it is shown, and asked for, first
     #[arg(short, long)]
     pub(crate) force: bool,
-}
-
-impl CloneArgs {
-    /// How to verify, if it was said.
-    pub(crate) fn verify_mode(&self) -> Option<VerifyMode> {
-        if self.no_verify { Some(VerifyMode::Off) } else { self.verify }
-    }
 }
 
 /// `OLD=NEW`.

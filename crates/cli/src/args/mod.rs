@@ -5,6 +5,8 @@ mod config;
 mod global;
 mod hosts;
 mod pages;
+mod sync;
+mod transfer;
 mod usage;
 
 use std::ffi::OsString;
@@ -16,6 +18,8 @@ pub(crate) use config::{ConfigArgs, ConfigCommand};
 pub(crate) use global::{Global, SshArgs};
 pub(crate) use hosts::{DoctorArgs, ListArgs, ListFormat, RecoverArgs};
 pub(crate) use pages::{CompletionsArgs, ManArgs};
+pub(crate) use sync::SyncArgs;
+pub(crate) use transfer::TransferArgs;
 pub(crate) use usage::Stop;
 
 /// Copies KVM virtual machines between libvirt hosts over SSH.
@@ -36,12 +40,14 @@ A host is [user@]host[:port], [user@][v6addr][:port], an ssh_config alias, a nam
 const EXAMPLES: &str = "Examples:
   kvm-clone doctor alpha beta          See whether both hosts are fit for a clone
   kvm-clone clone alpha beta web1      Copy web1 from alpha to beta, as web1_clone
+  kvm-clone sync alpha beta web1       Bring that copy to the present state of web1
   kvm-clone list alpha beta            Show the machines of both hosts";
 
 /// What to do. The variants carry no words of their own: they would hide the longer ones of their arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Clone(Box<CloneArgs>),
+    Sync(Box<SyncArgs>),
     List(ListArgs),
     Doctor(DoctorArgs),
     Recover(RecoverArgs),
@@ -86,7 +92,7 @@ mod tests {
     fn verify(line: &str) -> Option<VerifyMode> {
         let words = line.split_whitespace().map(OsString::from);
         match parse(words).map_err(|_| line).unwrap().command {
-            Command::Clone(args) => args.verify_mode(),
+            Command::Clone(args) => args.transfer.verify_mode(),
             _ => None,
         }
     }

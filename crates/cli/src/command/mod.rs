@@ -6,8 +6,10 @@ pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod pages;
 pub(crate) mod recover;
+pub(crate) mod sync;
 
 mod confirm;
+mod copying;
 
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::{Error, Result};

@@ -2,7 +2,7 @@
 
 use kvm_clone_core::plan::Consistency;
 use kvm_clone_core::size::ByteSize;
-use kvm_clone_engine::{CloneResult, Way};
+use kvm_clone_engine::{CloneResult, OperationType, Way};
 
 use super::harmless;
 use super::paint::Paint;
@@ -11,6 +11,8 @@ use super::paint::Paint;
 pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
     let way = match result.way {
         Way::Full => "full copy",
+        Way::Compare => "what differs",
+        Way::Untouched => "nothing",
     };
     let consistency = match result.consistency {
         Consistency::Stopped => "of the stopped machine",
@@ -21,10 +23,11 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
         result.phases.iter().map(|phase| format!("{} {:.1} s", phase.name.word(), phase.duration)).collect();
     let (read, sent) = (ByteSize(result.bytes_read), ByteSize(result.bytes_transferred));
     let written = ByteSize(result.bytes_written);
-    let done = format!(
-        "{} on {} is copied to {} on {}",
-        result.vm_name, result.source_host, result.new_vm_name, result.dest_host
-    );
+    let (source, dest) = (&result.source_host, &result.dest_host);
+    let done = match result.operation_type {
+        OperationType::Clone => format!("{} on {source} is copied to {} on {dest}", result.vm_name, result.new_vm_name),
+        OperationType::Sync => format!("{} on {dest} is as {} on {source}", result.new_vm_name, result.vm_name),
+    };
     let sums = result.checksums.iter().filter(|(_, sum)| sum.algorithm != "kvm-clone-root");
     let sums: Vec<String> =
         sums.map(|(disk, sum)| format!("  {:<10} {} {}, on both sides", sum.algorithm, sum.value, disk)).collect();

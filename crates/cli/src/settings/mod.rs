@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use kvm_clone_core::size::ByteSize;
 use kvm_clone_core::{Code, Error, Result};
 
-use crate::args::{Cli, Command, SshArgs};
+use crate::args::{Cli, Command, SshArgs, TransferArgs};
 use crate::surroundings::Surroundings;
 
 pub(crate) use edit::{set as set_in_file, unset as unset_in_file};
@@ -171,6 +171,7 @@ settings! {
     timeouts: TimeoutSettings {
         silence: Seconds = "30", "Seconds of silence after which controller and agent count each other as gone";
         clone: Optional<Seconds> = "", "Seconds that a whole clone may take; unset: no limit";
+        sync: Optional<Seconds> = "", "Seconds that a whole sync may take; unset: no limit";
     }
     logging: LoggingSettings {
         level: LogLevel = "warn", "debug, info, warn or error";
@@ -229,17 +230,26 @@ impl Settings {
         match &cli.command {
             Command::Clone(args) => {
                 self.take_ssh(&args.ssh);
-                self.transfer.parallel.overrule("--parallel", args.parallel);
-                self.transfer.route.overrule("--route", args.route);
-                self.transfer.verify.overrule("--verify", args.verify_mode());
-                self.transfer.stall_timeout.overrule("--stall-timeout", args.stall_timeout);
-                self.timeouts.clone.overrule("--timeout", args.timeout.map(Optional::some));
+                self.take_transfer(&args.transfer);
+                self.timeouts.clone.overrule("--timeout", args.transfer.timeout.map(Optional::some));
+            }
+            Command::Sync(args) => {
+                self.take_ssh(&args.ssh);
+                self.take_transfer(&args.transfer);
+                self.timeouts.sync.overrule("--timeout", args.transfer.timeout.map(Optional::some));
             }
             Command::List(args) => self.take_ssh(&args.ssh),
             Command::Doctor(args) => self.take_ssh(&args.ssh),
             Command::Recover(args) => self.take_ssh(&args.ssh),
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => {}
         }
+    }
+
+    fn take_transfer(&mut self, args: &TransferArgs) {
+        self.transfer.parallel.overrule("--parallel", args.parallel);
+        self.transfer.route.overrule("--route", args.route);
+        self.transfer.verify.overrule("--verify", args.verify_mode());
+        self.transfer.stall_timeout.overrule("--stall-timeout", args.stall_timeout);
     }
 
     fn take_ssh(&mut self, args: &SshArgs) {

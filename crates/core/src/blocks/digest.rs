@@ -21,6 +21,13 @@ impl Digest {
     pub fn is_zero(&self) -> bool {
         *self == Self::ZERO
     }
+
+    /// The digest of something that is not all zeros, from its hash.
+    pub(super) fn of_data(hash: &[u8; 32]) -> Self {
+        let digest = Self(first_16(hash));
+        // One in 2^128, but "never" is what the others rely on.
+        if digest.is_zero() { Self([1; 16]) } else { digest }
+    }
 }
 
 impl fmt::Display for Digest {
@@ -68,9 +75,7 @@ impl DigestKey {
         if is_zero(data) {
             return Digest::ZERO;
         }
-        let digest = Digest(first_16(blake3::keyed_hash(&self.0, data).as_bytes()));
-        // One in 2^128, but "never" is what the others rely on.
-        if digest.is_zero() { Digest([1; 16]) } else { digest }
+        Digest::of_data(blake3::keyed_hash(&self.0, data).as_bytes())
     }
 }
 

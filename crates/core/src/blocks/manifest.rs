@@ -1,22 +1,23 @@
 //! The layout of a manifest: the block digests of one disk at one point, as a file.
 //!
 //! ```text
-//! 0     8  magic            48  16  key id
-//! 8     4  version          64  16  operation id
-//! 12    4  block size       80  32  root (zeros while incomplete)
-//! 16    8  disk size       112  32  BLAKE3 of bytes 0..112
+//! 0     8  magic            48  32  key
+//! 8     4  version          80  16  operation id
+//! 12    4  block size       96  32  root (zeros while incomplete)
+//! 16    8  disk size       128  32  BLAKE3 of bytes 0..128
 //! 24    4  flags: bit 0 = complete
-//! 28   20  zeros           144  ..  zeros, up to 4096
+//! 28   20  zeros           160  ..  zeros, up to 4096
 //! 4096 + 16 * i            digest of block i; zero blocks are holes
 //! ```
 //!
-//! All numbers are little-endian. The hash finds torn and flipped headers; it proves nothing about who wrote them. A
+//! All numbers are little-endian. The key stands beside what it made, so that whoever has the digests can go on with them; only
+//! the host's administrator may read either. The hash finds torn and flipped headers; it proves nothing about who wrote them. A
 //! manifest never becomes trusted by its content alone, but by the identity of the image it belongs to.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{BLOCK, BlockIndex, Digest, DigestKey, KeyId};
+use super::{BLOCK, BlockIndex, Digest, DigestKey};
 
 /// The length of the header.
 pub const HEADER_LEN: usize = 4096;
@@ -24,9 +25,9 @@ pub const HEADER_LEN: usize = 4096;
 pub const ENTRY_LEN: u64 = 16;
 
 const MAGIC: [u8; 8] = *b"kvmcloMF";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FLAG_COMPLETE: u32 = 1;
-const HASHED: usize = 112;
+const HASHED: usize = 128;
 const ROOT_CONTEXT: &str = "kvm-clone 2025 manifest root v1";
 
 /// Block sizes that are sensible, hence believed from a file.
@@ -114,12 +115,12 @@ pub const fn entry_offset(index: BlockIndex) -> u64 {
 }
 
 /// What the head of a manifest says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// How the disk is cut.
     pub geometry: Geometry,
     /// The key of all digests.
-    pub key_id: KeyId,
+    pub key: DigestKey,
     /// The operation that wrote it.
     pub operation: [u8; 16],
     /// Present when all digests are written: the manifest is complete.
@@ -135,11 +136,11 @@ impl Header {
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
         out[12..16].copy_from_slice(&self.geometry.block_size.to_le_bytes());
         out[16..24].copy_from_slice(&self.geometry.disk_size.to_le_bytes());
-        out[48..64].copy_from_slice(&self.key_id.0);
-        out[64..80].copy_from_slice(&self.operation);
+        out[48..80].copy_from_slice(self.key.bytes());
+        out[80..96].copy_from_slice(&self.operation);
         if let Some(root) = self.root {
             out[24..28].copy_from_slice(&FLAG_COMPLETE.to_le_bytes());
-            out[80..HASHED].copy_from_slice(&root.0);
+            out[96..HASHED].copy_from_slice(&root.0);
         }
         let hash = blake3::hash(&out[..HASHED]);
         out[HASHED..HASHED + 32].copy_from_slice(hash.as_bytes());
@@ -166,9 +167,9 @@ impl Header {
         let complete = u32::from_le_bytes(array(bytes, 24)) == FLAG_COMPLETE;
         let header = Self {
             geometry,
-            key_id: KeyId(array(bytes, 48)),
-            operation: array(bytes, 64),
-            root: complete.then(|| Root(array(bytes, 80))),
+            key: DigestKey::new(array(bytes, 48)),
+            operation: array(bytes, 80),
+            root: complete.then(|| Root(array(bytes, 96))),
         };
         // Unknown flags, bytes where zeros belong: not ours to interpret.
         if header.encode() == *bytes { Ok(header) } else { Err(ManifestError::Damaged) }
@@ -249,10 +250,10 @@ mod tests {
 
     fn any_header() -> impl Strategy<Value = Header> {
         let (bits, size) = (12u32..=24, 0..=i64::MAX as u64);
-        let ids = (any::<[u8; 16]>(), any::<[u8; 16]>());
+        let ids = (any::<[u8; 32]>(), any::<[u8; 16]>());
         (bits, size, ids, any::<Option<[u8; 32]>>()).prop_map(|(bits, size, (key, operation), root)| Header {
             geometry: Geometry::new(1 << bits, size).unwrap(),
-            key_id: KeyId(key),
+            key: DigestKey::new(key),
             operation,
             root: root.map(Root),
         })

@@ -4,12 +4,14 @@
 
 pub mod digest;
 pub mod extents;
+pub mod groups;
 pub mod manifest;
 
 use serde::{Deserialize, Serialize};
 
 pub use digest::{Digest, DigestKey, KeyId, is_zero};
 pub use extents::{Extent, ExtentKind, Segment, segments};
+pub use groups::{Comparison, GROUP, ListKey, Run};
 pub use manifest::{Geometry, Header, ManifestError, Root, RootHasher};
 
 /// The default block size: the unit of comparison, and also a qcow2 cluster, so that a block is never half allocated.

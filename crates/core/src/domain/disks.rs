@@ -61,11 +61,7 @@ impl DiskElement {
     /// Its format; libvirt takes one that is not said as raw.
     #[must_use]
     pub fn format(&self) -> ImageFormat {
-        match self.format.as_deref() {
-            Some("raw") | None => ImageFormat::Raw,
-            Some("qcow2") => ImageFormat::Qcow2,
-            Some(other) => ImageFormat::Other(other.to_owned()),
-        }
+        ImageFormat::named(self.format.as_deref())
     }
 }
 
@@ -91,6 +87,16 @@ pub struct NewDisk {
     pub path: String,
     /// Its format.
     pub format: ImageFormat,
+    /// The image that it stands on, by path and format: named, so that libvirt and qemu never guess it.
+    pub over: Option<(String, ImageFormat)>,
+}
+
+impl NewDisk {
+    /// An image by itself.
+    #[must_use]
+    pub fn new(path: impl Into<String>, format: ImageFormat) -> Self {
+        Self { path: path.into(), format, over: None }
+    }
 }
 
 /// Reads every disk; two with one target would make "the disk vda" mean two things.
@@ -207,9 +213,9 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
 /// Makes an image the source of a disk or drive.
 pub(super) fn repoint(element: &Element, source: &Element, new: &NewDisk, edits: &mut Edits<'_>) {
     edits.set_attribute(element, "type", "file");
-    edits.replace(source, &new_source(source, new));
+    edits.replace(source, &(new_source(source, new) + &backing_store(new)));
     set_driver(element, source, new, edits);
-    // The chain is flattened into one image; `mirror` describes a job of the source that the copy does not have.
+    // The source's chain is not the copy's; `mirror` describes a job of the source that the copy does not have.
     for name in ["backingStore", "mirror"] {
         element.all(name).for_each(|stale| edits.remove(stale));
     }
@@ -218,6 +224,15 @@ pub(super) fn repoint(element: &Element, source: &Element, new: &NewDisk, edits:
 fn new_source(source: &Element, new: &NewDisk) -> String {
     let policy = source.attr("startupPolicy").map(|policy| format!(" startupPolicy='{}'", escape(policy)));
     format!("<source file='{}'{}/>", escape(&new.path), policy.unwrap_or_default())
+}
+
+/// formatdomain, "Hard drives, floppy disks, CDROMs" (`backingStore`): an empty one ends the chain.
+fn backing_store(new: &NewDisk) -> String {
+    let Some((path, format)) = &new.over else { return String::new() };
+    format!(
+        "\n<backingStore type='file'>\n  <format type='{format}'/>\n  <source file='{}'/>\n  <backingStore/>\n</backingStore>",
+        escape(path)
+    )
 }
 
 fn set_driver(disk: &Element, source: &Element, new: &NewDisk, edits: &mut Edits<'_>) {

@@ -32,6 +32,13 @@ pub enum Macs {
     /// Random ones, at least one for each interface. The first half of an address stays the source's (52:54:00 for
     /// most), since it tells guests and networks whose kind it is; the second half is taken from here.
     Fresh(Vec<[u8; 6]>),
+    /// Those that a replica has already, by the source's interfaces in order; fresh ones where it has none.
+    Of {
+        /// The replica's, as [`macs_of`] finds them.
+        known: Vec<Option<String>>,
+        /// Random ones for the others.
+        fresh: Vec<[u8; 6]>,
+    },
 }
 
 /// Sets name and UUID, and what has to follow them.
@@ -68,18 +75,55 @@ pub(super) fn notes(domain: &Domain, identity: Identity) -> Vec<String> {
 
 /// Gives each interface its new address.
 pub(super) fn edit_macs(domain: &Domain, macs: &Macs, edits: &mut Edits<'_>) -> Result<()> {
-    let Macs::Fresh(random) = macs else { return Ok(()) };
+    let (known, random) = match macs {
+        Macs::Kept => return Ok(()),
+        Macs::Fresh(random) => (&[][..], random),
+        Macs::Of { known, fresh } => (known.as_slice(), fresh),
+    };
     let elements: Vec<&Element> = domain.devices_named("interface").filter_map(|nic| nic.child("mac")).collect();
     let mut taken: BTreeSet<String> =
         elements.iter().filter_map(|mac| mac.attr("address")).map(str::to_ascii_lowercase).collect();
+    taken.extend(known.iter().flatten().cloned());
     let mut random = random.iter();
-    for element in elements {
+    for (index, element) in elements.into_iter().enumerate() {
+        if let Some(known) = known.get(index).and_then(Option::as_ref) {
+            edits.set_attribute(element, "address", known);
+            continue;
+        }
         let old = element.attr("address").unwrap_or("52:54:00:00:00:00");
         let fresh = random.by_ref().map(|bytes| with_prefix_of(old, *bytes)).find(|mac| taken.insert(mac.clone()));
         let fresh = fresh.ok_or_else(|| Error::internal("there are fewer fresh MAC addresses than interfaces"))?;
         edits.set_attribute(element, "address", &fresh);
     }
     Ok(())
+}
+
+/// The addresses that a replica has for the interfaces of its source, in their order: for the interface in the same slot of
+/// the same bus, since libvirt gives each one and a copy keeps them; where the definitions name no slots, for the one at the
+/// same place in the list. Formatdomain, "Device Addresses".
+#[must_use]
+pub fn macs_of(source: &Domain, replica: &Domain) -> Vec<Option<String>> {
+    let with_mac = |domain: &Domain| -> Vec<(Option<Slot>, Option<String>)> {
+        let nics = domain.devices_named("interface").filter(|nic| nic.child("mac").is_some());
+        nics.map(|nic| (slot(nic), nic.attr_at(&["mac"], "address").map(str::to_ascii_lowercase))).collect()
+    };
+    let theirs = with_mac(replica);
+    let find = |(index, (slot, _)): (usize, (Option<Slot>, Option<String>))| match slot {
+        Some(slot) => theirs.iter().find(|(other, _)| other.as_ref() == Some(&slot)).and_then(|(_, mac)| mac.clone()),
+        None => theirs.get(index).filter(|(other, _)| other.is_none()).and_then(|(_, mac)| mac.clone()),
+    };
+    with_mac(source).into_iter().enumerate().map(find).collect()
+}
+
+/// Where a device is plugged in, as its definition says: the attributes of its address.
+type Slot = Vec<(String, String)>;
+
+fn slot(device: &Element) -> Option<Slot> {
+    let address = device.child("address")?;
+    let mut slot: Slot =
+        address.attributes.iter().map(|attribute| (attribute.name.clone(), attribute.value.clone())).collect();
+    slot.sort();
+    Some(slot)
 }
 
 /// The first three bytes of the old address, the last three of the random one.

@@ -5,12 +5,12 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Domain;
 use super::edit::{Edits, escape};
 use super::identity::Identity;
 use super::tree::Element;
-use crate::inventory::HostId;
-use crate::name::SourceName;
+use super::{Domain, Reduction, TpmState};
+use crate::inventory::{HostId, ImageFormat};
+use crate::name::{ResourceName, SourceName};
 
 /// The namespace of our element; the number is the version of what stands in it.
 const NAMESPACE: &str = "https://kvm-clone.dev/lineage/1";
@@ -43,6 +43,18 @@ pub struct LineagePolicy {
     pub macs: Identity,
     /// What became of the source's networks: its name, and that at the target (`none`: unplugged).
     pub networks: Vec<(String, String)>,
+    /// The pool for its images; none where none was asked for.
+    pub pool: Option<ResourceName>,
+    /// The format of its images; none where it is the source's.
+    pub disk_format: Option<ImageFormat>,
+    /// Whether media that the target lacks are copied.
+    pub copy_media: bool,
+    /// Whether a machine type that the target lacks becomes a close one.
+    pub any_machine: bool,
+    /// What becomes of an emulated TPM.
+    pub tpm: TpmState,
+    /// What is left out.
+    pub reduction: Reduction,
 }
 
 /// Reads the lineage; anything that is not wholly ours counts as none.
@@ -64,10 +76,28 @@ pub(super) fn read(domain: &Domain) -> Option<Lineage> {
 fn read_policy(element: &Element) -> LineagePolicy {
     let choice = |name| if element.attr(name) == Some("kept") { Identity::Kept } else { Identity::New };
     let network = |child: &Element| Some((child.attr("from")?.to_owned(), child.attr("to")?.to_owned()));
+    let said = |name, word| element.attr(name) == Some(word);
+    let format = |name: &str| if name == "raw" { ImageFormat::Raw } else { ImageFormat::Qcow2 };
+    let excluded = |child: &Element| child.attr("disk").filter(|_| child.name == "excluded")?.parse().ok();
     LineagePolicy {
         identity: choice("identity"),
         macs: choice("macs"),
         networks: element.children.iter().filter_map(network).collect(),
+        pool: element.attr("pool").and_then(|pool| pool.parse().ok()),
+        disk_format: element.attr("disk-format").map(format),
+        copy_media: said("media", "copied"),
+        any_machine: said("machine", "auto"),
+        tpm: match element.attr("tpm") {
+            Some("copied") => TpmState::Copied,
+            Some("new") => TpmState::New,
+            _ => TpmState::Unsaid,
+        },
+        reduction: Reduction {
+            disks: element.children.iter().filter_map(excluded).collect(),
+            host_devices: said("host-devices", "dropped"),
+            shared_directories: said("shared-directories", "dropped"),
+            tuning: said("tuning", "dropped"),
+        },
     }
 }
 
@@ -93,16 +123,9 @@ pub(super) fn edit(domain: &Domain, lineage: &Lineage, edits: &mut Edits<'_>) {
 }
 
 fn render(lineage: &Lineage) -> String {
-    let word = |choice| if choice == Identity::Kept { "kept" } else { "new" };
-    let network = |(from, to): &(String, String)| {
-        format!("\n    <kvm-clone:network from='{}' to='{}'/>", escape(from), escape(to))
-    };
-    let networks: String = lineage.policy.networks.iter().map(network).collect();
-    let end = if networks.is_empty() { "/>" } else { &format!(">{networks}\n  </kvm-clone:policy>") };
     format!(
         "<kvm-clone:lineage xmlns:kvm-clone='{NAMESPACE}' operation='{}' point='{}'>\n  \
-         <kvm-clone:source host='{}' host-name='{}' uuid='{}' name='{}'/>\n  \
-         <kvm-clone:policy identity='{}' macs='{}'{end}\n\
+         <kvm-clone:source host='{}' host-name='{}' uuid='{}' name='{}'/>\n  {}\n\
          </kvm-clone:lineage>",
         lineage.operation,
         escape(&lineage.point),
@@ -110,7 +133,36 @@ fn render(lineage: &Lineage) -> String {
         escape(&lineage.host_name),
         lineage.uuid,
         escape(lineage.name.as_str()),
-        word(lineage.policy.identity),
-        word(lineage.policy.macs),
+        render_policy(&lineage.policy),
     )
+}
+
+/// What was not chosen is not written, so that most policies are short.
+fn render_policy(policy: &LineagePolicy) -> String {
+    let word = |choice| if choice == Identity::Kept { "kept" } else { "new" };
+    let dropped = |is: bool| is.then(|| "dropped".to_owned());
+    let tpm = match policy.tpm {
+        TpmState::Copied => Some("copied"),
+        TpmState::New => Some("new"),
+        TpmState::Unsaid => None,
+    };
+    let chosen = [
+        ("pool", policy.pool.as_ref().map(ToString::to_string)),
+        ("disk-format", policy.disk_format.as_ref().map(ToString::to_string)),
+        ("media", policy.copy_media.then(|| "copied".to_owned())),
+        ("machine", policy.any_machine.then(|| "auto".to_owned())),
+        ("tpm", tpm.map(str::to_owned)),
+        ("host-devices", dropped(policy.reduction.host_devices)),
+        ("shared-directories", dropped(policy.reduction.shared_directories)),
+        ("tuning", dropped(policy.reduction.tuning)),
+    ];
+    let chosen = chosen.into_iter().filter_map(|(name, value)| Some(format!(" {name}='{}'", escape(&value?))));
+    let network = |(from, to): &(String, String)| {
+        format!("\n    <kvm-clone:network from='{}' to='{}'/>", escape(from), escape(to))
+    };
+    let excluded = policy.reduction.disks.iter().map(|disk| format!("\n    <kvm-clone:excluded disk='{disk}'/>"));
+    let inside: String = policy.networks.iter().map(network).chain(excluded).collect();
+    let end = if inside.is_empty() { "/>" } else { &format!(">{inside}\n  </kvm-clone:policy>") };
+    let (identity, macs) = (word(policy.identity), word(policy.macs));
+    format!("<kvm-clone:policy identity='{identity}' macs='{macs}'{}{end}", chosen.collect::<String>())
 }

@@ -36,7 +36,7 @@ pub use binding::Binding;
 pub use cpu::Cpu;
 pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
 pub(crate) use edit::escape;
-pub use identity::{Identity, Macs};
+pub use identity::{Identity, Macs, macs_of};
 pub(crate) use limits::unreadable;
 pub use lineage::{Lineage, LineagePolicy};
 pub use network::{Interface, Plug};
@@ -45,7 +45,7 @@ pub(crate) use nvram::is_read_by;
 pub use reduce::{Reduction, reduce};
 pub use refuse::{CarryContext, Whereabouts, refusals, warnings};
 pub use tpm::{EmulatedTpm, TpmState};
-pub use transform::{Transform, redact, transform};
+pub use transform::{Transform, redact, repoint, transform};
 
 use crate::error::Result;
 use crate::inventory::ImageFormat;
@@ -158,6 +158,12 @@ impl Domain {
     #[must_use]
     pub fn lineage(&self) -> Option<Lineage> {
         lineage::read(self)
+    }
+
+    /// The machine's generation id, where one is written: formatdomain, "General metadata" (`genid`).
+    #[must_use]
+    pub fn genid(&self) -> Option<Uuid> {
+        self.root.text_at(&["genid"])?.parse().ok()
     }
 
     /// What the machine runs on.

@@ -117,6 +117,29 @@ fn check(xml: &str, source: &Domain, wanted: &Transform) -> Result<()> {
     Ok(())
 }
 
+/// A replica's own definition with other images behind these of its disks, and another lineage; all else stays.
+///
+/// # Errors
+/// [`Code::Internal`](crate::Code::Internal) where the result is not what was asked for.
+pub fn repoint(replica: &Domain, images: &BTreeMap<DiskTarget, NewDisk>, lineage: &Lineage) -> Result<String> {
+    let mut edits = Edits::new(replica.xml());
+    lineage::edit(replica, lineage, &mut edits);
+    for (disk, element) in replica.disk_elements() {
+        if let (Some(new), Some(source)) = (images.get(&disk.target), element.child("source")) {
+            disks::repoint(element, source, new, &mut edits);
+        }
+    }
+    let xml = edits.apply()?;
+    let made = Domain::parse(&xml)?;
+    let is_at = |(target, new): (&DiskTarget, &NewDisk)| {
+        made.disks().iter().any(|disk| disk.target == *target && disk.source.as_ref() == Some(&new.path))
+    };
+    if made.lineage().as_ref() != Some(lineage) || !images.iter().all(is_at) {
+        return Err(Error::internal("the replica's new definition is not what was asked for"));
+    }
+    Ok(xml)
+}
+
 /// The definition without the passwords of displays, fit for being shown.
 ///
 /// # Errors

@@ -17,7 +17,13 @@ impl ClonePlan {
 
     fn write(&self, out: &mut String) -> fmt::Result {
         let Self { vm_name, new_vm_name, source_host, dest_host, .. } = self;
-        writeln!(out, "Clone {vm_name} on {source_host} to {new_vm_name} on {dest_host}")?;
+        match &self.replica {
+            None => writeln!(out, "Clone {vm_name} on {source_host} to {new_vm_name} on {dest_host}")?,
+            Some(replica) => {
+                writeln!(out, "Sync {new_vm_name} on {dest_host} with {vm_name} on {source_host}")?;
+                writeln!(out, "  from the point of {}", replica.point)?;
+            }
+        }
         writeln!(out, "  UUID {}", self.new_uuid)?;
         self.write_disks(out)?;
         self.write_replaced(out)?;
@@ -53,6 +59,12 @@ impl ClonePlan {
 
     fn write_replaced(&self, out: &mut String) -> fmt::Result {
         let Some(replaced) = &self.replaces else { return Ok(()) };
+        if self.replica.is_some() {
+            if !replaced.files.is_empty() {
+                writeln!(out, "\nOnce the new point is there, these are removed:")?;
+            }
+            return replaced.files.iter().try_for_each(|file| writeln!(out, "  {file}"));
+        }
         writeln!(
             out,
             "\nReplaces machine {} ({}); once the new one is there, these are removed:",
@@ -85,7 +97,11 @@ fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
             writeln!(out, "    data {data}")?;
         }
     }
-    writeln!(out, "    to   {} ({}, pool {})", disk.path, disk.format, disk.pool)?;
+    let pool = disk.pool.as_ref().map(|pool| format!(", pool {pool}")).unwrap_or_default();
+    writeln!(out, "    to   {} ({}{pool})", disk.path, disk.format)?;
+    if let Some(base) = &disk.base {
+        writeln!(out, "    onto {} ({}), into which it is merged at the end", base.path, base.format)?;
+    }
     match &disk.whole {
         Some(whole) => writeln!(out, "    as the file that it is, with {} snapshot(s) inside", whole.snapshots),
         None => Ok(()),

@@ -2,6 +2,7 @@
 //!
 //! [`plan_clone`] is a pure function: request and inventories in, [`ClonePlan`] out. A plan whose checks all hold can
 //! be carried out; one with a failed check carries its evidence ([`ClonePlan::refusal`]) and is as fit for being shown.
+//! A sync is a clone onto a machine that is there already: [`find_replica`] finds it, [`sync_request`] makes the request.
 //!
 //! How a plan is made:
 //! 1. the engine takes both inventories and asks the target about [`wanted_paths`];
@@ -12,11 +13,13 @@
 mod binding;
 mod check;
 mod cpu;
+mod definition;
 mod describe;
 mod files;
 mod live;
 mod plug;
 mod replace;
+mod replica;
 mod request;
 mod shared;
 mod snapshots;
@@ -27,7 +30,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -35,12 +38,14 @@ use uuid::Uuid;
 pub use check::{Check, Outcome};
 pub use files::{DirectoryPlan, FileKind, FilePlan, is_copied_medium, tpm_files};
 pub use live::{backup_xml, is_unchanged};
-pub use request::{CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence};
+pub use replica::{Candidate, find_replica, sync_request};
+pub use request::{
+    Candidates, CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence, SyncRequest,
+    Update,
+};
 pub use target::platform_there;
 
-use crate::domain::{
-    self, CarryContext, DiskElement, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform, Whereabouts,
-};
+use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts};
 use crate::error::{Error, Result};
 use crate::inventory::{ImageFacts, ImageFormat, SourceMachine, TargetHost};
 use crate::name::{DiskTarget, SourceName, VmName};
@@ -69,17 +74,20 @@ pub struct ClonePlan {
     pub directories: Vec<DirectoryPlan>,
     /// What point in time the copy will be.
     pub consistency: Consistency,
-    /// The machine that `--force` replaces.
+    /// The machine that `--force` replaces, or that a sync brings to a newer point.
     pub replaces: Option<Replaced>,
+    /// The replica that a sync brings to a newer point.
+    pub replica: Option<ReplicaPlan>,
     /// What a user should know, and what does not hinder.
     pub warnings: Vec<String>,
     /// Bytes of data that the disks and copied media hold.
     pub bytes_total: u64,
     /// Bytes that must be free at the target, margin included.
     pub space_needed: u64,
-    /// The definition as it would be made, without passwords; nothing where a check failed.
+    /// The definition as it will be in the end, without passwords; nothing where a check failed.
     pub target_xml: Option<String>,
-    /// The definition to be made, with the passwords of the source's displays: for libvirt alone, never shown.
+    /// The definition to be made, with the passwords of the source's displays: for libvirt alone, never shown. That of a
+    /// sync names overlays.
     #[serde(skip)]
     pub definition: Option<String>,
 }
@@ -103,10 +111,43 @@ pub struct DiskPlan {
     pub path: String,
     /// The copy's format.
     pub format: ImageFormat,
-    /// The pool that holds it.
-    pub pool: String,
+    /// The pool that holds it; none where that of a replica's image is no pool's any more.
+    pub pool: Option<String>,
     /// Where the image is carried as the file that it is, for the snapshots inside it.
     pub whole: Option<WholeFile>,
+    /// The replica's image, on which the copy is an overlay until it is merged into it.
+    pub base: Option<Base>,
+}
+
+/// An image of a replica that is brought to a newer point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Base {
+    /// Its path.
+    pub path: String,
+    /// Its format.
+    pub format: ImageFormat,
+    /// The size that the guest sees.
+    pub size: u64,
+    /// Bytes that it takes on disk.
+    pub allocated: u64,
+}
+
+/// A replica, and what it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReplicaPlan {
+    /// Its name.
+    pub name: SourceName,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// The moment whose content it holds (RFC 3339).
+    pub point: String,
+    /// The operation that brought it there.
+    pub operation: Uuid,
+    /// How it is brought to the next one.
+    pub update: Update,
+    /// Its definition before.
+    #[serde(skip)]
+    pub before: String,
 }
 
 /// An image file that is carried as it is.
@@ -218,18 +259,29 @@ pub fn plan_clone(
         directories: files.directories,
         consistency: live::consistency(source),
         replaces,
+        replica: replica_plan(&facts),
         warnings: checks.warnings,
         target_xml: None,
         definition: None,
     };
     if plan.refusal().is_none() {
-        let wanted = Transform { nvram: files.nvram, ..wanted(&facts, &plan, platform, plugs) };
-        let (definition, notes) = domain::transform(&domain, &wanted)?;
-        plan.target_xml = Some(domain::redact(&definition)?);
-        plan.definition = Some(definition);
-        plan.warnings.extend(notes);
+        let wanted = definition::wanted(&facts, &plan, platform, plugs, files.nvram);
+        definition::make(&facts, &wanted, &mut plan)?;
     }
     Ok(plan)
+}
+
+fn replica_plan(facts: &Facts<'_>) -> Option<ReplicaPlan> {
+    let Existing::Update(update) = facts.request.existing else { return None };
+    let replica = facts.target.replica.as_ref()?;
+    Some(ReplicaPlan {
+        name: replica.name.clone(),
+        uuid: replica.uuid,
+        point: replica.lineage.point.clone(),
+        operation: replica.lineage.operation,
+        update,
+        before: replica.xml.clone(),
+    })
 }
 
 /// The source's definition without what the request leaves out, and what that is.
@@ -237,7 +289,13 @@ pub fn plan_clone(
 /// # Errors
 /// As [`domain::reduce`], and where the definition cannot be read.
 pub fn source_domain(request: &CloneRequest, source: &SourceMachine) -> Result<(Domain, Vec<String>)> {
-    domain::reduce(Domain::parse(&source.xml)?, &request.reduction)
+    let domain = Domain::parse(&source.xml)?;
+    let mut reduction = request.reduction.clone();
+    // What was chosen when a replica was made may be gone from the source since.
+    if matches!(request.existing, Existing::Update(_)) {
+        reduction.disks.retain(|target| domain.disks().iter().any(|disk| disk.target == *target));
+    }
+    domain::reduce(domain, &reduction)
 }
 
 /// Every path of the target that a plan depends on: the files to be made, and those that the definition expects.
@@ -269,63 +327,6 @@ fn new_uuid(facts: &Facts<'_>, replaces: Option<&Replaced>) -> Uuid {
         None if facts.request.keeps_uuid() => facts.source.uuid,
         None => facts.fresh.uuid,
     }
-}
-
-fn wanted(
-    facts: &Facts<'_>,
-    plan: &ClonePlan,
-    platform: target::Chosen,
-    plugs: Vec<(String, domain::Plug)>,
-) -> Transform {
-    let Facts { request, source, fresh, .. } = facts;
-    let disks = plan
-        .disks
-        .iter()
-        .map(|disk| (disk.target.clone(), NewDisk { path: disk.path.clone(), format: disk.format.clone() }));
-    let kept_macs = request.keeps_macs();
-    let policy = LineagePolicy {
-        identity: request.identity,
-        macs: if kept_macs { Identity::Kept } else { Identity::New },
-        networks: request.networks.iter().map(|(old, new)| (old.clone(), new.to_string())).collect(),
-    };
-    Transform {
-        name: plan.new_vm_name.clone(),
-        uuid: plan.new_uuid,
-        identity: request.identity,
-        genid: fresh.genid,
-        macs: if kept_macs { Macs::Kept } else { Macs::Fresh(fresh.macs.clone()) },
-        disks: disks.collect::<BTreeMap<_, _>>(),
-        plugs,
-        media: media(facts, plan),
-        nvram: None,
-        machine: platform.machine,
-        emulator: platform.emulator,
-        paths_present: facts.target.paths_present.clone(),
-        libvirt_version: facts.target.libvirt_version,
-        addresses: facts.target.addresses.clone(),
-        whereabouts: facts.whereabouts,
-        lineage: Lineage {
-            host: source.host.clone(),
-            host_name: source.host_name.clone(),
-            uuid: source.uuid,
-            name: source.name.clone(),
-            operation: fresh.operation,
-            point: fresh.now.clone(),
-            policy,
-        },
-    }
-}
-
-/// The copies of media, each in the format that its drive has.
-fn media(facts: &Facts<'_>, plan: &ClonePlan) -> BTreeMap<DiskTarget, NewDisk> {
-    let copied = |drive: &&DiskElement| {
-        let is_its = |file: &&FilePlan| file.what == FileKind::Medium && file.name == drive.target.as_str();
-        plan.files.iter().find(is_its)
-    };
-    let drives = facts.domain.disks().iter().filter_map(|drive| Some((drive, copied(&drive)?)));
-    drives
-        .map(|(drive, file)| (drive.target.clone(), NewDisk { path: file.path.clone(), format: drive.format() }))
-        .collect()
 }
 
 impl Facts<'_> {

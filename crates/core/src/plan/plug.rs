@@ -15,17 +15,17 @@ const SINCE_NULL: u64 = 8_007_000;
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Vec<(String, Plug)> {
     let interfaces = facts.domain.interfaces();
     let mut plugs = Vec::new();
-    for (old, new) in &facts.request.networks {
-        if !interfaces.iter().any(|nic| nic.source.as_ref() == Some(old)) {
-            checks.fail("networks", unknown_mapping(old, &interfaces));
-            continue;
-        }
+    let is_used = |old: &String| interfaces.iter().any(|nic| nic.source.as_ref() == Some(old));
+    for (old, _) in facts.request.networks.iter().filter(|(old, _)| !is_used(old)) {
+        checks.fail("networks", unknown_mapping(old, &interfaces));
+    }
+    for (old, new) in all(facts).filter(|(old, _)| is_used(old)) {
         match resolve(new, facts.target) {
             Ok(plug) => plugs.push((old.clone(), plug)),
             Err(error) => checks.fail("networks", error),
         }
     }
-    let mapped = |nic: &&Interface| !facts.request.networks.iter().any(|(old, _)| nic.source.as_ref() == Some(old));
+    let mapped = |nic: &&Interface| !all(facts).any(|(old, _)| nic.source.as_ref() == Some(old));
     let missing = interfaces.iter().filter(mapped).filter_map(|nic| refuse_missing(nic, facts.target)).collect();
     checks.all("networks", missing, format!("{} interface(s) have a place", interfaces.len()));
     warn_inactive(facts, &interfaces, &plugs, checks);
@@ -33,6 +33,13 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Vec<(String, Plug
         checks.warn("networks", "source and copy have the same MAC addresses on one host: never run both", None);
     }
     plugs
+}
+
+/// Where networks go, those that were asked for first.
+pub(super) fn all<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a (String, NetworkTarget)> {
+    let asked = &facts.request.networks;
+    let usual = facts.request.usual_networks.iter();
+    asked.iter().chain(usual.filter(|(old, _)| !asked.iter().any(|(other, _)| other == old)))
 }
 
 fn unknown_mapping(old: &str, interfaces: &[Interface]) -> Error {

@@ -2,12 +2,15 @@
 
 use super::check::Checks;
 use super::request::Existing;
-use super::{Facts, Replaced};
+use super::{Facts, Replaced, replica};
 use crate::error::{Code, Error};
 use crate::inventory::{DiskFile, ExistingMachine, FileId, MachineState};
 
-/// Looks for a machine of the new name; says what is replaced where the user asked for that and it can be.
+/// Looks for a machine of the new name, or at the replica; says what is replaced where the user asked for that and it can be.
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> {
+    if let (Existing::Update(update), Some(replica)) = (facts.request.existing, &facts.target.replica) {
+        return replica::check(facts, replica, update, checks);
+    }
     let name = facts.new_name;
     if facts.is_same_host() && name.as_str() == facts.source.name.as_str() {
         let error = Error::validation(format!("source and target are the same machine {name} on the same host"));
@@ -94,7 +97,7 @@ fn refuse_uuid(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
 }
 
 /// A disk of the replaced machine that is an image of the source: removing it would destroy what is copied.
-fn refuse_shared(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
+pub(super) fn refuse_shared(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
     let is_source = |disk: &&DiskFile| {
         facts.source.images.values().flatten().any(|image| {
             let same_path = facts.is_same_host() && image.path == disk.path;
@@ -113,7 +116,7 @@ fn is_one_file(a: FileId, b: FileId, same_host: bool) -> bool {
 
 /// Its disks that are used by no other machine, nor by the source. Files are compared, not only their paths: the other
 /// machine may reach one through a link.
-fn removable_files(facts: &Facts<'_>, existing: &ExistingMachine) -> Vec<String> {
+pub(super) fn removable_files(facts: &Facts<'_>, existing: &ExistingMachine) -> Vec<String> {
     let others = || facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
     let is_used = |path: &str, file: FileId| {
         let by_machine = others().any(|other| {

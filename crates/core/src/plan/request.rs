@@ -24,6 +24,8 @@ pub struct CloneRequest {
     pub existing: Existing,
     /// `--network OLD=NEW`.
     pub networks: Vec<(String, NetworkTarget)>,
+    /// What holds for the host, or held when the replica was made: passed over where no interface is plugged in there.
+    pub usual_networks: Vec<(String, NetworkTarget)>,
     /// `--pool`.
     pub pool: Option<ResourceName>,
     /// `--disk-format`.
@@ -55,6 +57,7 @@ impl Default for CloneRequest {
             macs: Identity::New,
             existing: Existing::Refuse,
             networks: Vec::new(),
+            usual_networks: Vec::new(),
             pool: None,
             disk_format: DiskFormat::Keep,
             copy_media: false,
@@ -78,6 +81,57 @@ pub enum Existing {
     Refuse,
     /// The new machine takes its place (`--force`).
     Replace,
+    /// It is a replica of the source, and is brought to its present point (`sync`).
+    Update(Update),
+}
+
+/// A sync as the user asked for it; everything else is as it was chosen when the replica was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRequest {
+    /// `--target-name`; where it is missing, the replica is found by its lineage.
+    pub replica: Option<VmName>,
+    /// How it is brought to the newer point.
+    pub update: Update,
+    /// `--live` and `--offline`.
+    pub presence: Presence,
+    /// `--discard-managed-save`: memory of the source that was saved with `virsh managedsave` is left out.
+    pub discard_managed_save: bool,
+    /// Space that must be free at the beginning, in percent of the data.
+    pub space_margin_percent: u8,
+}
+
+impl Default for SyncRequest {
+    fn default() -> Self {
+        Self {
+            replica: None,
+            update: Update::default(),
+            presence: Presence::Any,
+            discard_managed_save: false,
+            space_margin_percent: 15,
+        }
+    }
+}
+
+/// How a replica is brought to a newer point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// Which blocks may travel.
+    pub candidates: Candidates,
+    /// `--disks-only`: its definition stays as it is.
+    pub disks_only: bool,
+}
+
+/// Which blocks of a disk may travel in a sync.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Candidates {
+    /// Those that differ; all, where there is nothing to compare them with.
+    #[default]
+    Differing,
+    /// Those that differ, and a disk that would be copied whole is refused (`--delta-only`).
+    OnlyDiffering,
+    /// All, into new images (`--full`).
+    All,
 }
 
 /// In which state the source may be copied.

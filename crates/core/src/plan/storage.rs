@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checks;
-use super::request::DiskFormat;
-use super::{ChainLink, DiskPlan, Facts, FilePlan, Replaced, snapshots};
+use super::request::{DiskFormat, Existing, Update};
+use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, Replaced, snapshots};
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
@@ -21,6 +21,18 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
     let mut pool_failures: Vec<Error> = Vec::new();
     let mut name_failures = Vec::new();
     for (target, chain) in images(facts) {
+        if let Some(base) = facts.base(target) {
+            match overlay(facts, target, chain, base) {
+                Ok(disk) => disks.push(disk),
+                Err(error) => name_failures.push(error),
+            }
+            continue;
+        }
+        // A definition that stays as it is has no place for another disk.
+        if matches!(facts.request.existing, Existing::Update(Update { disks_only: true, .. })) {
+            checks.warn("disks", format!("disk {target} is not the replica's; it is left out"), None);
+            continue;
+        }
         let pool = match choose_pool(facts, chain) {
             Ok(pool) => pool,
             Err(error) if pool_failures.contains(&error) => continue,
@@ -30,13 +42,20 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
             }
         };
         match file_path(facts, pool, target, chain, replaces) {
-            Ok(path) => disks.push(disk_plan(facts, target, chain, pool, path)),
+            Ok(path) => disks.push(disk_plan(facts, target, chain, Some(pool), path)),
             Err(error) => name_failures.push(error),
         }
     }
-    let pools: BTreeSet<&str> = disks.iter().map(|disk| disk.pool.as_str()).collect();
+    let pools: BTreeSet<&str> = disks.iter().filter_map(|disk| disk.pool.as_deref()).collect();
     let pools = pools.into_iter().collect::<Vec<_>>().join(", ");
-    checks.all("pools", pool_failures, format!("{} new image(s) in pool {pools}", disks.len()));
+    let overlays = disks.iter().filter(|disk| disk.base.is_some()).count();
+    let new = disks.len() - overlays;
+    let what = match (new, overlays) {
+        (new, 0) => format!("{new} new image(s)"),
+        (0, overlays) => format!("{overlays} overlay(s)"),
+        (new, overlays) => format!("{overlays} overlay(s) and {new} new image(s)"),
+    };
+    checks.all("pools", pool_failures, format!("{what} in pool {pools}"));
     checks.all("files", name_failures, "no file is in the way");
     disks
 }
@@ -45,6 +64,7 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
 pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
     let mut paths = Vec::new();
     for (target, chain) in images(facts) {
+        paths.extend(facts.base(target).map(|base| overlay_path(facts, target, &base)));
         let Ok(directory) = choose_pool(facts, chain).and_then(directory) else { continue };
         paths.extend(names(facts, directory, target, extension(&new_format(facts, chain))));
     }
@@ -96,6 +116,29 @@ fn no_pool(facts: &Facts<'_>, name: &str) -> Error {
 pub(super) fn directory(pool: &Pool) -> Result<&str, Error> {
     let path = pool.path.as_deref().map(|path| path.trim_end_matches('/'));
     path.ok_or_else(|| Error::internal(format!("pool {} has no path", pool.name)))
+}
+
+/// A disk that the replica has: an overlay beside the replica's image.
+fn overlay(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], base: Base) -> Result<DiskPlan, Error> {
+    let path = overlay_path(facts, target, &base);
+    if facts.target.paths_present.contains(&path) {
+        return Err(Error::new(Code::VmExists, format!("the file {path} is there already; it is never overwritten"))
+            .with("path", &path)
+            .with("host", &facts.target.host_name)
+            .with("disk", target)
+            .help("Move the file away"));
+    }
+    let directory = base.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let is_home = |pool: &&Pool| pool.path.as_deref().is_some_and(|path| path.trim_end_matches('/') == directory);
+    let pool = facts.target.pools.iter().find(is_home);
+    let plan = disk_plan(facts, target, chain, pool, path);
+    Ok(DiskPlan { format: ImageFormat::Qcow2, base: Some(base), ..plan })
+}
+
+fn overlay_path(facts: &Facts<'_>, target: &DiskTarget, base: &Base) -> String {
+    let directory = base.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let [_, with_tail] = names(facts, directory, target, "overlay");
+    with_tail
 }
 
 /// A path that nothing has; files that are there are never overwritten, whosever they are.
@@ -161,7 +204,13 @@ fn new_format(facts: &Facts<'_>, chain: &[ImageFacts]) -> ImageFormat {
     }
 }
 
-fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool: &Pool, path: String) -> DiskPlan {
+fn disk_plan(
+    facts: &Facts<'_>,
+    target: &DiskTarget,
+    chain: &[ImageFacts],
+    pool: Option<&Pool>,
+    path: String,
+) -> DiskPlan {
     let size = chain.first().map_or(0, |image| image.virtual_size);
     let whole = snapshots::whole(facts, chain);
     // The images of a chain may hide parts of each other, so their sum is the most that the copy can hold; snapshots lie
@@ -177,15 +226,22 @@ fn disk_plan(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], pool:
         allocated,
         path,
         format: new_format(facts, chain),
-        pool: pool.name.clone(),
+        pool: pool.map(|pool| pool.name.clone()),
         whole,
+        base: None,
     }
 }
 
 /// Compares what goes into each pool with what it has, and returns what is needed in all.
 pub(super) fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], files: &[FilePlan], checks: &mut Checks) -> u64 {
     let mut by_pool: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    let disks = disks.iter().map(|disk| (disk.pool.as_str(), disk.allocated, disk.size));
+    // How much of a replica differs is known only when it was compared; less than the margin is no room to begin with.
+    let margin = u64::from(facts.request.space_margin_percent);
+    let room = |disk: &DiskPlan| match disk.base {
+        Some(_) => (disk.allocated / 100).saturating_mul(margin),
+        None => disk.allocated,
+    };
+    let disks = disks.iter().filter_map(|disk| Some((disk.pool.as_deref()?, room(disk), disk.size)));
     let files = files.iter().filter_map(|file| Some((file.pool.as_deref()?, file.allocated, file.size)));
     for (pool, data, len) in disks.chain(files) {
         let (allocated, size) = by_pool.entry(pool).or_default();

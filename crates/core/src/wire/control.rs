@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
+use super::replica::{Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, SealOrder, SealQuery, SealState};
 use crate::blocks::DigestKey;
 use crate::checksum::Algorithm;
 use crate::error::Error;
@@ -126,7 +127,7 @@ pub enum Request {
     /// Which of these paths exist, and what is free where they would lie. → [`Reply::Paths`]
     Paths(Vec<String>),
     /// Write down on this host what the operation is about to make, durably, before it makes it. → [`Reply::Done`]
-    PutMarker(Marker),
+    PutMarker(Box<Marker>),
     /// Every marker on this host. → [`Reply::Markers`]
     Markers,
     /// Take a marker away. → [`Reply::Done`]
@@ -140,6 +141,28 @@ pub enum Request {
     /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
     /// it over. → [`Reply::Image`]
     SettleImage(NewImage),
+    /// Bring what an overlay holds into the image under it, durably. Until that is done the overlay shows the same disk, done
+    /// or half done, and it can be done again. → [`Reply::Flattened`]
+    Flatten(Flatten),
+    /// Write down what the present content of disks is, in place of seals of the same operation and disks, durably. A disk
+    /// whose files prove nothing gets a seal that is never trusted. → [`Reply::Done`]
+    TakeSeals(Vec<SealOrder>),
+    /// What the seals of these disks are worth now. → [`Reply::Seals`]
+    Seals(Vec<SealQuery>),
+    /// Forget all seals of an operation. → [`Reply::Done`]
+    DropSeals(Uuid),
+    /// Read a manifest from its beginning to its end. → [`Reply::Manifest`]
+    Manifest(ManifestQuery),
+    /// Make the manifest of a disk that did not change since: a complete one, copied under this operation's id, durably. →
+    /// [`Reply::Done`]
+    AdoptManifest {
+        /// The operation whose marker names the new manifest.
+        operation: Uuid,
+        /// The manifest of the point before.
+        from: String,
+        /// The new one; one that is there already is replaced.
+        to: String,
+    },
     /// Give a file its final name; an existing file of that name is an error. → [`Reply::Done`]
     Rename {
         /// The operation whose marker tells a file that has its final name already.
@@ -215,7 +238,7 @@ pub struct NewDirectory {
 }
 
 /// The note on a host that says what an operation makes there, so that anybody can finish or undo it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Marker {
     /// The operation.
     pub operation: Uuid,
@@ -238,6 +261,16 @@ pub struct Marker {
     pub pools: Vec<String>,
     /// Manifests.
     pub manifests: Vec<String>,
+    /// Whether the machine is a replica that is brought to a newer point, not a new one.
+    #[serde(default)]
+    pub sync: bool,
+    /// Overlays over images of the machine. Which of them its definition names, tells whether they count: one that it names
+    /// is flattened, one that nothing names is removed.
+    #[serde(default)]
+    pub overlays: Vec<OverlayFile>,
+    /// Manifests and seals of the point before, removed once the new definition stands.
+    #[serde(default)]
+    pub outdated: Vec<String>,
     /// Files of the replaced machine, removed once the new definition stands.
     pub replaced: Vec<String>,
     /// When it began, RFC 3339.
@@ -245,6 +278,14 @@ pub struct Marker {
 }
 
 impl Marker {
+    /// What is removed once the new definition stands: files of the machine before, overlays that are merged, and what was kept
+    /// of the point before.
+    #[must_use]
+    pub fn outlived(&self) -> Vec<String> {
+        let overlays = self.overlays.iter().map(|overlay| overlay.path.clone()).collect();
+        [self.replaced.clone(), overlays, self.outdated.clone(), self.staging.clone()].concat()
+    }
+
     /// What undoing removes beside files that have their final names, in order: a directory goes after what is in it.
     #[must_use]
     pub fn staged(&self) -> Vec<String> {
@@ -293,6 +334,12 @@ pub enum Reply {
     Markers(Vec<Marker>),
     /// A finished image.
     Image(FinishedImage),
+    /// A flattened overlay.
+    Flattened(Flattened),
+    /// What seals are worth, in the order of the question.
+    Seals(Vec<SealState>),
+    /// What a manifest is worth.
+    Manifest(ManifestState),
     /// Where a point's socket and scratch files will be.
     Point(PointPlace),
     /// How a point fares.

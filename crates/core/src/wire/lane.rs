@@ -1,14 +1,18 @@
 //! What travels over a lane, and what a lane agent is told by its control agent.
 //!
-//! A lane is one source lane agent and one target lane agent joined by one byte stream. It carries segments one after
-//! the other: [`LaneMessage::Begin`], then blocks in rising order, then [`LaneMessage::End`]. Blocks that are zero are
-//! not sent; whatever of a segment was not sent is zero.
+//! A lane is one source lane agent and one target lane agent joined by one byte stream in each direction. To the target it
+//! carries segments one after the other: [`LaneMessage::Begin`], then blocks in rising order, then [`LaneMessage::End`].
+//!
+//! Where the target has nothing of the disk, blocks that are zero are not sent; whatever of a segment was not sent is zero.
+//! Where it has a [`Base`], the segment is *compared*: both ends digest it, the target tells the digests of its groups
+//! ([`LaneAnswer`]), the source asks for the digests of blocks where a group differs ([`LaneMessage::Want`]), and whatever
+//! was not sent is as the target has it.
 
 use serde::{Deserialize, Serialize};
 
 use super::control::DiskIndex;
 use super::direct::{Meeting, Route, Seal};
-use crate::blocks::{Digest, DigestKey};
+use crate::blocks::{Digest, DigestKey, Root};
 use crate::error::Error;
 use crate::inventory::ImageFormat;
 
@@ -42,10 +46,82 @@ pub enum LaneMessage {
         /// the digests alone, compared only after reading back, cannot.
         crc: u32,
     },
-    /// The segment is complete.
-    End,
+    /// Compared disks only: neighbouring blocks that are zero at the source and are not at the target.
+    Zero {
+        /// Where the first of them lies in the disk, in bytes; a multiple of the block size.
+        offset: u64,
+        /// How many there are; the last block of a disk may be short.
+        blocks: u32,
+    },
+    /// The segment is complete. The digest is that of the list of all its block digests, as the source has them: it finds
+    /// what a target must not take for done.
+    End(Digest),
+    /// Compared disks only: the target is to tell the block digests of these groups of a segment that has not begun. It may
+    /// come between any two other messages, at most once for a segment.
+    Want {
+        /// Which segment.
+        segment: Segment,
+        /// The numbers of the groups in the segment, rising.
+        groups: Vec<u32>,
+    },
     /// No more segments come.
     Finish,
+}
+
+/// What the target lane agent tells the source lane agent of what it has. Segments come in the order in which the
+/// controller dealt them, in each of the two kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneAnswer {
+    /// The digests of a segment's groups.
+    Groups {
+        /// Which segment.
+        segment: Segment,
+        /// Those that are not zero, with their numbers, rising.
+        digests: Vec<(u32, Digest)>,
+    },
+    /// The digests of the blocks of all groups that were asked for.
+    Blocks {
+        /// Which segment.
+        segment: Segment,
+        /// One for each block, in order.
+        digests: Vec<Digest>,
+    },
+}
+
+/// What a target has of a disk already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The image, opened read-only; at most as large as the disk is now.
+    pub image: ImageSpec,
+    /// Digests of its blocks from when it was made, if there are any.
+    pub digests: Option<BaseDigests>,
+}
+
+/// Digests of a base, under the key of the lanes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseDigests {
+    /// Absolute path of the manifest that holds them. One that is torn, or of another disk or key, counts as not there.
+    pub manifest: String,
+    /// What they are good for.
+    pub trust: Trust,
+}
+
+/// How far the digests of a base are believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trust {
+    /// The image is known to be what the manifest of this root says: the image is not read.
+    Sealed(Root),
+    /// The image is read, and each block is compared with what the manifest says.
+    Checked(OnDivergence),
+}
+
+/// What becomes of a base that is not what its manifest says: somebody wrote to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnDivergence {
+    /// It is an error.
+    Refuse,
+    /// It is told, and overwritten with what the source has.
+    Discard,
 }
 
 /// An image as an agent opens it: nothing is opened that is not named here.
@@ -97,6 +173,8 @@ pub enum LaneCommand {
     Source {
         /// The disks, by [`DiskIndex`].
         disks: Vec<ImageSpec>,
+        /// Those of which the target has a base.
+        compared: Vec<DiskIndex>,
         /// The key of the digests.
         key: DigestKey,
         /// Where they go: [`Route::Direct`] only after [`LaneEvent::Connected`].
@@ -106,6 +184,8 @@ pub enum LaneCommand {
     Target {
         /// The images, by [`DiskIndex`].
         disks: Vec<ImageSpec>,
+        /// For each image, what is there of its disk already; none where the image is new.
+        bases: Vec<Option<Base>>,
         /// For each image, the manifest that takes its digests.
         manifests: Vec<String>,
         /// The key of the digests.
@@ -126,6 +206,9 @@ pub enum LaneCommand {
     },
     /// Source only: send this segment next.
     Send(Segment),
+    /// Target only: tell the source what the base has of this segment. Goes with each [`LaneCommand::Send`] of a compared
+    /// disk, in the same order.
+    Compare(Segment),
     /// Source only: no more segments come; send [`LaneMessage::Finish`] when the last one is out.
     Finish,
     /// Target only: the answer to [`LaneEvent::WantChunk`].
@@ -150,6 +233,15 @@ pub enum Verify {
     Off,
 }
 
+/// What comparing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Compared {
+    /// Blocks that hold data at either end.
+    pub blocks: u64,
+    /// Blocks that differed.
+    pub differing: u64,
+}
+
 /// What a lane agent tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LaneEvent {
@@ -165,6 +257,8 @@ pub enum LaneEvent {
         read: u64,
         /// Bytes of blocks and framing sent.
         sent: u64,
+        /// Bytes of digests and of asking for them, both ways.
+        digests: u64,
     },
     /// Source: a segment is read and sent.
     Read {
@@ -172,6 +266,22 @@ pub enum LaneEvent {
         segment: Segment,
         /// How many of its blocks hold data.
         data_blocks: u64,
+    },
+    /// Target: bytes read from bases since the last such event.
+    Looked(u64),
+    /// Target: the manifest of a base is not believed, so that the image is read and what was changed in it is not known.
+    Disbelieved {
+        /// Which disk.
+        disk: DiskIndex,
+        /// Why.
+        why: String,
+    },
+    /// Target: blocks of a base that are not what its manifest says, where that is no error.
+    Diverged {
+        /// The segment that they lie in.
+        segment: Segment,
+        /// How many.
+        blocks: u64,
     },
     /// Target: bytes written since the last such event.
     Written(u64),
@@ -181,6 +291,8 @@ pub enum LaneEvent {
         segment: Segment,
         /// How many of its blocks hold data.
         data_blocks: u64,
+        /// What comparing it came to; nothing where the image is new.
+        compared: Compared,
     },
     /// Target: it needs room in a growing image.
     WantChunk(DiskIndex),

@@ -12,6 +12,7 @@ pub mod frame;
 pub mod lane;
 pub mod patience;
 pub mod point;
+pub mod replica;
 
 /// The version of everything in this module. Agents are found by their build's digest, so two versions never meet
 /// in one operation; the number is checked all the same.

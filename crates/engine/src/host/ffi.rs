@@ -37,8 +37,7 @@ pub(super) fn job(domain: &Domain) -> Result<Option<Job>, Error> {
     let (mut kind, mut parameters, mut count) = (0, std::ptr::null_mut(), 0);
     // SAFETY: the domain's pointer is valid for as long as `domain` lives; libvirt writes to the three locals, and allocates
     // the array itself.
-    let outcome =
-        unsafe { virt_sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut parameters, &mut count, 0) };
+    let outcome = unsafe { virt_sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut parameters, &mut count, 0) };
     if outcome < 0 {
         return Err(Error::last_error());
     }

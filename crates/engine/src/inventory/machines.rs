@@ -7,7 +7,7 @@ use kvm_clone_core::plan::is_copied_medium;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
-use super::{Site, files_beside, format, inspect, look};
+use super::{Site, files_beside, inspect, look};
 
 /// Of these files those that are there and that no machine of the host uses: somebody may have built a machine on what an
 /// operation left, or on a disk of the machine that it replaced. What is in use is nobody's orphan.
@@ -75,7 +75,7 @@ pub(super) async fn files_of(
             _ => continue,
         };
         machine.uses.insert(path.clone());
-        images.push(ImageSpec::new(path.clone(), format(disk.format.as_deref().unwrap_or("raw"))));
+        images.push(ImageSpec::new(path.clone(), disk.format()));
         let is_others = disk.readonly || disk.shareable || disk.device.is_removable();
         if is_others && !is_copied_medium(&machine.name, disk) || disk.kind == DiskKind::Block {
             continue;

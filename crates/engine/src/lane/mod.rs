@@ -3,7 +3,9 @@
 mod direct;
 mod joint;
 mod schedule;
+mod tally;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvm_clone_core::blocks::DigestKey;
@@ -11,7 +13,7 @@ use kvm_clone_core::event::Event;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{LaneId, Reply, Request};
 use kvm_clone_core::wire::direct::Route;
-use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
+use kvm_clone_core::wire::lane::{Base, Compared, ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 use tokio::sync::mpsc;
 
@@ -21,6 +23,7 @@ pub use direct::RoutePolicy;
 use joint::Lane;
 pub use joint::{Ends, Joint, Pipes};
 use schedule::{Schedule, Work};
+use tally::Tally;
 
 /// Length of a segment: small enough to spread a small disk over lanes and to show progress, large enough that opening
 /// the image anew for reading it back does not count.
@@ -39,6 +42,10 @@ pub(crate) struct CopyDisk {
     pub(crate) target: DiskTarget,
     pub(crate) source: ImageSpec,
     pub(crate) staging: ImageSpec,
+    /// What the target has of it: then only what differs is sent, and the staging image is an overlay over this one.
+    pub(crate) base: Option<Base>,
+    /// Whether both sides are known to hold the same, so that nothing of it is read.
+    pub(crate) untouched: bool,
     pub(crate) manifest: String,
     pub(crate) size: u64,
     /// The name of the finished image.
@@ -46,6 +53,13 @@ pub(crate) struct CopyDisk {
     pub(crate) kind: Kind,
     /// Whose the finished image is; none leaves it to libvirt.
     pub(crate) owner: Option<(u32, u32)>,
+}
+
+impl CopyDisk {
+    /// The size of its staging image: an overlay, as every qcow2 image, holds whole sectors.
+    pub(crate) fn staged_size(&self) -> u64 {
+        if self.base.is_some() { self.size.next_multiple_of(512) } else { self.size }
+    }
 }
 
 /// What a thing to be copied is to its machine.
@@ -78,9 +92,20 @@ type Told = mpsc::Receiver<(LaneId, LaneEvent)>;
 /// What was moved.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Moved {
+    /// Bytes read at the source.
     pub(crate) read: u64,
+    /// Bytes read at the target to know what is there already.
+    pub(crate) looked: u64,
+    /// Bytes of blocks and framing that went to the target.
     pub(crate) sent: u64,
+    /// Bytes of digests and of asking for them, in both directions.
+    pub(crate) digests: u64,
+    /// Bytes written at the target.
     pub(crate) written: u64,
+    /// Of the disks that were compared, the blocks that hold data at either end, and those that differed.
+    pub(crate) compared: Compared,
+    /// Blocks, by disk, that had been changed at the target, and were discarded.
+    pub(crate) diverged: Vec<u64>,
     pub(crate) data_blocks: u64,
     /// Blocks that hold data, by disk, as the source's lane agents counted them.
     pub(crate) source_blocks: Vec<u64>,
@@ -102,8 +127,11 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
         Err(error) => Err(error.clone()),
     };
     end(&copy).await;
-    let notes = lanes.into_iter().flatten().flat_map(|lane| lane.notes).collect();
-    outcome.map(|moved| (moved, notes))
+    let mut notes: Vec<String> = lanes.into_iter().flatten().flat_map(|lane| lane.notes).collect();
+    outcome.map(|(moved, more)| {
+        notes.extend(more);
+        (moved, notes)
+    })
 }
 
 /// From now on lane agents tell what happens here, and nowhere else.
@@ -147,35 +175,50 @@ async fn end(copy: &Copy<'_>) {
     let _ = tokio::join!(source.order(Request::EndLanes), target.order(Request::EndLanes));
 }
 
-/// Asks the source which segments hold data.
+/// Asks which segments hold data: at the source, and where the target has something, there too.
 async fn find_work(copy: &Copy<'_>) -> Result<Work> {
     let mut work = Work::default();
-    for (index, disk) in (0..).zip(copy.disks) {
-        let mut from = Some(0);
-        while let Some(first) = from {
-            let ask = Request::Segments { image: disk.source.clone(), segment_len: SEGMENT_LEN, from: first };
-            let asked = copy.source.control.ask(ask).await;
-            let (segments, next) = match asked.map_err(|error| error.with("disk", &disk.target))? {
-                Reply::Segments { segments, next } => (segments, next),
-                other => return Err(unexpected(&other)),
-            };
-            for (number, bytes) in segments {
-                let offset = number * SEGMENT_LEN;
-                let len = SEGMENT_LEN.min(disk.size.saturating_sub(offset));
-                work.add(Segment { disk: index, offset, len }, bytes);
+    for (index, disk) in (0..).zip(copy.disks).filter(|(_, disk)| !disk.untouched) {
+        let named = |error: Error| error.with("disk", &disk.target);
+        let mut found = segments(copy.source, &disk.source).await.map_err(named)?;
+        if let Some(base) = &disk.base {
+            for (number, bytes) in segments(copy.target, &base.image).await.map_err(named)? {
+                // Mostly the same bytes as at the source.
+                let both = found.entry(number).or_default();
+                *both = bytes.max(*both);
             }
-            from = next;
+        }
+        for (number, bytes) in found {
+            let offset = number * SEGMENT_LEN;
+            let len = SEGMENT_LEN.min(disk.size.saturating_sub(offset));
+            let segment = Segment { disk: index, offset, len };
+            if disk.base.is_some() { work.add_compared(segment, bytes) } else { work.add(segment, bytes) }
         }
     }
     Ok(work)
 }
 
-/// Deals segments to lanes until all are verified at the target.
-async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> Result<Moved> {
+/// The segments of an image that may hold data, by number, with so many bytes of it.
+async fn segments(host: &Host, image: &ImageSpec) -> Result<BTreeMap<u64, u64>> {
+    let mut found = BTreeMap::new();
+    let mut from = Some(0);
+    while let Some(first) = from {
+        let ask = Request::Segments { image: image.clone(), segment_len: SEGMENT_LEN, from: first };
+        let (segments, next) = match host.control.ask(ask).await? {
+            Reply::Segments { segments, next } => (segments, next),
+            other => return Err(unexpected(&other)),
+        };
+        found.extend(segments);
+        from = next;
+    }
+    Ok(found)
+}
+
+/// Deals segments to lanes until all are verified at the target; also returns what the user should know.
+async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> Result<(Moved, Vec<String>)> {
     start(copy, lanes).await?;
     let mut schedule = Schedule::new(work, lanes.len());
-    let route = lanes.first().map_or(Route::Relay, |lane| lane.route);
-    let mut moved = Moved { source_blocks: vec![0; copy.disks.len()], route, ..Moved::default() };
+    let mut tally = Tally::new(copy, lanes.first().map_or(Route::Relay, |lane| lane.route));
     let mut finished = 0;
     for lane in 0..lanes.len() {
         deal(copy, lanes, &mut schedule, lane).await?;
@@ -183,18 +226,7 @@ async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> 
     while finished < lanes.len() * 2 {
         let (id, event) = next(copy, told).await?;
         match event {
-            LaneEvent::Sent { read, sent } => {
-                moved.read += read;
-                moved.sent += sent;
-            }
-            LaneEvent::Read { segment, data_blocks } => {
-                if let Some(blocks) = moved.source_blocks.get_mut(usize::from(segment.disk)) {
-                    *blocks += data_blocks;
-                }
-            }
-            LaneEvent::Written(bytes) => moved.written += bytes,
-            LaneEvent::Done { segment, data_blocks } => {
-                moved.data_blocks += data_blocks;
+            LaneEvent::Done { segment, .. } => {
                 let progress = schedule.done(joint::lane_of(id), segment)?;
                 let disk = copy.disks[usize::from(segment.disk)].target.clone();
                 (copy.events)(Event::Progress { disk, bytes_done: progress.done, bytes_total: progress.total });
@@ -202,12 +234,13 @@ async fn carry(copy: &Copy<'_>, lanes: &[Lane], work: Work, told: &mut Told) -> 
             }
             LaneEvent::Finished => finished += 1,
             LaneEvent::Failed(error) => return Err(cause(error, told).await),
-            LaneEvent::Ready | LaneEvent::Listening(_) | LaneEvent::Connected(_) | LaneEvent::WantChunk(_) => {}
+            _ => {}
         }
-        let Moved { read, sent, written, .. } = moved;
+        tally.note(copy, &event);
+        let Moved { read, sent, written, .. } = tally.moved;
         (copy.events)(Event::Moved { bytes_read: read, bytes_sent: sent, bytes_written: written });
     }
-    Ok(moved)
+    Ok(tally.end(copy))
 }
 
 async fn await_ready(copy: &Copy<'_>, lanes: &[Lane], told: &mut Told) -> Result<()> {
@@ -241,11 +274,13 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
     for lane in lanes {
         let source = LaneCommand::Source {
             disks: disks().map(|disk| disk.source.clone()).collect(),
+            compared: (0..).zip(disks()).filter(|(_, disk)| disk.base.is_some()).map(|(index, _)| index).collect(),
             key: copy.key.clone(),
             route: lane.route,
         };
         let target = LaneCommand::Target {
             disks: disks().map(|disk| disk.staging.clone()).collect(),
+            bases: disks().map(|disk| disk.base.clone()).collect(),
             manifests: disks().map(|disk| disk.manifest.clone()).collect(),
             key: copy.key.clone(),
             verify: copy.verify,
@@ -257,9 +292,15 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
     Ok(())
 }
 
-/// Gives a lane what it can take: the next segments, or the word that there are no more.
+/// Gives a lane what it can take: the next segments, or the word that there are no more. Of what is compared both ends are
+/// told, so that they read at the same time.
 async fn deal(copy: &Copy<'_>, lanes: &[Lane], schedule: &mut Schedule, lane: usize) -> Result<()> {
     for command in schedule.next(lane) {
+        if let LaneCommand::Send(segment) = command
+            && copy.disks.get(usize::from(segment.disk)).is_some_and(|disk| disk.base.is_some())
+        {
+            copy.target.control.lane(lanes[lane].target, LaneCommand::Compare(segment)).await?;
+        }
         copy.source.control.lane(lanes[lane].source, command).await?;
     }
     Ok(())

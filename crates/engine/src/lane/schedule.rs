@@ -1,6 +1,6 @@
 //! Which segment goes to which lane. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use kvm_clone_core::wire::lane::{LaneCommand, Segment};
 use kvm_clone_core::{Error, Result};
@@ -11,17 +11,28 @@ const AHEAD: usize = 2;
 /// data, in so many segments at most.
 const AHEAD_BYTES: u64 = 32 << 20;
 const AHEAD_SMALL: usize = 32;
+/// What is compared mostly stays where it is, and a lane keeps 16 KiB of it: it has so many segments, as long as others find
+/// as many.
+const AHEAD_COMPARED: usize = 8;
 
 /// What is to be carried.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     segments: VecDeque<(Segment, u64)>,
+    /// Disks of which segments are compared.
+    compared: HashSet<u16>,
 }
 
 impl Work {
     /// Adds a segment that may hold so many bytes of data.
     pub(super) fn add(&mut self, segment: Segment, bytes: u64) {
         self.segments.push_back((segment, bytes));
+    }
+
+    /// Adds a segment that is compared, of which either end may hold so many bytes of data.
+    pub(super) fn add_compared(&mut self, segment: Segment, bytes: u64) {
+        self.compared.insert(segment.disk);
+        self.add(segment, bytes);
     }
 
     /// Bytes of data in all segments.
@@ -54,6 +65,7 @@ pub(super) struct Schedule {
     waiting: VecDeque<(Segment, u64)>,
     lanes: Vec<LaneState>,
     disks: HashMap<u16, DiskProgress>,
+    compared: HashSet<u16>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -75,18 +87,26 @@ impl Schedule {
         for (segment, bytes) in &work.segments {
             disks.entry(segment.disk).or_default().total += bytes;
         }
-        Self { waiting: work.segments, lanes: vec![LaneState::default(); lanes], disks }
+        let lanes = vec![LaneState::default(); lanes];
+        Self { waiting: work.segments, lanes, disks, compared: work.compared }
+    }
+
+    /// Whether a lane is given one more segment of those that are compared.
+    fn compares_more(&self, lane: &LaneState) -> bool {
+        let next_is_compared = self.waiting.front().is_some_and(|(segment, _)| self.compared.contains(&segment.disk));
+        let carrying = lane.carrying.len();
+        next_is_compared && carrying < AHEAD_COMPARED && carrying * self.lanes.len() <= self.waiting.len()
     }
 
     /// What the lane is told now.
     pub(super) fn next(&mut self, lane: usize) -> Vec<LaneCommand> {
         let mut commands = Vec::new();
-        let Some(state) = self.lanes.get_mut(lane) else { return commands };
-        while state.wants_more() {
+        while self.lanes.get(lane).is_some_and(|state| state.wants_more() || self.compares_more(state)) {
             let Some(work) = self.waiting.pop_front() else { break };
             commands.push(LaneCommand::Send(work.0));
-            state.carrying.push(work);
+            self.lanes[lane].carrying.push(work);
         }
+        let Some(state) = self.lanes.get_mut(lane) else { return commands };
         if self.waiting.is_empty() && !state.finishing {
             state.finishing = true;
             commands.push(LaneCommand::Finish);
@@ -141,6 +161,19 @@ mod tests {
         assert_eq!(sent(64 << 20), AHEAD);
         assert_eq!(sent(AHEAD_BYTES / 8), 8);
         assert_eq!(sent(1 << 20), AHEAD_SMALL);
+    }
+
+    #[test]
+    fn what_is_compared_is_dealt_ahead_unless_others_would_lack_it() {
+        let ahead = |segments, lanes| {
+            let mut work = Work::default();
+            (0..segments).for_each(|index| work.add_compared(segment(index), AHEAD_BYTES));
+            let mut schedule = Schedule::new(work, lanes);
+            (0..lanes).map(|lane| schedule.next(lane).len()).collect::<Vec<_>>()
+        };
+        assert_eq!(ahead(100, 2), [AHEAD_COMPARED, AHEAD_COMPARED]);
+        let fair = ahead(16, 4);
+        assert!(fair.iter().all(|count| (AHEAD..=6).contains(count)), "{fair:?}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Work {
     /// Whether as many blocks with data arrived as were sent, disk by disk.
     pub(super) fn same_blocks(&self) -> Result<()> {
         for ((disk, sent), image) in self.disks.iter().zip(&self.moved.source_blocks).zip(&self.finished) {
-            if *sent != image.data_blocks {
+            if !disk.untouched && *sent != image.data_blocks {
                 let message =
                     format!("disk {} has {} blocks with data, its source {sent}", disk.target, image.data_blocks);
                 return Err(Error::verification(message).with("disk", &disk.target).help("Please report this"));
@@ -108,10 +108,15 @@ impl Work {
                 let allocated = chain.into_iter().flatten().map(|image| image.allocated).sum();
                 DiskResult {
                     target: disk.target.clone(),
-                    source: side(&disk.source.path, stands_for(disk, &disk.source).to_string(), allocated, *sent),
+                    source: side(
+                        &disk.source.path,
+                        stands_for(disk, &disk.source).to_string(),
+                        allocated,
+                        if disk.untouched { image.data_blocks } else { *sent },
+                    ),
                     dest: side(
-                        &disk.path,
-                        stands_for(disk, &disk.staging).to_string(),
+                        disk.base.as_ref().map_or(&disk.path, |base| &base.image.path),
+                        stands_for(disk, disk.base.as_ref().map_or(&disk.staging, |base| &base.image)).to_string(),
                         image.allocated,
                         image.data_blocks,
                     ),

@@ -31,7 +31,8 @@ impl Work {
             self.define_asked = true;
             self.target.libvirt.define(definition).await?;
         }
-        if self.old.as_ref().is_some_and(|old| old.autostart) {
+        let is_sync = self.plan.replica.is_some();
+        if !is_sync && self.old.as_ref().is_some_and(|old| old.autostart) {
             // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.
             self.target.libvirt.set_autostart(uuid, false).await?;
             self.warn(format!(
@@ -64,8 +65,10 @@ impl Work {
         let plan = plan_clone(&self.request, &self.seen.machine, &host, &self.fresh)?;
         let old = self.target.libvirt.definition(replaced.uuid).await?;
         let running = self.target.libvirt.state(replaced.uuid).await? != Some(MachineState::Stopped);
+        self.replica_unchanged().await?;
+        let is_same = plan.replaces.as_ref() == Some(replaced) && plan.replica == self.plan.replica;
         match old {
-            Some(definition) if !running && plan.replaces.as_ref() == Some(replaced) => {
+            Some(definition) if !running && is_same => {
                 Ok(OldMachine { definition, autostart: self.target.libvirt.autostart(replaced.uuid).await? })
             }
             _ => {
@@ -78,6 +81,24 @@ impl Work {
                     .help("Look at it, and run the command again"))
             }
         }
+    }
+
+    /// Whether nobody wrote to the replica's images since the locks were taken.
+    async fn replica_unchanged(&self) -> Result<()> {
+        for (disk, before) in &self.replica_images {
+            let base = self.disks.iter().find(|copied| copied.target == *disk).and_then(|copied| copied.base.as_ref());
+            let Some(base) = base else { continue };
+            let now = inventory::inspect(&self.target.host, base.image.clone()).await?;
+            if now.identities != *before {
+                let path = &base.image.path;
+                return Err(Error::conflict(format!("image {path} of the replica changed while it was compared"))
+                    .with("disk", disk)
+                    .with("path", path)
+                    .with("host", &self.target.host.name)
+                    .help("Somebody writes to it: find it with fuser or lsof on the target, and sync again"));
+            }
+        }
+        Ok(())
     }
 
     /// Takes the definition back, if libvirt has it: the answer to the call may have been lost.

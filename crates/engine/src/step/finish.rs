@@ -18,7 +18,7 @@ impl Work {
                 self.finished.push(self.hand_over(Request::FinishImage(image), &disk.target).await?);
             }
             self.same_blocks()?;
-            self.settle().await?;
+            self.settle_wholes().await?;
         }
         // After that: what was taken out of an image must not have changed what a guest reads.
         self.same_sums().await?;
@@ -26,11 +26,11 @@ impl Work {
             file.identity = Some(finished.identity);
         }
         // From here on the final names can be told from other people's files.
-        self.target.host.control.order(Request::PutMarker(self.marker.clone())).await
+        self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await
     }
 
     /// Takes what must not come along out of images that were carried as they are.
-    async fn settle(&mut self) -> Result<()> {
+    async fn settle_wholes(&mut self) -> Result<()> {
         for (index, image) in self.new_images().into_iter().enumerate() {
             if let Some(disk) = self.disks.get(index).filter(|disk| disk.kind == Kind::Whole) {
                 let settled = self.hand_over(Request::SettleImage(image), &disk.target).await?;

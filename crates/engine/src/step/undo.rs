@@ -83,7 +83,7 @@ impl Work {
             Step::Point => self.drop_point().await,
             Step::Stage => self.remove(self.marker.staged()).await,
             Step::Mark => self.target.host.control.order(Request::RemoveMarker(self.operation)).await,
-            Step::Finish | Step::Clean => Ok(()),
+            Step::Finish | Step::Flatten | Step::Settle | Step::Clean => Ok(()),
         }
     }
 
@@ -121,7 +121,7 @@ impl Work {
             Step::Stage => marker.staged(),
             Step::Mark => vec![format!("the marker of operation {}", marker.operation)],
             Step::Point => vec![format!("a backup job on machine {}", self.plan.vm_name)],
-            Step::Copy | Step::Finish | Step::Clean => Vec::new(),
+            Step::Copy | Step::Finish | Step::Flatten | Step::Settle | Step::Clean => Vec::new(),
         });
         all.collect()
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::journal::Step;
-use kvm_clone_core::plan::CloneRequest;
-use kvm_clone_engine::{Boundary, Client, ClientOptions, CloneSettings, Events, Moment, SshOptions, Then};
+use kvm_clone_core::plan::{CloneRequest, SyncRequest};
+use kvm_clone_engine::{Boundary, Client, ClientOptions, CloneSettings, Events, Moment, Recovery, SshOptions, Then};
 use kvm_clone_lab::Lab;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,8 @@ pub struct Task {
     journal: PathBuf,
     ssh_config: PathBuf,
     request: CloneRequest,
+    /// Whether it syncs the replica instead of making one.
+    sync: bool,
     /// The phase at whose beginning it stands still.
     hold_at: Option<String>,
     /// The moment of a step at which it dies, in words.
@@ -50,11 +52,18 @@ impl Task {
             journal: lab.dir().join("child.db"),
             ssh_config: lab.ssh_config(),
             request: CloneRequest::default(),
+            sync: false,
             hold_at: None,
             die_at: None,
             gate: false,
             cancel: false,
         }
+    }
+
+    /// Syncs the replica.
+    pub fn sync(mut self) -> Self {
+        self.sync = true;
+        self
     }
 
     /// Stands still at the beginning of a phase.
@@ -183,9 +192,13 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
             }
         }
     });
-    let prepared = client
-        .prepare(&spec("alpha"), &spec("beta"), &"web1".parse()?, task.request.clone(), Arc::clone(&events))
-        .await?;
+    let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
+    let prepared = if task.sync {
+        let asked = SyncRequest::default();
+        client.prepare_sync(&alpha, &beta, &name, &asked, Recovery::Act, Arc::clone(&events)).await?
+    } else {
+        client.prepare(&alpha, &beta, &name, task.request.clone(), Arc::clone(&events)).await?
+    };
     let cancel = CancellationToken::new();
     let mut settings = CloneSettings::default();
     if task.gate {

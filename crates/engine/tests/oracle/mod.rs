@@ -109,17 +109,7 @@ impl Scene {
 
     /// The same, of any scene.
     pub fn with_what_was_synced(mut self) -> Self {
-        let definitions = "/etc/libvirt/qemu";
-        self.beta.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
-        for (place, size) in [(IMAGES, 128), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
-            self.beta.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
-        }
-        // The agent wants this one for itself.
-        self.beta
-            .shell(&format!(
-                "cp -a /srv/definitions/. {definitions}; rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync"
-            ))
-            .unwrap();
+        keep_what_is_synced(&self.beta, 128);
         self.remember();
         self
     }
@@ -323,9 +313,24 @@ impl Scene {
     /// Takes the clone away again, so that the next round begins as the first.
     pub fn remove_clone(&self) {
         self.beta.exec(&["virsh", "-q", "undefine", "web1_clone"]).unwrap();
-        self.beta.shell(&format!("rm -f {IMAGES}/web1_clone-* /var/lib/kvm-clone/manifests/*")).unwrap();
+        self.beta
+            .shell(&format!("rm -f {IMAGES}/web1_clone-* /var/lib/kvm-clone/manifests/* /var/lib/kvm-clone/seals/*"))
+            .unwrap();
         self.beta.exec(&["virsh", "-q", "pool-refresh", "default"]).unwrap();
     }
+}
+
+/// Puts a host's images, so many MiB of them, its definitions and our own state on file systems of which a power cut leaves only
+/// what was synced.
+pub fn keep_what_is_synced(host: &Host, images: u64) {
+    let definitions = "/etc/libvirt/qemu";
+    host.shell(&format!("cp -a {definitions} /srv/definitions")).unwrap();
+    for (place, size) in [(IMAGES, images), (definitions, 32), ("/var/lib/kvm-clone", 64)] {
+        host.small_filesystem(place, FsKind::Ext4, size * MIB).unwrap();
+    }
+    // The agent wants the last one for itself.
+    let back = "rm -r /srv/definitions; chmod 700 /var/lib/kvm-clone; sync";
+    host.shell(&format!("cp -a /srv/definitions/. {definitions}; {back}")).unwrap();
 }
 
 /// Locks that somebody holds.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::future::BoxFuture;
 use kvm_clone_core::Result;
 use kvm_clone_core::journal::Step;
-use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Then};
+use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, Then};
 use tokio_util::sync::CancellationToken;
 
 use super::Scene;
@@ -18,12 +18,22 @@ pub type At = (Step, Moment);
 const MOMENTS: [Moment; 2] = [Moment::Intended, Moment::Acted];
 
 pub fn moments() -> impl Iterator<Item = At> {
+    sync_moments().filter(|(step, _)| !step.is_of_sync())
+}
+
+/// The same of a sync, which has more steps.
+pub fn sync_moments() -> impl Iterator<Item = At> {
     Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
+}
+
+/// The steps of a clone.
+pub fn steps() -> impl Iterator<Item = Step> {
+    Step::ALL.into_iter().filter(|step| !step.is_of_sync())
 }
 
 /// These, and the boundary before each step, where nothing of it is journaled yet.
 pub fn moments_and_boundaries() -> impl Iterator<Item = At> {
-    Step::ALL.into_iter().map(|step| (step, Moment::Begun)).chain(moments())
+    steps().map(|step| (step, Moment::Begun)).chain(moments())
 }
 
 /// A fault, set off once, at one moment.
@@ -53,12 +63,21 @@ pub async fn struck(
     at: At,
     fault: impl Fn() -> Result<Then> + Send + Sync + 'static,
 ) -> Result<CloneResult> {
-    let struck = Arc::new(AtomicBool::new(false));
-    let strike = Strike { at, struck: Arc::clone(&struck), fault };
-    let settings = CloneSettings { boundary: Arc::new(strike), ..CloneSettings::default() };
     let client = scene.client().await;
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
     let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await?;
+    struck_while(prepared, at, fault).await
+}
+
+/// Carries a plan out with a fault at this moment.
+pub async fn struck_while(
+    prepared: Prepared,
+    at: At,
+    fault: impl Fn() -> Result<Then> + Send + Sync + 'static,
+) -> Result<CloneResult> {
+    let struck = Arc::new(AtomicBool::new(false));
+    let strike = Strike { at, struck: Arc::clone(&struck), fault };
+    let settings = CloneSettings { boundary: Arc::new(strike), ..CloneSettings::default() };
     let outcome = prepared.execute(&settings, silent(), CancellationToken::new()).await;
     assert!(struck.load(Ordering::SeqCst), "{at:?} never came");
     outcome

@@ -5,6 +5,7 @@
 
 mod disk;
 mod meter;
+mod sync;
 mod table;
 mod tool;
 
@@ -32,6 +33,24 @@ struct Scenario {
     runs: bool,
     /// What ours shall take at most, as a part of the fastest other tool's time.
     wanted: f64,
+}
+
+/// What ours shall take at most.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// A part of the fastest other tool's time.
+    Part(f64),
+    Seconds(f64),
+}
+
+/// What was measured of one scenario.
+struct Measured {
+    name: &'static str,
+    machine: &'static str,
+    /// The disk's size in bytes.
+    size: u64,
+    wanted: Wanted,
+    runs: Vec<Runs>,
 }
 
 const SCENARIOS: [Scenario; 5] = [
@@ -103,8 +122,15 @@ pub fn run(plan: &Plan<'_>, say: &dyn Fn(&str)) -> Result<String> {
         prepare(alpha, scenario)?;
         let runs = compare(alpha, beta, scenario, plan, say)?;
         tidy(alpha, scenario)?;
-        measured.push((scenario, runs));
+        measured.push(Measured {
+            name: scenario.name,
+            machine: scenario.machine,
+            size: scenario.content.size(),
+            wanted: Wanted::Part(scenario.wanted),
+            runs,
+        });
     }
+    measured.extend(sync::run(alpha, beta, plan, say)?);
     lab.down()?;
     Ok(table::render(&measured))
 }
@@ -186,7 +212,7 @@ fn assert_equal(alpha: &Host, beta: &Host, scenario: &Scenario, target: &str) ->
 /// Takes a copy away, and the machine that ours defines.
 fn clear(beta: &Host, target: &str) -> Result<()> {
     let script = format!(
-        "virsh -q undefine copy 2>/dev/null || true; rm -f {target}* /var/lib/kvm-clone/manifests/*; \
+        "virsh -q undefine copy 2>/dev/null || true; rm -f {target}* /var/lib/kvm-clone/manifests/* /var/lib/kvm-clone/seals/*; \
          virsh -q pool-refresh default >/dev/null 2>&1 || true"
     );
     beta.shell(&script).map(drop)

@@ -3,30 +3,31 @@
 use std::fmt::Write as _;
 
 use super::meter::Sample;
-use super::{Runs, Scenario};
+use super::{Measured, Runs, Wanted};
 
 /// The summary first, then each scenario with every tool, then how each was called.
-pub(super) fn render(measured: &[(&Scenario, Vec<Runs>)]) -> String {
+pub(super) fn render(measured: &[Measured]) -> String {
     let mut text = String::from("| scenario | ours | fastest other | ratio | wanted |\n|---|---|---|---|---|\n");
-    let first_peer = measured.first().and_then(|(_, runs)| fastest(runs));
-    for (scenario, runs) in measured {
+    let first_peer = measured.first().and_then(|first| fastest(&first.runs));
+    for Measured { name: scenario, wanted, runs, .. } in measured {
         let ours = runs.iter().find(|runs| runs.tool.ours).and_then(Runs::median);
         // What runs is compared with copying a stopped disk: nothing else copies a running machine at one moment.
         let peer = fastest(runs).or(first_peer);
         let (Some(ours), Some((name, peer))) = (ours, peer) else { continue };
         let ratio = ours.seconds / peer;
-        let mark = if ratio <= scenario.wanted { "" } else { " (missed)" };
-        let _ = writeln!(
-            text,
-            "| {} | {:.2} s | {name} {peer:.2} s | {ratio:.2} | ≤ {:.2}{mark} |",
-            scenario.name, ours.seconds, scenario.wanted
-        );
+        let (is_met, wanted) = match *wanted {
+            Wanted::Part(part) => (ratio <= part, format!("≤ {part:.2}")),
+            Wanted::Seconds(seconds) => (ours.seconds <= seconds, format!("≤ {seconds:.1} s")),
+        };
+        let mark = if is_met { "" } else { " (missed)" };
+        let _ =
+            writeln!(text, "| {scenario} | {:.2} s | {name} {peer:.2} s | {ratio:.2} | {wanted}{mark} |", ours.seconds);
     }
-    for (scenario, runs) in measured {
-        let _ = writeln!(text, "\n{}\n", scenario.name);
+    for Measured { name, machine, size, runs, .. } in measured {
+        let _ = writeln!(text, "\n{name}\n");
         text.push_str("| tool | cipher | median s | all | CPU s | MB at the interface | command |\n");
         text.push_str("|---|---|---|---|---|---|---|\n");
-        runs.iter().for_each(|runs| runs.row(scenario, &mut text));
+        runs.iter().for_each(|runs| runs.row(machine, *size, &mut text));
     }
     text
 }
@@ -45,11 +46,10 @@ impl Runs {
         samples.get(samples.len() / 2).copied()
     }
 
-    fn row(&self, scenario: &Scenario, text: &mut String) {
-        let size = scenario.content.size();
+    fn row(&self, machine: &str, size: u64, text: &mut String) {
         // A bar would end the cell.
         let cell = |text: &str| text.replace('|', "\\|");
-        let command = cell(&self.tool.script(scenario.machine, "SOURCE", "TARGET", size));
+        let command = cell(&self.tool.script(machine, "SOURCE", "TARGET", size));
         let (name, cipher) = (cell(self.tool.name), self.tool.cipher);
         let _ = match (self.median(), self.ended_after) {
             (Some(sample), _) => {

@@ -5,8 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::super::{DeviceError, Problem, Result, file};
-use super::layout::{CLUSTER, COPIED, HEADER_LEN, L2_ENTRIES, Layout, RefcountTable};
+use super::super::{DeviceError, NamedImage, Problem, Result, file};
+use super::header::{HEADER_LEN, Header, RefcountTable};
+use super::layout::{CLUSTER, COPIED, L2_ENTRIES, Layout, ZERO};
 
 /// An image of ours.
 #[derive(Debug)]
@@ -15,28 +16,43 @@ pub(super) struct Image {
     pub(super) path: PathBuf,
     pub(super) layout: Layout,
     refcounts: RefcountTable,
+    backing: Option<NamedImage>,
 }
 
 impl Image {
-    pub(super) fn create(path: &Path, virtual_size: u64) -> Result<Self> {
+    pub(super) fn create(path: &Path, virtual_size: u64, backing: Option<&NamedImage>) -> Result<Self> {
+        let unsupported = |feature| DeviceError::new(path, Problem::Unsupported { feature });
         let layout = Layout::new(virtual_size).ok_or_else(|| {
-            let feature = format!("a size of {virtual_size} bytes (multiples of 512 up to 2 PiB are possible)");
-            DeviceError::new(path, Problem::Unsupported { feature })
+            unsupported(format!("a size of {virtual_size} bytes (multiples of 512 up to 2 PiB are possible)"))
+        })?;
+        let header = Header { layout, refcounts: RefcountTable::NONE, backing: backing.cloned() };
+        let bytes = header.encode().ok_or_else(|| {
+            unsupported("a backing file whose path is not absolute, or longer than 1023 bytes".to_owned())
         })?;
         let file = file::create_new(path)?;
-        let image = Self { file, path: path.to_owned(), layout, refcounts: RefcountTable::NONE };
+        let image = Self::of(path, file, header);
         image.set_len(layout.data_start())?;
-        image.write(&layout.header(RefcountTable::NONE), 0)?;
+        image.write(&bytes, 0)?;
         Ok(image)
     }
 
     pub(super) fn open(path: &Path) -> Result<Self> {
         let (file, _) = file::open_staging(path)?;
-        let mut header = [0; HEADER_LEN];
-        file::read_or_zero(&file, &mut header, 0).map_err(|error| DeviceError::io(path, "read its header", error))?;
-        let (layout, refcounts) = Layout::parse(&header)
-            .ok_or_else(|| DeviceError::corrupt(path, "it is not an image this program makes"))?;
-        Ok(Self { file, path: path.to_owned(), layout, refcounts })
+        let mut bytes = [0; HEADER_LEN];
+        file::read_or_zero(&file, &mut bytes, 0).map_err(|error| DeviceError::io(path, "read its header", error))?;
+        let header =
+            Header::parse(&bytes).ok_or_else(|| DeviceError::corrupt(path, "it is not an image this program makes"))?;
+        Ok(Self::of(path, file, header))
+    }
+
+    fn of(path: &Path, file: File, header: Header) -> Self {
+        let Header { layout, refcounts, backing } = header;
+        Self { file, path: path.to_owned(), layout, refcounts, backing }
+    }
+
+    /// The L2 entry of a cluster of zeros.
+    pub(super) fn zero_entry(&self) -> u64 {
+        if self.backing.is_some() { ZERO } else { 0 }
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -76,7 +92,10 @@ impl Image {
 
     /// Writes the header again, with another refcount table.
     pub(super) fn set_refcounts(&self, refcounts: RefcountTable) -> Result<()> {
-        self.write(&self.layout.header(refcounts), 0)
+        let header = Header { layout: self.layout, refcounts, backing: self.backing.clone() };
+        // It was read from this file, or written to it.
+        let bytes = header.encode().ok_or_else(|| DeviceError::corrupt(&self.path, "its header cannot be written"))?;
+        self.write(&bytes, 0)
     }
 
     /// Reads `count` big-endian numbers.
@@ -138,10 +157,10 @@ impl Image {
         self.read_entries(self.layout.table(table), L2_ENTRIES)
     }
 
-    /// What an L2 entry refers to: nothing, or a data cluster of ours.
+    /// What an L2 entry refers to: nothing (what is under the image, or zeros), or a data cluster of ours.
     pub(super) fn cluster(&self, entry: u64, entry_offset: u64) -> Result<Option<u64>> {
         let host = entry & !COPIED;
-        if entry == 0 {
+        if entry == 0 || entry == self.zero_entry() {
             Ok(None)
         } else if entry & COPIED != 0
             && host >> 56 == 0

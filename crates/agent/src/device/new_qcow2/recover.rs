@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::super::{Result, file};
+use super::header::RefcountTable;
 use super::image::Image;
-use super::layout::{CLUSTER, RefcountTable};
+use super::layout::CLUSTER;
 
 /// Takes an image back into writing: one that was interrupted, by whatever, or one that is finished and must be
 /// repaired. To be called by one process, before the chunks are counted and the writers open it.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::layout::{CLUSTER, RefcountTable};
+use super::header::RefcountTable;
+use super::layout::CLUSTER;
 
 /// Counts in one refcount block: 16 bits each. One block speaks for 2 GiB of the file.
 const BLOCK_COUNTS: u64 = CLUSTER / 2;

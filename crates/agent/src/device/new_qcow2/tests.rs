@@ -10,14 +10,18 @@ use kvm_clone_core::blocks::ExtentKind;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::super::{Problem, Qcow2Reader, ReadDevice, WriteDevice};
+use super::super::{ImageFormat, NamedImage, Problem, Qcow2Reader, ReadDevice, WriteDevice};
 use super::layout::{CLUSTER, L2_SPAN, Layout};
 use super::*;
+
+mod overlays;
 
 /// An image in a directory of its own.
 struct Disk {
     dir: TempDir,
     path: PathBuf,
+    /// What it lies over.
+    backing: Vec<NamedImage>,
 }
 
 impl Disk {
@@ -25,7 +29,17 @@ impl Disk {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.qcow2");
         create(&path, size).unwrap();
-        Self { dir, path }
+        Self { dir, path, backing: Vec::new() }
+    }
+
+    /// An overlay over a raw file with these bytes.
+    fn over(below: &[u8], size: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let backing = NamedImage { path: dir.path().join("below"), format: ImageFormat::Raw };
+        std::fs::write(&backing.path, below).unwrap();
+        let path = dir.path().join("disk.qcow2");
+        create_overlay(&path, size, &backing).unwrap();
+        Self { dir, path, backing: vec![backing] }
     }
 
     fn chunks(&self) -> Arc<AtomicChunks> {
@@ -37,7 +51,7 @@ impl Disk {
     }
 
     fn reader(&self) -> Qcow2Reader {
-        Qcow2Reader::open(&self.path, &[]).unwrap()
+        Qcow2Reader::open(&self.path, &self.backing).unwrap()
     }
 
     fn qemu_img(&self, args: &[&str]) -> Output {
@@ -294,18 +308,28 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
-    /// Three writers with their own thirds of the disk, some of them twice, with a recovery in between.
+    /// Three writers with their own thirds of the disk, some of them twice, with a recovery in between; over another image
+    /// or over none.
     #[test]
     fn random_writes_equal_the_model(
         lanes in prop::collection::vec(steps(), 3),
         again in prop::collection::vec(steps(), 3),
         tail in (0u64..128).prop_map(|sectors| sectors * 512),
         between in 0..3,
+        below in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let third = 120 * CLUSTER;
         let size = 3 * third + tail;
-        let disk = Disk::new(size);
         let mut model = vec![0; usize::try_from(size).unwrap()];
+        let disk = match &below {
+            Some(length) => {
+                // Shorter than the disk or as long, and ending anywhere.
+                let length = length.index(model.len() + 1);
+                model[..length].fill(0xbb);
+                Disk::over(&model[..length], size)
+            }
+            None => Disk::new(size),
+        };
         for (round, lanes) in [lanes, again].into_iter().enumerate() {
             if round == 1 && between > 0 {
                 if between == 2 { disk.finish_as(&model) }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::super::{DeviceError, Problem, Result, WriteDevice, check_range, file};
 use super::chunks::{CHUNK, ChunkAllocator};
 use super::image::Image;
-use super::layout::{CLUSTER, COPIED, L2_ENTRIES};
+use super::layout::{CLUSTER, COPIED, L2_ENTRIES, SECTOR};
 
 /// Padding for the last cluster of a disk that ends inside it.
 static PADDING: [u8; 65536] = [0; 65536];
@@ -48,12 +48,15 @@ impl Qcow2Writer {
     }
 
     /// The range in runs, each inside one L2 table. Refuses what is not made of whole clusters: half of one would need
-    /// the other half read, which may be another writer's. The end of the disk may lie inside a cluster.
+    /// the other half read, which may be another writer's. The end of the disk may lie inside a cluster; what follows it
+    /// there becomes zeros.
     fn runs(&self, offset: u64, len: u64) -> Result<impl Iterator<Item = Run>> {
         let size = self.image.layout.virtual_size;
         check_range(&self.image.path, size, offset, len)?;
         let end = offset + len;
-        if !offset.is_multiple_of(CLUSTER) || !(end.is_multiple_of(CLUSTER) || end == size) {
+        // A disk whose size is no multiple of a sector lies in an image that is larger by less than one.
+        let at_end = end.next_multiple_of(SECTOR) == size;
+        if !offset.is_multiple_of(CLUSTER) || !(end.is_multiple_of(CLUSTER) || at_end) {
             return Err(DeviceError::new(&self.image.path, Problem::BadRequest { len, size }).at(offset));
         }
         let (mut next, end) = (offset / CLUSTER, end.div_ceil(CLUSTER));
@@ -148,18 +151,21 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Takes the clusters of a run off the disk, and gives their space back.
+    /// Makes the clusters of a run read as zeros, and gives their space back.
     fn clear_run(&self, run: Run) -> Result<()> {
-        // Most tables of most disks do not exist: one look saves a look at thousands of entries.
-        if !self.image.has_table(run.table)? {
+        let zero = self.image.zero_entry();
+        // Most tables of most disks do not exist: one look saves a look at thousands of entries. Over a backing file, zeros
+        // have to be said.
+        if zero == 0 && !self.image.has_table(run.table)? {
             return Ok(());
         }
         let (at, entries) = self.entries(run)?;
-        let placed = self.placed(at, &entries)?;
-        if placed.iter().all(|(_, _, host)| host.is_none()) {
+        if entries.iter().all(|entry| *entry == zero) {
             return Ok(());
         }
-        self.image.write_entries(at, &vec![0; entries.len()])?;
+        let placed = self.placed(at, &entries)?;
+        self.image.add_table(run.table)?;
+        self.image.write_entries(at, &vec![zero; entries.len()])?;
         for (_, count, host) in placed {
             if let Some(host) = host {
                 // Where holes cannot be punched, the space stays taken; nothing refers to it.

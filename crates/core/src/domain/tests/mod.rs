@@ -24,8 +24,7 @@ pub(super) fn target(name: &str) -> DiskTarget {
 
 /// What a plain clone of a machine asks for: a new identity, and each disk in `/new`.
 pub(super) fn clone_of(domain: &Domain) -> Transform {
-    let image =
-        |disk: &DiskElement| NewDisk { path: format!("/new/copy-{}.qcow2", disk.target), format: ImageFormat::Qcow2 };
+    let image = |disk: &DiskElement| NewDisk::new(format!("/new/copy-{}.qcow2", disk.target), ImageFormat::Qcow2);
     Transform {
         name: "copy".parse().unwrap(),
         uuid: Uuid::from_u128(7),
@@ -56,10 +55,10 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
 
 /// What a replica asks for: everything kept, images that have the same names and formats.
 pub(super) fn replica_of(domain: &Domain) -> Transform {
-    let image = |disk: &DiskElement| NewDisk {
-        path: disk.source.clone().unwrap(),
-        format: if disk.format.as_deref() == Some("qcow2") { ImageFormat::Qcow2 } else { ImageFormat::Raw },
+    let format = |disk: &DiskElement| {
+        if disk.format.as_deref() == Some("qcow2") { ImageFormat::Qcow2 } else { ImageFormat::Raw }
     };
+    let image = |disk: &DiskElement| NewDisk::new(disk.source.clone().unwrap(), format(disk));
     Transform {
         name: domain.name().to_string().parse().unwrap(),
         uuid: domain.uuid(),

@@ -150,7 +150,7 @@ fn a_disk_without_a_new_image_is_a_defect() {
 fn paths_are_escaped() {
     let path = "/a'b & \"c\" <d>/é.qcow2";
     let (xml, _) = transformed(SMALL, |wanted| {
-        wanted.disks.insert(target("vda"), NewDisk { path: path.to_owned(), format: ImageFormat::Raw });
+        wanted.disks.insert(target("vda"), NewDisk::new(path, ImageFormat::Raw));
     });
     assert_eq!(Domain::parse(&xml).unwrap().disks()[0].source.as_deref(), Some(path));
     assert!(xml.contains("<driver name='qemu' type='raw'/>"));

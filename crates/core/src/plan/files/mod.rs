@@ -9,6 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::check::Checks;
+use super::request::{Existing, Update};
 use super::{Facts, Replaced};
 use crate::error::{Code, Error};
 use crate::inventory::ImageFacts;
@@ -65,6 +66,10 @@ pub(super) struct Files {
 }
 
 pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, replaces: Option<&Replaced>, checks: &mut Checks) -> Files {
+    // A definition that stays as it is names no other files either.
+    if matches!(facts.request.existing, Existing::Update(Update { disks_only: true, .. })) {
+        return Files::default();
+    }
     let mut files = nvram::place(facts, replaces, checks);
     let (carried, directories) = tpm::place(facts, uuid, checks);
     files.carried.extend(carried);

@@ -26,6 +26,10 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<
     if let Some(secret) = unknown_secret(facts, &tpm) {
         checks.fail("tpm", secret);
     }
+    if facts.target.replica.is_some() {
+        note_kept(wants, checks);
+        return Default::default();
+    }
     if !wants {
         match refuse_other_keys(facts, uuid) {
             Some(error) => checks.fail("tpm", error),
@@ -37,6 +41,15 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<
     let is_refused = !failures.is_empty();
     failures.into_iter().for_each(|error| checks.fail("tpm", error));
     if is_refused { Default::default() } else { carry(facts, &tpm, uuid, checks) }
+}
+
+/// libvirt finds a TPM's state by its machine's UUID alone, so a new one cannot come with the definition that commits.
+fn note_kept(wants: bool, checks: &mut Checks) {
+    if wants {
+        let message = "the replica's TPM keeps the state that it has: what the source's holds since the clone does not come along";
+        return checks.warn("tpm", message, Some("Clone the machine again with --force --tpm copy to renew it"));
+    }
+    checks.ok("tpm", "the replica's TPM keeps the state that it has");
 }
 
 fn carry(facts: &Facts<'_>, tpm: &EmulatedTpm, uuid: Uuid, checks: &mut Checks) -> (Vec<FilePlan>, Vec<DirectoryPlan>) {

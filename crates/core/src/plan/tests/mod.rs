@@ -11,6 +11,7 @@ mod media;
 mod placing;
 mod reducing;
 mod replacing;
+mod sync;
 mod tpm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,6 +107,7 @@ fn beta() -> TargetHost {
         machines: Vec::new(),
         files: BTreeMap::new(),
         paths_present: BTreeSet::new(),
+        replica: None,
     }
 }
 

@@ -1,0 +1,186 @@
+//! Seals of this host's disks: taken, kept, and looked at. What makes one trusted is decided in `kvm_clone_core::seal`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kvm_clone_core::Result;
+use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::seal::{FileFacts, Proof, Seal, SealedFile, is_settled};
+use kvm_clone_core::wire::control::Identity;
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::replica::{SealOrder, SealQuery, SealState};
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use super::inspect::identity;
+use super::marker::{sync_dir, write_whole};
+use super::writers;
+use crate::place::{Place, io_error};
+
+/// No seal of ours is longer.
+const SIZE_LIMIT: u64 = 1 << 20;
+/// How often, and after what pause, a file is looked at again whose change is not over yet.
+const LOOKS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Writes seals of what the files hold now, durably.
+pub(super) fn take(place: &Place, orders: &[SealOrder]) -> Result<()> {
+    let boot_id = boot_id()?;
+    for order in orders {
+        let seal = Seal {
+            operation: order.operation,
+            disk: order.disk.clone(),
+            root: order.root,
+            key: order.key,
+            boot_id: boot_id.clone(),
+            proof: seal_files(order).map_or_else(Proof::Nothing, Proof::Files),
+        };
+        let path = path(place, order.operation, &order.disk);
+        write_whole(&path, &seal.encode()).map_err(|error| io_error("writing the seal", &path, &error))?;
+    }
+    Ok(())
+}
+
+/// What the seals are worth now.
+pub(super) fn states(place: &Place, queries: &[SealQuery]) -> Result<Vec<SealState>> {
+    let boot_id = boot_id()?;
+    Ok(queries.iter().map(|query| state(place, query, &boot_id)).collect())
+}
+
+/// Removes the seals of an operation, durably.
+pub(super) fn forget(place: &Place, operation: Uuid) -> Result<()> {
+    let dir = place.seals();
+    let remove = || -> io::Result<()> {
+        let prefix = format!("{operation}-");
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        sync_dir(&dir)
+    };
+    remove().map_err(|error| io_error("removing seals", &dir, &error))
+}
+
+fn path(place: &Place, operation: Uuid, disk: &DiskTarget) -> PathBuf {
+    place.seals().join(format!("{operation}-{disk}.json"))
+}
+
+fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    fs::read_to_string(path).map(|id| id.trim().to_owned()).map_err(|error| io_error("reading", path, &error))
+}
+
+fn state(place: &Place, query: &SealQuery, boot_id: &str) -> SealState {
+    match read(&path(place, query.operation, &query.disk)) {
+        Ok(None) => SealState::Absent { why: None },
+        Err(why) => SealState::Absent { why: Some(why) },
+        Ok(Some(seal)) => {
+            let now: Vec<_> = chain(&query.image).map(|path| look(path).map(|(_, facts)| facts)).collect();
+            let state = seal.judge(query, boot_id, &now);
+            match (state, unsealed(&query.image)) {
+                (SealState::Trusted { root, key }, Some(why)) => SealState::Untrusted { root, key, why },
+                (state, _) => state,
+            }
+        }
+    }
+}
+
+/// A seal that cannot be read counts as none: all it could do is save work.
+fn read(path: &Path) -> std::result::Result<Option<Seal>, String> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|error| format!("the seal cannot be opened: {error}"))?,
+    };
+    let mut text = Vec::new();
+    file.take(SIZE_LIMIT).read_to_end(&mut text).map_err(|error| format!("the seal cannot be read: {error}"))?;
+    Seal::decode(&text).map(Some)
+}
+
+/// The files of a disk, as their definition names them.
+fn chain(image: &ImageSpec) -> impl Iterator<Item = &str> {
+    [&image.path].into_iter().chain(image.backing.iter().map(|(path, _)| path)).map(String::as_str)
+}
+
+/// Why a disk is never sealed, whatever its files look like.
+fn unsealed(image: &ImageSpec) -> Option<String> {
+    if image.export.is_some() {
+        Some("the disk is read from a server".to_owned())
+    } else if image.data_files.is_empty() {
+        None
+    } else {
+        Some("a part of the disk lies in a data file".to_owned())
+    }
+}
+
+/// The files of a disk as a seal keeps them, or why it cannot.
+fn seal_files(order: &SealOrder) -> std::result::Result<Vec<SealedFile>, String> {
+    if let Some(why) = unsealed(&order.image) {
+        return Err(why);
+    }
+    let paths: Vec<&str> = chain(&order.image).collect();
+    if paths.len() != order.seen.len() {
+        return Err("the disk lies in other files than were looked at before".to_owned());
+    }
+    paths.into_iter().zip(&order.seen).map(|(path, seen)| seal_file(path, seen)).collect()
+}
+
+/// Makes what was written to a file durable, and looks whether that is all: nobody can have written since the file was
+/// `seen` whose write does not show.
+fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, String> {
+    let failed = |error: io::Error| format!("{path}: {error}");
+    let (file, before) = settled(path)?;
+    if !before.is_same_file(seen) {
+        return Err(format!("{path} was written to, or is another file, since its content was known"));
+    }
+    // What the page cache holds is what the storage holds, so that no failing write-back changes it later; and a page that is
+    // written through a mapping from now on takes a fault, which changes the file's times.
+    file.sync_all().map_err(failed)?;
+    let after = facts(path, &file)?;
+    if after.identity == before { after.proof() } else { Err(format!("{path} changes while it is looked at")) }
+}
+
+/// A file that can be sealed and whose last change is over, with what it is.
+fn settled(path: &str) -> std::result::Result<(File, Identity), String> {
+    for _ in 0..LOOKS {
+        let (file, facts) = look(path)?;
+        facts.proof()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        if is_settled(&facts.identity, i128::try_from(now).unwrap_or(0)) {
+            return Ok((file, facts.identity));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(format!("{path} was changed a moment ago, or its clock is ahead"))
+}
+
+fn look(path: &str) -> std::result::Result<(File, FileFacts), String> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|error| format!("{path} cannot be opened: {error}"))?;
+    let facts = facts(path, &file)?;
+    Ok((file, facts))
+}
+
+/// What can be seen of an open file. Writers first: one that comes later changes the times, one that was there before may
+/// have a write on its way whose time was taken already.
+fn facts(path: &str, file: &File) -> std::result::Result<FileFacts, String> {
+    let failed = |error: io::Error| format!("{path} cannot be looked at: {error}");
+    let regular = file.metadata().map_err(failed)?.is_file();
+    let writers = if regular { writers::of(file).map_err(failed)? } else { kvm_clone_core::seal::Writers::Unknown };
+    let file_system = rustix::fs::fstatfs(file).map_err(|error| failed(error.into()))?.f_type;
+    Ok(FileFacts {
+        path: path.to_owned(),
+        identity: identity(&file.metadata().map_err(failed)?),
+        regular,
+        file_system: u64::try_from(file_system).unwrap_or(0),
+        writers,
+    })
+}
+
+#[cfg(test)]
+mod tests;

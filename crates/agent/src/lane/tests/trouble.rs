@@ -1,0 +1,134 @@
+//! Disks that fail or change, streams that are narrow, disks that are larger than memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvm_clone_core::Code;
+use kvm_clone_core::blocks::Extent;
+
+use super::*;
+use crate::device::{DeviceError, ReadDevice, Result, WriteDevice};
+
+/// A disk that is full of data, without a file.
+struct Full {
+    size: u64,
+    /// Where its medium fails.
+    bad: Option<u64>,
+    /// How often it was read; with `restless`, what is read depends on it.
+    reads: AtomicUsize,
+    restless: bool,
+}
+
+impl Full {
+    fn new(size: u64) -> Self {
+        Self { size, bad: None, reads: AtomicUsize::new(0), restless: false }
+    }
+}
+
+impl ReadDevice for Full {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        Ok(vec![Extent::data(offset, len)])
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let reads = self.reads.fetch_add(1, Ordering::Relaxed);
+        if let Some(bad) = self.bad.filter(|bad| (offset..offset + buf.len() as u64).contains(bad)) {
+            let error = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+            return Err(DeviceError::io(std::path::Path::new("/dev/bad"), "read", error).at(bad));
+        }
+        buf.fill(if self.restless { reads.to_le_bytes()[0] | 128 } else { 7 });
+        Ok(())
+    }
+
+    fn drop_cache(&self, _: u64, _: u64) {}
+}
+
+/// A disk that forgets what is written.
+struct Nowhere(u64);
+
+impl WriteDevice for Nowhere {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn start_writeback(&self, _: u64, _: u64) {}
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn from(device: Full, case: &Case, segment_blocks: u64) -> Came {
+    let (source, target) = case.make();
+    let source_devices: Option<Vec<Arc<dyn ReadDevice>>> = Some(vec![Arc::new(device)]);
+    carry(source, target, Drive { segments: case.segments(segment_blocks * BLOCK), source_devices, ..Drive::default() })
+}
+
+#[test]
+fn a_medium_that_fails_is_named_with_the_place() {
+    let case = Case::new(Content::data(64, 1), Content::data(64, 2));
+    let bad = Full { bad: Some(40 * BLOCK + 512), ..Full::new(64 * BLOCK) };
+    let error = from(bad, &case, 16).outcome.unwrap_err();
+    assert_eq!(error.code, Code::Transfer, "{error:?}");
+    assert_eq!((&error.context["path"][..], &error.context["offset"][..]), ("/dev/bad", "2621952"));
+}
+
+#[test]
+fn a_source_that_changes_while_it_is_compared_is_refused() {
+    let case = Case::new(Content::data(64, 1), Content::data(64, 2));
+    let error = from(Full { restless: true, ..Full::new(64 * BLOCK) }, &case, 16).outcome.unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error:?}");
+    assert!(error.context["path"].ends_with("/source"), "{error:?}");
+}
+
+/// Every block differs and every question is asked, through streams that hold less than one answer: neither end may wait
+/// for the other to hear it while it does not hear.
+#[test]
+fn narrow_streams_do_not_stop_a_lane() {
+    let case = Case::new(Content::data(32 * 16, 1), Content::data(32 * 16, 2));
+    let (source, target) = case.make();
+    let came = carry(source, target, Drive { segments: case.segments(16 * BLOCK), narrow: true, ..Drive::default() });
+    came.outcome.clone().unwrap();
+    case.assert_same();
+    assert_eq!(came.compared().differing, 32 * 16);
+}
+
+fn peak_of_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// A source that is fast, and a target that takes a block at a time.
+#[test]
+fn memory_does_not_grow_with_what_differs() {
+    let size = 768u64 << 20;
+    let mut case = Case::new(Content::new(Vec::new()), Content::new(Vec::new()));
+    (case.before.size, case.after.size, case.verify) = (size, size, Verify::Off);
+    let (source, target) = case.make();
+    let drive = Drive {
+        segments: case.segments(64 << 20),
+        narrow: true,
+        source_devices: Some(vec![Arc::new(Full::new(size))]),
+        target_devices: Some(vec![Arc::new(Nowhere(size))]),
+        damage: None,
+    };
+    let before = peak_of_memory();
+    let came = carry(source, target, drive);
+    came.outcome.clone().unwrap();
+    assert_eq!(came.compared().differing, size / BLOCK);
+    let grown = peak_of_memory() - before;
+    assert!(grown < 128 << 20, "{} MiB for {} MiB", grown >> 20, size >> 20);
+}

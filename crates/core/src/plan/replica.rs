@@ -1,0 +1,302 @@
+//! Sync: which machine of the target is a replica of the source, and which of its images are brought to a newer point.
+//!
+//! A sync is a clone onto a machine that is there: its choices are read from the replica's lineage, its identity is the
+//! replica's, and each disk that the replica has is an overlay on the replica's image instead of a new image.
+
+use uuid::Uuid;
+
+use super::check::Checks;
+use super::request::{Candidates, CloneRequest, DiskFormat, Existing, NetworkTarget, SyncRequest, Update};
+use super::{Base, Facts, Replaced, replace};
+use crate::domain::{DiskElement, Domain, Identity, Lineage};
+use crate::error::{Code, Error, Result};
+use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
+use crate::name::{DiskTarget, SourceName, VmName};
+use crate::size::ByteSize;
+
+/// A machine of the target, as far as finding a replica goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a SourceName,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Where it was copied from, if we made it.
+    pub lineage: Option<&'a Lineage>,
+}
+
+/// The machine that a sync brings to a newer point: the one asked for, else the one whose lineage names the source.
+///
+/// The host's id in a lineage is new at each boot of that host, so the source's UUID is what counts; of several, those of
+/// the host as it is known now go first.
+///
+/// # Errors
+/// There is none ([`Code::VmNotFound`]), there are several, or the one asked for is of another source
+/// ([`Code::Validation`]).
+pub fn find_replica<'a>(
+    source: &SourceMachine,
+    dest: &str,
+    machines: &[Candidate<'a>],
+    wanted: Option<&VmName>,
+) -> Result<Candidate<'a>> {
+    let is_of_source = |machine: &&Candidate<'_>| machine.lineage.is_some_and(|lineage| lineage.uuid == source.uuid);
+    if let Some(name) = wanted {
+        let named = machines.iter().find(|machine| machine.name.as_str() == name.as_str());
+        let named = named.ok_or_else(|| not_there(source, dest, name.as_str()))?;
+        return Some(named).filter(is_of_source).copied().ok_or_else(|| of_another(source, dest, named));
+    }
+    let all: Vec<&Candidate<'_>> = machines.iter().filter(is_of_source).collect();
+    let here: Vec<&Candidate<'_>> =
+        all.iter().copied().filter(|one| one.lineage.is_some_and(|lineage| lineage.host == source.host)).collect();
+    match (here.as_slice(), all.as_slice()) {
+        ([one], _) | ([], [one]) => Ok(**one),
+        ([], []) => match machines.iter().find(|machine| machine.name == &source.name) {
+            Some(named) => Err(of_another(source, dest, named)),
+            None => Err(not_there(source, dest, source.name.as_str())),
+        },
+        _ => Err(several(source, dest, &all)),
+    }
+}
+
+fn not_there(source: &SourceMachine, dest: &str, name: &str) -> Error {
+    let SourceMachine { name: vm, host_name, .. } = source;
+    Error::new(Code::VmNotFound, format!("{dest} has no replica of {vm} on {host_name}, and no machine {name}"))
+        .with("vm", vm)
+        .with("host", dest)
+        .help(format!("Make one first: kvm-clone clone {host_name} {dest} {vm} --replica (or -n NAME)"))
+}
+
+fn of_another(source: &SourceMachine, dest: &str, named: &Candidate<'_>) -> Error {
+    let of = match named.lineage {
+        Some(lineage) => format!("a copy of machine {} ({}) on {}", lineage.name, lineage.uuid, lineage.host_name),
+        None => "no copy that kvm-clone made".to_owned(),
+    };
+    let message = format!("machine {} on {dest} is {of}, not a replica of {}", named.name, source.name);
+    Error::validation(message)
+        .with("vm", named.name)
+        .with("host", dest)
+        .help("Name the replica with -t; or put a new copy in its place with clone --force")
+}
+
+fn several(source: &SourceMachine, dest: &str, all: &[&Candidate<'_>]) -> Error {
+    let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
+    let names = names.join(", ");
+    Error::validation(format!("{dest} has several replicas of {}: {names}", source.name))
+        .with("vm", &source.name)
+        .with("host", dest)
+        .with("replicas", &names)
+        .help("Say which one with -t NAME")
+}
+
+/// The request that made the replica, applied again.
+///
+/// # Errors
+/// [`Code::Validation`] where the replica's name or its policy is none that we make.
+pub fn sync_request(replica: &SourceName, lineage: &Lineage, asked: &SyncRequest) -> Result<CloneRequest> {
+    let policy = &lineage.policy;
+    let networks = policy.networks.iter().map(|(from, to)| {
+        let to = if to == "none" { NetworkTarget::None } else { NetworkTarget::Named(to.parse()?) };
+        Ok((from.clone(), to))
+    });
+    Ok(CloneRequest {
+        new_name: Some(replica.as_str().parse()?),
+        identity: policy.identity,
+        // The UUID is the replica's, whatever it was made from.
+        uuid: Identity::New,
+        macs: policy.macs,
+        existing: Existing::Update(asked.update),
+        networks: Vec::new(),
+        usual_networks: networks.collect::<Result<_>>()?,
+        pool: policy.pool.clone(),
+        disk_format: match policy.disk_format {
+            None => DiskFormat::Keep,
+            Some(ImageFormat::Raw) => DiskFormat::Raw,
+            Some(_) => DiskFormat::Qcow2,
+        },
+        copy_media: policy.copy_media,
+        keep_snapshots: false,
+        reduction: policy.reduction.clone(),
+        any_machine: policy.any_machine,
+        tpm: policy.tpm,
+        presence: asked.presence,
+        discard_managed_save: asked.discard_managed_save,
+        space_margin_percent: asked.space_margin_percent,
+    })
+}
+
+/// Looks whether the replica can be brought to a newer point; says what its next definition takes away.
+pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut Checks) -> Option<Replaced> {
+    let Some(existing) = facts.target.machines.iter().find(|machine| machine.uuid == replica.uuid) else {
+        checks.fail("replica", changed(facts, replica, "is not there any more"));
+        return None;
+    };
+    let failures: Vec<Error> =
+        [refuse_state(facts, existing), refuse_saved(facts, existing), replace::refuse_shared(facts, existing)]
+            .into_iter()
+            .flatten()
+            .chain(refuse_disks(facts, replica, update))
+            .collect();
+    if !failures.is_empty() {
+        checks.all("replica", failures, "");
+        return None;
+    }
+    let point = &replica.lineage.point;
+    checks.ok("replica", format!("machine {} holds the point of {point}", replica.name));
+    note_disks(facts, replica, update, checks);
+    let kept = |path: &String| {
+        let is_base = facts.bases(update).any(|(_, image)| image.path == *path);
+        is_base || left_over(facts, replica).any(|disk| disk.source.as_ref() == Some(path))
+    };
+    let files = replace::removable_files(facts, existing).into_iter().filter(|path| !kept(path) && !update.disks_only);
+    Some(Replaced { name: replica.name.clone(), uuid: replica.uuid, files: files.collect() })
+}
+
+fn changed(facts: &Facts<'_>, replica: &Replica, what: &str) -> Error {
+    Error::conflict(format!("replica {} {what}", replica.name))
+        .with("vm", &replica.name)
+        .with("host", &facts.target.host_name)
+}
+
+/// A replica that runs is never written to.
+fn refuse_state(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
+    let name = &existing.name;
+    let message = format!("replica {name} is {}; a replica that runs is never written to", existing.state);
+    let error = Error::conflict(message).with("vm", name).with("host", &facts.target.host_name);
+    let error = error
+        .help(format!("virsh shutdown {name}; then sync again"))
+        .help("What it wrote makes it another machine than its source: --discard-target-changes throws that away");
+    (existing.state != MachineState::Stopped).then_some(error)
+}
+
+/// Saved memory would be put on disks that it does not belong to; snapshots and checkpoints hang on the images as they are.
+fn refuse_saved(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
+    let name = &existing.name;
+    let (what, command, diverged) = match existing {
+        ExistingMachine { managed_save: true, .. } => ("a saved memory image", "managedsave-remove", true),
+        ExistingMachine { snapshots: 1.., .. } => ("snapshots", "snapshot-delete", false),
+        ExistingMachine { checkpoints: 1.., .. } => ("checkpoints", "checkpoint-delete", false),
+        _ => return None,
+    };
+    let message = format!("replica {name} has {what} and cannot be brought to another point");
+    let error = if diverged { Error::conflict(message) } else { Error::unsupported(message) };
+    let error = error.with("vm", name).with("host", &facts.target.host_name);
+    Some(error.help(format!("Remove them first: virsh {command} {name}")))
+}
+
+/// Disks that cannot be compared, and those that may not be copied whole.
+fn refuse_disks(facts: &Facts<'_>, replica: &Replica, update: Update) -> Vec<Error> {
+    let mut failures = Vec::new();
+    for disk in facts.domain.data_disks() {
+        let size =
+            facts.source.images.get(&disk.target).and_then(|chain| chain.first()).map(|image| image.virtual_size);
+        let refusal = match (update.candidates, facts.replica_disk(disk)) {
+            (Candidates::All, _) => None,
+            (Candidates::OnlyDiffering, None) => {
+                Some(Error::conflict(format!("disk {} is new at the source and would be copied whole", disk.target)))
+            }
+            (_, None) => None,
+            (_, Some(chain)) => refuse_image(facts, replica, chain, size.unwrap_or(0)),
+        };
+        failures.extend(refusal.map(|error| error.with("disk", &disk.target).help(WHOLE)));
+    }
+    failures
+}
+
+const WHOLE: &str = "sync --full copies the disks whole, into new images";
+
+fn refuse_image(facts: &Facts<'_>, replica: &Replica, chain: &[ImageFacts], size: u64) -> Option<Error> {
+    let image = chain.first()?;
+    let path = &image.path;
+    let refuse =
+        |what: &str| Error::unsupported(format!("image {path} of replica {} {what}", replica.name)).with("path", path);
+    let error = match () {
+        () if !image.regular_file => refuse("is a device, on which a new point cannot be staged"),
+        () if chain.len() > 1 => refuse("stands on other images"),
+        () if image.data_file.is_some() => refuse("keeps its data in another file"),
+        () if matches!(image.format, ImageFormat::Other(_)) => refuse(&format!("is of format {}", image.format)),
+        () if !image.by_qemu.is_empty() => refuse(&format!("uses {}", image.by_qemu.join(", "))),
+        () if !image.unsupported.is_empty() => refuse(&format!("uses {}", image.unsupported.join(", "))),
+        () if image.virtual_size > rounded(size) => {
+            let (old, new) = (ByteSize(image.virtual_size), ByteSize(size));
+            let message = format!(
+                "the source's disk has {new} now, that of replica {} {old}: a disk is never shrunk in its image",
+                replica.name
+            );
+            Error::conflict(message)
+        }
+        () if image.virtual_size < size && image.snapshots > 0 => refuse("has snapshots inside and cannot grow"),
+        () => return None,
+    };
+    Some(error.with("host", &facts.target.host_name))
+}
+
+/// What becomes of each disk that is not simply compared.
+fn note_disks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut Checks) {
+    for disk in facts.domain.data_disks() {
+        let size =
+            facts.source.images.get(&disk.target).and_then(|chain| chain.first()).map_or(0, |image| image.virtual_size);
+        match facts.replica_disk(disk).and_then(|chain| chain.first()) {
+            None => {
+                checks.warn("disks", format!("disk {} is new at the source; it is copied whole", disk.target), None)
+            }
+            Some(image) if image.virtual_size < size && update.candidates != Candidates::All => {
+                let (old, new) = (ByteSize(image.virtual_size), ByteSize(size));
+                checks.warn("disks", format!("disk {} grew from {old} to {new}", disk.target), None);
+            }
+            Some(_) => {}
+        }
+    }
+    for disk in left_over(facts, replica) {
+        let image = disk.source.as_deref().unwrap_or_default();
+        let message =
+            format!("disk {} is gone from the source; the replica loses it, its image {image} stays", disk.target);
+        checks.warn("disks", message, Some("Remove the file by hand if nobody needs it"));
+    }
+}
+
+/// Disks that the replica has and the source has not.
+fn left_over<'a>(facts: &'a Facts<'_>, replica: &Replica) -> impl Iterator<Item = DiskElement> + 'a {
+    let disks: Vec<DiskElement> =
+        Domain::parse(&replica.xml).map(|domain| domain.data_disks().cloned().collect()).unwrap_or_default();
+    disks.into_iter().filter(|disk| facts.domain.data_disks().all(|other| !is_same_disk(other, disk)))
+}
+
+/// Disks are matched by what their guests see of them, never by their order: the target device, and the serial where both
+/// have one.
+fn is_same_disk(a: &DiskElement, b: &DiskElement) -> bool {
+    let serials = a.serial.as_ref().zip(b.serial.as_ref());
+    a.target == b.target && serials.is_none_or(|(a, b)| a == b)
+}
+
+/// A qcow2 image holds whole sectors: an overlay of an odd disk, and so the replica's disk while it has one, is longer.
+const fn rounded(size: u64) -> u64 {
+    size.next_multiple_of(512)
+}
+
+impl<'a> Facts<'a> {
+    /// The images that the replica has for a disk of the source.
+    fn replica_disk(&self, disk: &DiskElement) -> Option<&'a [ImageFacts]> {
+        let replica = self.target.replica.as_ref()?;
+        let domain = Domain::parse(&replica.xml).ok()?;
+        domain.data_disks().find(|other| is_same_disk(disk, other))?;
+        replica.images.get(&disk.target).map(Vec::as_slice).filter(|chain| !chain.is_empty())
+    }
+
+    /// The disks that get an overlay, with the replica's images.
+    fn bases(&self, update: Update) -> impl Iterator<Item = (&'a DiskTarget, &'a ImageFacts)> {
+        let disks = self.domain.data_disks().filter(move |_| update.candidates != Candidates::All);
+        disks.filter_map(|disk| Some((&disk.target, self.replica_disk(disk)?.first()?)))
+    }
+
+    /// The image of the replica that a disk is compared with, where it is.
+    pub(super) fn base(&self, target: &DiskTarget) -> Option<Base> {
+        let Existing::Update(update) = self.request.existing else { return None };
+        let (_, image) = self.bases(update).find(|(disk, _)| *disk == target)?;
+        Some(Base {
+            path: image.path.clone(),
+            format: image.format.clone(),
+            size: image.virtual_size,
+            allocated: image.allocated,
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! Sync: which machine is the replica, what of it changes, and what is refused.
+
+use super::*;
+use crate::domain::{Lineage, Reduction};
+
+const IMAGE: &str = "/images/standby-vda.qcow2";
+const OVERLAY: &str = "/images/standby-vda-deadbeef.overlay";
+
+/// The source and its replica `standby`, made by a clone to beta with these choices.
+fn replicated(choices: impl FnOnce(&mut CloneRequest)) -> World {
+    replicated_from(world(), choices)
+}
+
+fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneRequest)) -> World {
+    world.request.new_name = Some("standby".parse().unwrap());
+    choices(&mut world.request);
+    let cloned = world.plan();
+    assert_eq!(code(&cloned), 0, "{:?}", cloned.refusal());
+    let uuid = world.fresh.uuid;
+    let xml = cloned.definition.unwrap();
+    let lineage = Domain::parse(&xml).unwrap().lineage().unwrap();
+    let images = cloned.disks.iter().map(|disk| (disk.target.clone(), vec![image(&disk.path, 4)])).collect();
+    let mut existing = existing("standby", 0, IMAGE);
+    existing.uuid = uuid;
+    existing.uses = cloned.disks.iter().map(|disk| disk.path.clone()).collect();
+    world.request = sync_request(&existing.name, &lineage, &SyncRequest::default()).unwrap();
+    world.target.paths_present.extend(existing.uses.iter().cloned());
+    world.target.replica = Some(Replica { name: existing.name.clone(), uuid, xml, lineage, images });
+    world.target.machines = vec![existing];
+    world.fresh.uuid = Uuid::from_u128(77);
+    world.fresh.genid = Uuid::from_u128(78);
+    world.fresh.macs = (0..4).map(|byte| [0, 0, 0, 9, 9, byte]).collect();
+    world.fresh.now = "2030-02-03T04:05:06Z".to_owned();
+    world
+}
+
+fn update(world: &mut World, change: impl FnOnce(&mut Update)) {
+    let Existing::Update(update) = &mut world.request.existing else { unreachable!("it is a sync") };
+    change(update);
+}
+
+fn replica(world: &mut World) -> &mut Replica {
+    world.target.replica.as_mut().unwrap()
+}
+
+#[test]
+fn a_disk_of_the_replica_gets_an_overlay_and_the_replica_keeps_what_makes_it_itself() {
+    let world = replicated(|_| ());
+    let before = Domain::parse(&world.target.replica.as_ref().unwrap().xml).unwrap();
+    let plan = world.plan();
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    assert_eq!((plan.disks[0].path.as_str(), &plan.disks[0].format), (OVERLAY, &ImageFormat::Qcow2));
+    assert_eq!(plan.disks[0].base.as_ref().unwrap().path, IMAGE);
+    assert_eq!(plan.space_needed, 4 * GIB / 100 * 15 + 4 * GIB / 100 * 15 * 15 / 100);
+    let committed = plan.definition.as_ref().unwrap();
+    let after = Domain::parse(committed).unwrap();
+    assert_eq!((after.name(), after.uuid(), after.genid()), (before.name(), before.uuid(), before.genid()));
+    let macs = |domain: &Domain| domain.interfaces().into_iter().map(|nic| nic.mac).collect::<Vec<_>>();
+    assert_eq!(macs(&after), macs(&before));
+    assert_eq!(after.lineage().unwrap().point, "2030-02-03T04:05:06Z");
+    let store = format!(
+        "<source file='{OVERLAY}'/>\n<backingStore type='file'>\n  <format type='qcow2'/>\n  <source file='{IMAGE}'/>\n  <backingStore/>"
+    );
+    assert!(committed.contains(&store), "{committed}");
+    let settled = plan.target_xml.as_ref().unwrap();
+    assert!(settled.contains(&format!("<source file='{IMAGE}'/>")) && !settled.contains(OVERLAY), "{settled}");
+    assert_eq!(plan.replaces.as_ref().unwrap().files, [""; 0]);
+    insta::assert_snapshot!(plan.describe());
+}
+
+#[test]
+fn the_definition_follows_the_source() {
+    let mut world = replicated(|_| ());
+    world.source.xml = world.source.xml.replace("<memory unit='MiB'>64", "<memory unit='MiB'>96");
+    let plan = world.plan();
+    assert_eq!(Domain::parse(plan.definition.as_ref().unwrap()).unwrap().memory().0, 96 << 20);
+    update(&mut world, |update| update.disks_only = true);
+    let plan = world.plan();
+    let kept = Domain::parse(plan.definition.as_ref().unwrap()).unwrap();
+    assert_eq!(kept.memory().0, 64 << 20);
+    assert_eq!(kept.disks()[0].source.as_deref(), Some(OVERLAY));
+}
+
+#[test]
+fn the_choices_of_the_clone_hold_again() {
+    let mut world = world();
+    world.add_device("<interface type='network'><source network='lan'/></interface>");
+    let mut world = replicated_from(world, |request| {
+        request.networks = vec![("lan".to_owned(), NetworkTarget::None)];
+        request.pool = Some("default".parse().unwrap());
+        request.disk_format = DiskFormat::Raw;
+        request.any_machine = true;
+        request.copy_media = true;
+        request.reduction = Reduction { tuning: true, host_devices: true, ..Reduction::default() };
+    });
+    let request = &world.request;
+    assert_eq!(request.usual_networks, [("lan".to_owned(), NetworkTarget::None)]);
+    assert_eq!(request.pool.as_ref().unwrap().as_str(), "default");
+    assert_eq!(request.disk_format, DiskFormat::Raw);
+    assert!(request.any_machine && request.copy_media);
+    assert!(request.reduction.tuning && request.reduction.host_devices && !request.reduction.shared_directories);
+    // A network that the source is not plugged into any more needs no place.
+    world.source.xml = world.source.xml.replace("<interface type='network'><source network='lan'/></interface>", "");
+    assert_eq!(code(&world.plan()), 0, "{:?}", world.plan().refusal());
+}
+
+#[test]
+fn a_disk_that_was_left_out_stays_left_out() {
+    let mut world = world();
+    world.add_disk("vdb", vec![image("/pool/data.qcow2", 1)]);
+    let mut world = replicated_from(world, |request| _ = request.reduction.disks.insert("vdb".parse().unwrap()));
+    let disks = |plan: ClonePlan| plan.disks.iter().map(|disk| disk.target.to_string()).collect::<Vec<_>>();
+    assert_eq!(disks(world.plan()), ["vda"]);
+    // Also when the source has it no more.
+    let without = "<disk><driver type='qcow2'/><source file='/pool/data.qcow2'/><target dev='vdb'/></disk>";
+    world.source.xml = world.source.xml.replace(without, "");
+    assert_eq!(disks(world.plan()), ["vda"]);
+}
+
+#[test]
+fn disks_that_come_go_and_grow_are_told() {
+    let mut world = replicated(|_| ());
+    world.add_disk("vdb", vec![image("/pool/data.qcow2", 1)]);
+    world.image().virtual_size = 12 * GIB;
+    let plan = world.plan();
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    let text = plan.describe();
+    assert!(
+        text.contains("disk vdb is new at the source") && text.contains("disk vda grew from 10.0 GiB to 12.0 GiB"),
+        "{text}"
+    );
+    assert_eq!((plan.disks[1].path.as_str(), plan.disks[1].base.is_none()), ("/images/standby-vdb.qcow2", true));
+    let refused = world.clone().with(|w| update(w, |update| update.candidates = Candidates::OnlyDiffering));
+    assert_eq!(code(&refused), 1014);
+
+    // The other way round: the replica has one more.
+    let mut world = replicated(|_| ());
+    let more = "<disk><driver type='qcow2'/><source file='/images/old-vdb.qcow2'/><target dev='vdb'/></disk>";
+    let xml = replica(&mut world).xml.replace("<!--more-->", more);
+    replica(&mut world).xml = xml;
+    let file = Some(FileId { device: 9, inode: 901, length: 1, born: None });
+    world.target.machines[0].disk_files.push(DiskFile { path: "/images/old-vdb.qcow2".to_owned(), file });
+    let plan = world.plan();
+    assert!(
+        plan.describe()
+            .contains("disk vdb is gone from the source; the replica loses it, its image /images/old-vdb.qcow2 stays")
+    );
+    assert_eq!(plan.replaces.unwrap().files, [""; 0]);
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_and_can_be_copied_whole() {
+    type Change = fn(&mut ImageFacts);
+    let cases: [(&str, Change, u16); 6] = [
+        ("larger", |image| image.virtual_size += 512, 1014),
+        ("device", |image| image.regular_file = false, 1013),
+        ("format", |image| image.format = ImageFormat::Other("vmdk".to_owned()), 1013),
+        ("data file", |image| image.data_file = Some("/x".to_owned()), 1013),
+        ("zstd", |image| image.by_qemu.push("zstd".to_owned()), 1013),
+        ("grown with snapshots", |image| (image.virtual_size, image.snapshots) = (GIB, 1), 1013),
+    ];
+    for (what, change, expected) in cases {
+        let mut world = replicated(|_| ());
+        change(&mut replica(&mut world).images.get_mut(&"vda".parse().unwrap()).unwrap()[0]);
+        assert_eq!(code(&world.plan()), expected, "{what}");
+        update(&mut world, |update| update.candidates = Candidates::All);
+        let whole = world.plan();
+        assert_eq!(code(&whole), 0, "{what}: {:?}", whole.refusal());
+        assert_eq!(whole.disks[0].path, "/images/standby-vda-deadbeef.qcow2");
+        assert_eq!(whole.replaces.unwrap().files, [IMAGE]);
+    }
+    let chain = replicated(|_| ()).with(|w| {
+        replica(w).images.get_mut(&"vda".parse().unwrap()).unwrap().push(image("/images/base", 1));
+    });
+    assert_eq!(code(&chain), 1013);
+}
+
+#[test]
+fn an_odd_disk_is_as_large_as_its_overlay_was() {
+    let plan = replicated(|_| ()).with(|w| {
+        w.image().virtual_size = GIB + 1;
+        let image = &mut replica(w).images.get_mut(&"vda".parse().unwrap()).unwrap()[0];
+        image.virtual_size = GIB + 512;
+    });
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+}
+
+#[test]
+fn a_replica_that_runs_or_holds_more_than_its_disks_is_left_alone() {
+    type Change = fn(&mut ExistingMachine);
+    let cases: [(&str, Change, u16); 5] = [
+        ("running", |machine| machine.state = MachineState::Running, 1014),
+        ("paused", |machine| machine.state = MachineState::Paused, 1014),
+        ("managed save", |machine| machine.managed_save = true, 1014),
+        ("snapshots", |machine| machine.snapshots = 1, 1013),
+        ("checkpoints", |machine| machine.checkpoints = 1, 1013),
+    ];
+    for (what, change, expected) in cases {
+        let plan = replicated(|_| ()).with(|w| change(&mut w.target.machines[0]));
+        assert_eq!(code(&plan), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_disk_with_another_serial_is_another_disk() {
+    let serial = |xml: &str, serial: &str| {
+        xml.replace("<target dev='vda'", &format!("<serial>{serial}</serial><target dev='vda'"))
+    };
+    let mut world = replicated(|_| ());
+    world.source.xml = serial(&world.source.xml, "one");
+    let xml = serial(&replica(&mut world).xml.clone(), "two");
+    replica(&mut world).xml = xml;
+    let plan = world.plan();
+    assert!(plan.disks[0].base.is_none(), "{:?}", plan.disks);
+    assert_eq!(plan.disks[0].path, "/images/standby-vda-deadbeef.qcow2");
+}
+
+#[test]
+fn the_replica_is_found_by_its_lineage() {
+    let world = replicated(|_| ());
+    let lineage = world.target.replica.as_ref().unwrap().lineage.clone();
+    let names: Vec<SourceName> = ["standby", "other", "small"].iter().map(|name| name.parse().unwrap()).collect();
+    let rebooted = Lineage { host: HostId("elsewhere".to_owned()), ..lineage.clone() };
+    let foreign = Lineage { uuid: Uuid::from_u128(123), ..lineage.clone() };
+    let find = |lineages: &[Option<&Lineage>], wanted: Option<&str>| {
+        let machines: Vec<Candidate<'_>> = names
+            .iter()
+            .zip(lineages)
+            .map(|(name, lineage)| Candidate { name, uuid: Uuid::nil(), lineage: *lineage })
+            .collect();
+        let wanted = wanted.map(|name| name.parse().unwrap());
+        let found = find_replica(&world.source, "beta", &machines, wanted.as_ref());
+        found.map(|found| found.name.to_string()).map_err(|error| error.code.number())
+    };
+    assert_eq!(find(&[Some(&lineage), None], None), Ok("standby".to_owned()));
+    assert_eq!(find(&[Some(&rebooted), None], None), Ok("standby".to_owned()));
+    assert_eq!(find(&[Some(&rebooted), Some(&lineage)], None), Ok("other".to_owned()));
+    assert_eq!(find(&[Some(&lineage), Some(&lineage)], None), Err(1007));
+    assert_eq!(find(&[Some(&lineage), Some(&lineage)], Some("standby")), Ok("standby".to_owned()));
+    assert_eq!(find(&[Some(&foreign), None], None), Err(1003));
+    assert_eq!(find(&[None, None, None], None), Err(1007));
+    assert_eq!(find(&[Some(&foreign)], Some("standby")), Err(1007));
+    assert_eq!(find(&[], Some("standby")), Err(1003));
+}

@@ -1,0 +1,160 @@
+//! What the control agent is asked about machines that are brought to a newer point: overlays, seals, manifests.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::control::Identity;
+use super::lane::ImageSpec;
+use crate::blocks::{DigestKey, KeyId, Root};
+use crate::inventory::ImageFormat;
+use crate::name::DiskTarget;
+
+/// An overlay over an image of the machine: the new point of one disk, until it is flattened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayFile {
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The overlay's final name, which is also among [`super::control::Marker::finals`].
+    pub path: String,
+    /// The image under it.
+    pub image: String,
+    /// The image's format.
+    pub format: ImageFormat,
+    /// Size that the disk shall have, in bytes.
+    pub exact_size: u64,
+    /// What the overlay was when all that it holds was in the image. As long as it is that, and no definition names it, it is
+    /// not needed any more.
+    #[serde(default)]
+    pub flattened: Option<Identity>,
+}
+
+/// An overlay whose content goes into the image under it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flatten {
+    /// The operation whose marker names both.
+    pub operation: Uuid,
+    /// The overlay, with the image first among the files behind it.
+    pub overlay: ImageSpec,
+    /// Size that the disk shall have, in bytes. A raw image gets exactly that; overlays have whole sectors.
+    pub exact_size: u64,
+}
+
+/// A flattened overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flattened {
+    /// What the overlay was then; none where it was gone already. To be written into the marker.
+    pub overlay: Option<Identity>,
+    /// What identifies the image from now on.
+    pub image: Identity,
+    /// What could not be preserved.
+    pub notes: Vec<String>,
+}
+
+/// A seal to be taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealOrder {
+    /// The operation that made the point.
+    pub operation: Uuid,
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The root over its digests.
+    pub root: Root,
+    /// The key of the digests, by its public name.
+    pub key: KeyId,
+    /// The image and all files behind it.
+    pub image: ImageSpec,
+    /// What these files were when their content was the root's, the image first: before they were read, or after they were
+    /// written. Files that were written to since are not sealed.
+    pub seen: Vec<Identity>,
+}
+
+/// A question about a seal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealQuery {
+    /// The operation that made the point.
+    pub operation: Uuid,
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The image and all files behind it, as they are used now.
+    pub image: ImageSpec,
+}
+
+/// What a seal is worth now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SealState {
+    /// There is none of that operation and disk.
+    Absent {
+        /// Why one that is there does not count.
+        why: Option<String>,
+    },
+    /// There is one, but the files may hold something else by now.
+    Untrusted {
+        /// The root of the point.
+        root: Root,
+        /// The key of its digests.
+        key: KeyId,
+        /// What is in doubt.
+        why: String,
+    },
+    /// The files hold just the content of that root.
+    Trusted {
+        /// The root of the point, and of the disk.
+        root: Root,
+        /// The key of its digests.
+        key: KeyId,
+    },
+}
+
+/// A question about a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestQuery {
+    /// Its path.
+    pub path: String,
+    /// The operation it must be of.
+    pub operation: Uuid,
+}
+
+/// What a manifest is worth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ManifestState {
+    /// There is none.
+    Absent,
+    /// It is not of that operation, not complete, or damaged.
+    Unusable {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// All of its digests are there, and have its root.
+    Whole {
+        /// Size of the disk in bytes.
+        disk_size: u64,
+        /// The key of its digests.
+        key: DigestKey,
+        /// The root over its digests.
+        root: Root,
+        /// Blocks that hold data.
+        data_blocks: u64,
+    },
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::control::Marker;
+    use super::*;
+
+    /// An operation may have been interrupted before the program was renewed.
+    #[test]
+    fn markers_of_older_versions_are_read() {
+        let disk = "vda".parse().unwrap();
+        let (path, image) = ("/a/overlay".to_owned(), "/a/image".to_owned());
+        let overlay = OverlayFile { disk, path, image, format: ImageFormat::Raw, exact_size: 1000, flattened: None };
+        let marker = Marker { overlays: vec![overlay], outdated: vec!["/old".to_owned()], ..Marker::default() };
+        let mut text = serde_json::to_value(&marker).unwrap();
+        assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
+        for new in ["overlays", "outdated", "directories"] {
+            text.as_object_mut().unwrap().remove(new);
+        }
+        assert_eq!(serde_json::from_value::<Marker>(text).unwrap(), Marker::default());
+    }
+}

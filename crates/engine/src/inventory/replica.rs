@@ -1,0 +1,58 @@
+//! The machine that a sync brings to a newer point.
+
+use std::collections::BTreeMap;
+
+use kvm_clone_core::domain::{Domain, Lineage};
+use kvm_clone_core::inventory::{ExistingMachine, Replica, SourceMachine};
+use kvm_clone_core::name::{SourceName, VmName};
+use kvm_clone_core::plan::{Candidate, CloneRequest, Existing, find_replica};
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use super::{Site, disk_path, inspect};
+
+/// A replica, found by its lineage.
+pub(crate) struct Found {
+    pub(crate) name: SourceName,
+    pub(crate) uuid: Uuid,
+    pub(crate) lineage: Lineage,
+}
+
+/// Looks for the source's replica among the machines of a host.
+pub(crate) async fn find(site: &Site, source: &SourceMachine, wanted: Option<&VmName>) -> Result<Found> {
+    let machines = site.libvirt.existing(String::new()).await?;
+    let lineages: Vec<Option<Lineage>> =
+        machines.iter().map(|(_, xml)| Domain::parse(xml).ok().and_then(|domain| domain.lineage())).collect();
+    let candidates: Vec<Candidate<'_>> = machines
+        .iter()
+        .zip(&lineages)
+        // A machine that was itself copied to its own host is no replica of itself.
+        .filter(|((machine, _), _)| site.host.facts.id != source.host || machine.uuid != source.uuid)
+        .map(|((machine, _), lineage)| Candidate { name: &machine.name, uuid: machine.uuid, lineage: lineage.as_ref() })
+        .collect();
+    let found = find_replica(source, &site.host.name, &candidates, wanted)?;
+    let lineage = found.lineage.cloned().ok_or_else(|| Error::internal("a replica has no lineage"))?;
+    Ok(Found { name: found.name.clone(), uuid: found.uuid, lineage })
+}
+
+/// Looks at the replica that is to be brought to a newer point, and at the images of its disks. None where it is not there
+/// any more, or no replica.
+pub(super) async fn look_at(
+    site: &Site,
+    request: &CloneRequest,
+    machine: Option<&ExistingMachine>,
+) -> Result<Option<Replica>> {
+    let (Existing::Update(_), Some(machine)) = (request.existing, machine) else { return Ok(None) };
+    let Some(xml) = site.libvirt.definition(machine.uuid).await? else { return Ok(None) };
+    let domain = Domain::parse(&xml).map_err(|error| error.with("vm", &machine.name))?;
+    let Some(lineage) = domain.lineage() else { return Ok(None) };
+    let mut images = BTreeMap::new();
+    for disk in domain.data_disks() {
+        let Some(path) = disk_path(site, disk).await? else { continue };
+        let seen = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
+        let seen = seen.map_err(|error| error.with("disk", &disk.target).with("host", &site.host.name))?;
+        images.insert(disk.target.clone(), seen.images);
+    }
+    Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images }))
+}

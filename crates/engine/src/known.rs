@@ -1,0 +1,148 @@
+//! What is known of a replica before it is compared: the digests of its last point, and whether its images, and the source's,
+//! are still what they were then.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvm_clone_core::blocks::{DigestKey, Root};
+use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::plan::{ClonePlan, DiskPlan, ReplicaPlan};
+use kvm_clone_core::wire::control::{Identity, Reply, Request};
+use kvm_clone_core::wire::lane::{BaseDigests, ImageSpec, OnDivergence, Trust};
+use kvm_clone_core::wire::replica::{ManifestQuery, ManifestState, SealQuery, SealState};
+use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
+
+use crate::clone::CloneSettings;
+use crate::host::Host;
+use crate::host::control::unexpected;
+use crate::inventory::{self, Source};
+
+/// What is known of a replica's disks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    /// The key of all digests of this lineage; none where none of them were kept.
+    pub(crate) key: Option<DigestKey>,
+    /// The digests of each disk, where they were kept.
+    pub(crate) digests: BTreeMap<DiskTarget, BaseDigests>,
+    /// What identifies the replica's images as they are now.
+    pub(crate) identities: BTreeMap<DiskTarget, Vec<Identity>>,
+    /// Disks that nobody touched since the last point, on either side: they need not be read.
+    pub(crate) untouched: BTreeSet<DiskTarget>,
+}
+
+/// The digests of a disk's last point.
+struct Kept {
+    disk: DiskTarget,
+    manifest: String,
+    key: DigestKey,
+    root: Root,
+}
+
+/// Asks both hosts. Nothing is known of a machine that is new at the target.
+///
+/// # Errors
+/// [`kvm_clone_core::Code::Conflict`] where it cannot be told whether a replica was changed since its last point, unless its
+/// changes are to be discarded anyway.
+pub(crate) async fn look(
+    source: &Host,
+    target: &Host,
+    seen: &Source,
+    plan: &ClonePlan,
+    settings: &CloneSettings,
+) -> Result<Known> {
+    let Some(replica) = &plan.replica else { return Ok(Known::default()) };
+    let mut known = Known::default();
+    let mut all = Vec::new();
+    for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {
+        let identities = inventory::inspect(target, base_image(disk)?).await?.identities;
+        known.identities.insert(disk.target.clone(), identities);
+        match kept(target, replica, disk).await? {
+            Ok(kept) if known.key.as_ref().is_none_or(|key| *key == kept.key) => {
+                known.key = Some(kept.key.clone());
+                all.push(kept);
+            }
+            Ok(_) if settings.discard_target_changes => {}
+            Ok(_) => return Err(untold(target, replica, disk, "its digests are of another lineage")),
+            Err(_) if settings.discard_target_changes => {}
+            Err(why) => return Err(untold(target, replica, disk, &why)),
+        }
+    }
+    let reads_all = settings.paranoid || settings.discard_target_changes;
+    let base = |disk: &DiskTarget| base_image(plan.disks.iter().find(|planned| planned.target == *disk)?).ok();
+    let chain = |disk: &DiskTarget| inventory::spec(seen.machine.images.get(disk)?).ok();
+    let ours = if reads_all { BTreeSet::new() } else { sealed(target, replica.operation, &all, base).await? };
+    let theirs = if reads_all || seen.machine.live.is_some() {
+        BTreeSet::new()
+    } else {
+        sealed(source, replica.operation, &all, chain).await?
+    };
+    known.untouched = ours.intersection(&theirs).cloned().collect();
+    let on_divergence = if settings.discard_target_changes { OnDivergence::Discard } else { OnDivergence::Refuse };
+    for kept in all {
+        let trust = if ours.contains(&kept.disk) { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
+        known.digests.insert(kept.disk, BaseDigests { manifest: kept.manifest, trust });
+    }
+    Ok(known)
+}
+
+/// The image under a disk's overlay.
+fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
+    let base = disk.base.as_ref().ok_or_else(|| Error::internal(format!("disk {} has no base", disk.target)))?;
+    Ok(ImageSpec::new(&base.path, base.format.clone()))
+}
+
+/// Where the digests of a disk are kept at the target.
+pub(crate) fn manifest_path(target: &Host, operation: Uuid, disk: &DiskTarget) -> String {
+    format!("{}/manifests/{operation}-{disk}", target.facts.state_dir)
+}
+
+/// The digests of a disk's last point, or why there are none.
+async fn kept(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan) -> Result<Result<Kept, String>> {
+    let manifest = manifest_path(target, replica.operation, &disk.target);
+    let query = ManifestQuery { path: manifest.clone(), operation: replica.operation };
+    let state = match target.control.ask(Request::Manifest(query)).await? {
+        Reply::Manifest(state) => state,
+        other => return Err(unexpected(&other)),
+    };
+    let size = disk.base.as_ref().map_or(0, |base| base.size);
+    Ok(match state {
+        ManifestState::Absent => Err("its digests are not there any more".to_owned()),
+        ManifestState::Unusable { why } => Err(format!("its digests are of no use: {why}")),
+        // An odd disk is as long as its sectors while it has an overlay.
+        ManifestState::Whole { disk_size, .. } if disk_size.next_multiple_of(512) != size.next_multiple_of(512) => {
+            Err("its digests are those of a disk of another size".to_owned())
+        }
+        ManifestState::Whole { key, root, .. } => Ok(Kept { disk: disk.target.clone(), manifest, key, root }),
+    })
+}
+
+/// The disks whose images on a host are known to hold just these digests.
+async fn sealed(
+    host: &Host,
+    operation: Uuid,
+    all: &[Kept],
+    image: impl Fn(&DiskTarget) -> Option<ImageSpec>,
+) -> Result<BTreeSet<DiskTarget>> {
+    let asked: Vec<(&Kept, ImageSpec)> = all.iter().filter_map(|kept| Some((kept, image(&kept.disk)?))).collect();
+    let query =
+        |(kept, image): &(&Kept, ImageSpec)| SealQuery { operation, disk: kept.disk.clone(), image: image.clone() };
+    let states = match host.control.ask(Request::Seals(asked.iter().map(query).collect())).await? {
+        Reply::Seals(states) => states,
+        other => return Err(unexpected(&other)),
+    };
+    let holds = |kept: &Kept, state: &SealState| *state == SealState::Trusted { root: kept.root, key: kept.key.id() };
+    let both = asked.iter().zip(&states);
+    Ok(both.filter(|((kept, _), state)| holds(kept, state)).map(|((kept, _), _)| kept.disk.clone()).collect())
+}
+
+fn untold(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan, why: &str) -> Error {
+    let message = format!(
+        "it cannot be told whether disk {} of replica {} was changed since its last point: {why}",
+        disk.target, replica.name
+    );
+    Error::conflict(message)
+        .with("vm", &replica.name)
+        .with("disk", &disk.target)
+        .with("host", &target.name)
+        .help("--discard-target-changes compares everything, and overwrites what was changed")
+}

@@ -1,0 +1,49 @@
+//! Seals: at the end, both hosts note what their images hold, so that the next sync need not read what nobody touched.
+
+use kvm_clone_core::Result;
+use kvm_clone_core::blocks::Root;
+use kvm_clone_core::wire::control::{FinishedImage, Identity, Request};
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::replica::SealOrder;
+
+use super::Work;
+use crate::inventory;
+use crate::lane::{CopyDisk, Kind};
+
+impl Work {
+    /// Seals the images under their final names, and those of a source that stands still. What cannot be sealed is read
+    /// next time.
+    pub(super) async fn seal(&self) -> Result<()> {
+        let at_target = self.seals(|disk, finished| match &disk.base {
+            Some(base) => Some((base.image.clone(), vec![*self.merged.get(&disk.target)?])),
+            None => Some((ImageSpec::new(&disk.path, disk.staging.format.clone()), vec![finished.identity])),
+        });
+        let target = self.target.host.control.order(Request::TakeSeals(at_target));
+        if self.seen.machine.live.is_some() {
+            return target.await;
+        }
+        let at_source = self.seals(|disk, _| {
+            let chain = self.seen.machine.images.get(&disk.target)?;
+            Some((inventory::spec(chain).ok()?, self.seen.identities.get(&disk.target)?.clone()))
+        });
+        let source = self.source.host.control.order(Request::TakeSeals(at_source));
+        tokio::try_join!(target, source).map(drop)
+    }
+
+    /// One for each disk; an image that was carried as a file has digests of the file, not of what its guest sees.
+    fn seals(&self, image: impl Fn(&CopyDisk, &FinishedImage) -> Option<(ImageSpec, Vec<Identity>)>) -> Vec<SealOrder> {
+        let disks = self.disks.iter().zip(&self.finished).filter(|(disk, _)| disk.kind == Kind::Disk);
+        let order = |(disk, finished): (&CopyDisk, &FinishedImage)| {
+            let (image, seen) = image(disk, finished)?;
+            Some(SealOrder {
+                operation: self.operation,
+                disk: disk.target.clone(),
+                root: Root(finished.root),
+                key: self.key.id(),
+                image,
+                seen,
+            })
+        };
+        disks.filter_map(order).collect()
+    }
+}
