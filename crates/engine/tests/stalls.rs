@@ -199,12 +199,19 @@ async fn an_export_that_hangs_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_hangs_while_it_is_summed_up_is_given_up() {
-    let Some(scene) = Scene::new("a_source_that_hangs_while_it_is_summed_up_is_given_up") else { return };
-    let file = Arc::new(scene.alpha.serve_file(DISK, 0).unwrap());
-    let served = Arc::clone(&file);
-    // All of the disk has arrived: what is read from now on is read for its checksum.
+    let Some(scene) = Scene::with("a_source_that_hangs_while_it_is_summed_up_is_given_up", 24 * MIB) else { return };
+    // So slow that it is still being summed up when its lane agents are seen to be gone.
+    let file = Arc::new(scene.alpha.serve_file(DISK, 8 * MIB).unwrap());
+    let (served, alpha) = (Arc::clone(&file), scene.alpha.clone());
+    let hang = move || {
+        fault::wait_gone(&alpha, "kvm-clone-agent lane", PATIENCE).unwrap();
+        served.hang().unwrap();
+    };
+    // All of the disk has arrived; its lane agents end, and close it, before it is read for its checksum.
     let events: Events = Arc::new(move |event| match event {
-        Event::Progress { bytes_done, bytes_total, .. } if bytes_done == bytes_total => served.hang().unwrap(),
+        Event::Progress { bytes_done, bytes_total, .. } if bytes_done == bytes_total => {
+            std::thread::spawn(hang.clone());
+        }
         _ => {}
     });
     let settings = CloneSettings { checksum: Some(Algorithm::Blake3), ..CloneSettings::default() };
