@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::{Code, Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// The most of a program's output that is kept.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
@@ -83,7 +86,7 @@ fn keep_output(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandl
 
 fn wait(child: &mut Child, name: &str, watch: &Watch<'_>) -> Result<ExitStatus> {
     let started = Instant::now();
-    let mut pause = Duration::from_millis(1);
+    let handle = pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty()).ok();
     let mut worked = 0;
     loop {
         if let Some(status) = child.try_wait().map_err(|error| failed(name, &error.to_string()))? {
@@ -104,8 +107,17 @@ fn wait(child: &mut Child, name: &str, watch: &Watch<'_>) -> Result<ExitStatus> 
         if done > worked {
             (watch.worked)(done - std::mem::replace(&mut worked, done));
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
+        doze(handle.as_ref());
+    }
+}
+
+/// Sleeps until the program behind this handle has ended, and no longer than until it is to be looked whether it shall be
+/// stopped. Linux before 5.3 has no such handles; there it is looked again after a moment.
+fn doze(handle: Option<&OwnedFd>) {
+    const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let polled = handle.map(|handle| poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&LOOK_EVERY)));
+    if !matches!(polled, Some(Ok(_))) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

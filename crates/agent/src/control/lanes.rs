@@ -132,6 +132,7 @@ pub(super) fn end(session: &Session, progress: &Progress) -> Result<()> {
 fn wait_for_end(session: &Session, progress: &Progress) -> Result<()> {
     let started = Instant::now();
     let (mut killed, before) = (false, session.work_done());
+    let mut pause = Duration::from_micros(200);
     while !session.nothing_works() {
         if started.elapsed() > PATIENCE && !killed {
             session.kill_lanes();
@@ -142,7 +143,8 @@ fn wait_for_end(session: &Session, progress: &Progress) -> Result<()> {
                 .help("A disk of the host may hang: look at its kernel log"));
         }
         progress.reach(session.work_done() - before);
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::wire::direct::{Meeting, Route, Seal};
 use kvm_clone_core::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::sealed::{self, Noise, SealedReader, SealedWriter};
 
@@ -32,6 +33,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 const PROOF_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the other end may take to come.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
+/// How often it is looked whether anybody waits for the other end still.
+const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// Comers that are looked at: an open port is found by scanners.
 const COMERS: usize = 64;
 /// Bytes read from SSH at once.
@@ -157,6 +160,10 @@ fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> 
                 if let Ok(joined) = admit(stream, seal) {
                     return Some(joined);
                 }
+            }
+            // Until somebody comes, or it is to be looked whether anybody waits still.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&LOOK_EVERY));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
