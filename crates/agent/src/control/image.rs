@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use kvm_clone_core::blocks::Root;
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -97,28 +98,46 @@ pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> 
         device::write_out(path, &|bytes| progress.add(bytes))?;
         if is_qcow2 { new_qcow2::finish(path, &|tables| progress.add(tables)) } else { RawWriter::open(path)?.sync() }
     })?;
-    if is_qcow2 {
-        check(session, &new.image.path, &[0], progress)?;
-    }
     if open_reader(&new.image)?.size() != shown_size(new) {
         return Err(Error::verification("the finished image has another size than its source")
             .with("path", path.display())
             .with("expected", shown_size(new)));
     }
-    complete(session, new, progress)
+    let root = std::thread::scope(|scope| {
+        // qemu reads the image while we read its manifest.
+        let manifest = scope.spawn(|| complete_manifest(session, new, progress));
+        if is_qcow2 {
+            check(session, &new.image.path, &[0], progress)?;
+        }
+        manifest.join().map_err(|_| Error::internal("the thread that completes a manifest panicked"))?
+    })?;
+    give(session, new, root, progress)
 }
 
 /// Hands an image over that is as it shall be.
 pub(super) fn complete(session: &Session, new: &NewImage, progress: &Progress) -> Result<FinishedImage> {
-    let (path, manifest) = (Path::new(&new.image.path), Path::new(&new.manifest));
-    let (root, data_blocks) = durable::waiting(manifest, progress, || {
+    give(session, new, complete_manifest(session, new, progress)?, progress)
+}
+
+fn complete_manifest(session: &Session, new: &NewImage, progress: &Progress) -> Result<(Root, u64)> {
+    let manifest = Path::new(&new.manifest);
+    durable::waiting(manifest, progress, || {
         let count = |bytes| progress.add(bytes);
         device::write_out(manifest, &count)?;
         let root = ManifestFile::open(manifest)?.complete(&new.key, new.operation, new.virtual_size, &count)?;
         let manifests = session.place.manifests();
         sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
-        Ok::<_, Error>(root)
-    })?;
+        Ok(root)
+    })
+}
+
+fn give(
+    session: &Session,
+    new: &NewImage,
+    (root, data_blocks): (Root, u64),
+    progress: &Progress,
+) -> Result<FinishedImage> {
+    let path = Path::new(&new.image.path);
     let facts = durable::waiting(path, progress, || hand_over(path, new, session.made.get(&new.image.path)))?;
     Ok(FinishedImage { identity: identity(&facts), allocated: facts.blocks() * 512, root: root.0, data_blocks })
 }
