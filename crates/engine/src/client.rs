@@ -13,7 +13,7 @@ use kvm_clone_core::{Error, Result};
 
 use crate::clone::{self, Events, Look, Prepared};
 use crate::doctor::{self, Finding};
-use crate::host::install::{AgentProgram, Privilege};
+use crate::host::install::{AgentFile, Privilege};
 use crate::host::ssh::SshOptions;
 use crate::host::{Access, Host, private};
 use crate::inventory::{self, Site};
@@ -108,10 +108,11 @@ impl Client {
     /// A client that reaches hosts in this way. Connects to nothing yet.
     ///
     /// # Errors
-    /// The agent program cannot be read.
+    /// The agent program is not there.
     pub async fn new(options: ClientOptions) -> Result<Self> {
-        let agent = AgentProgram::load(&options.agent).await?;
-        let _ = tokio::task::spawn_blocking(private::sweep).await;
+        let agent = AgentFile::find(options.agent).await?;
+        // What dead processes left is swept beside everything else: nothing waits for that.
+        drop(tokio::task::spawn_blocking(private::sweep));
         let me = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let access = Access {
             ssh: options.ssh,

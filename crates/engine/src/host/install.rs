@@ -17,6 +17,7 @@ use std::time::Duration;
 use kvm_clone_core::{Error, Result};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OnceCell;
 
 use super::transport::{Script, Started, Transport};
 
@@ -44,12 +45,33 @@ impl AgentProgram {
     }
 }
 
+/// Where the agent program is. It is read when the first host is reached, while the connection is being made.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentFile {
+    path: PathBuf,
+    program: OnceCell<AgentProgram>,
+}
+
+impl AgentFile {
+    /// Makes sure that there is one.
+    pub(crate) async fn find(path: PathBuf) -> Result<Self> {
+        tokio::fs::metadata(&path).await.map_err(|error| unreadable(&path, &error))?;
+        Ok(Self { path, program: OnceCell::new() })
+    }
+
+    pub(crate) async fn program(&self) -> Result<&AgentProgram> {
+        self.program.get_or_try_init(|| AgentProgram::load(&self.path)).await
+    }
+}
+
 async fn read_program(path: &Path) -> Result<Vec<u8>> {
-    tokio::fs::read(path).await.map_err(|error| {
-        Error::new(kvm_clone_core::Code::Configuration, format!("the agent program cannot be read: {error}"))
-            .with("path", path.display())
-            .help("Reinstall kvm-clone; kvm-clone-agent belongs beside kvm-clone or in /usr/libexec")
-    })
+    tokio::fs::read(path).await.map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(kvm_clone_core::Code::Configuration, format!("the agent program cannot be read: {error}"))
+        .with("path", path.display())
+        .help("Reinstall kvm-clone; kvm-clone-agent belongs beside kvm-clone or in /usr/libexec")
 }
 
 fn hex(bytes: &[u8]) -> String {

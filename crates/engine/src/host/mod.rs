@@ -21,7 +21,7 @@ use kvm_clone_core::{Code, Error, Result};
 use tempfile::TempDir;
 
 use control::{Control, NoAgent, Patience, unexpected};
-use install::{AgentProgram, Privilege};
+use install::{AgentFile, AgentProgram, Privilege};
 use libvirt::Libvirt;
 use ssh::SshOptions;
 use transport::Transport;
@@ -30,7 +30,7 @@ use transport::Transport;
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     pub(crate) ssh: SshOptions,
-    pub(crate) agent: AgentProgram,
+    pub(crate) agent: AgentFile,
     /// Silence after which either side counts as gone.
     pub(crate) silence: Duration,
     /// How long a host may work on something without progress.
@@ -50,6 +50,7 @@ pub(crate) struct Host {
     pub(crate) transport: Transport,
     pub(crate) control: Control,
     pub(crate) facts: Arc<HostFacts>,
+    program: AgentProgram,
     access: Arc<Access>,
     /// Holds SSH's sockets.
     dir: Arc<TempDir>,
@@ -58,20 +59,29 @@ pub(crate) struct Host {
 impl Host {
     /// Reaches a host and makes sure of its agent.
     pub(crate) async fn connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>) -> Result<Self> {
-        let name = addr.to_string();
-        Self::try_connect(addr, privilege, access, &name).await.map_err(|error| named(error, addr))
+        let dir = Arc::new(private::private_dir()?);
+        let reached = async { open(addr, access, &dir).await.map_err(|error| named(error, addr)) };
+        let (transport, program) = tokio::try_join!(reached, access.agent.program())?;
+        let started = Self::start(addr, privilege, access, transport, program.clone(), dir).await;
+        started.map_err(|error| named(error, addr))
     }
 
-    async fn try_connect(addr: &HostAddr, privilege: Privilege, access: &Arc<Access>, name: &str) -> Result<Self> {
-        let dir = Arc::new(private::private_dir()?);
-        let transport = open(addr, access, &dir).await?;
-        let control = agent(&transport, privilege, access, name).await?;
+    async fn start(
+        addr: &HostAddr,
+        privilege: Privilege,
+        access: &Arc<Access>,
+        transport: Transport,
+        program: AgentProgram,
+        dir: Arc<TempDir>,
+    ) -> Result<Self> {
+        let name = addr.to_string();
+        let control = agent(&transport, privilege, access, &program, &name).await?;
         let facts = match control.ask(Request::Facts).await? {
             Reply::Facts(facts) => Arc::new(*facts),
             other => return Err(unexpected(&other)),
         };
-        let (addr, name, access) = (addr.clone(), name.to_owned(), Arc::clone(access));
-        Ok(Self { addr, name, privilege, transport, control, facts, access, dir })
+        let (addr, access) = (addr.clone(), Arc::clone(access));
+        Ok(Self { addr, name, privilege, transport, control, facts, program, access, dir })
     }
 
     /// Opens the host's libvirt.
@@ -92,7 +102,7 @@ impl Host {
 
     /// The digest of the agent that runs there.
     pub(crate) fn agent_digest(&self) -> &str {
-        self.access.agent.digest()
+        self.program.digest()
     }
 
     /// How long something may go on there without progress.
@@ -129,8 +139,14 @@ async fn open(addr: &HostAddr, access: &Access, dir: &Arc<TempDir>) -> Result<Tr
 }
 
 /// Starts the agent; installs it where it is not there, or is not the right one.
-async fn agent(transport: &Transport, privilege: Privilege, access: &Access, name: &str) -> Result<Control> {
-    let digest = access.agent.digest();
+async fn agent(
+    transport: &Transport,
+    privilege: Privilege,
+    access: &Access,
+    program: &AgentProgram,
+    name: &str,
+) -> Result<Control> {
+    let digest = program.digest();
     let mut installed = false;
     loop {
         let started = install::start(transport, digest, privilege).await?;
@@ -148,7 +164,7 @@ async fn agent(transport: &Transport, privilege: Privilege, access: &Access, nam
             // A second time as silent as the first: that is not the program's fault.
             Err(error) if installed || error.code == Code::Timeout => return Err(error),
             Ok(_) | Err(_) => {
-                install::install(transport, &access.agent, privilege).await?;
+                install::install(transport, program, privilege).await?;
                 installed = true;
             }
         }
