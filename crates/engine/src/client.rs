@@ -17,6 +17,7 @@ use crate::host::install::{AgentFile, Privilege};
 use crate::host::ssh::SshOptions;
 use crate::host::{Access, Host, private};
 use crate::inventory::{self, Site};
+use crate::lane;
 use crate::list;
 use crate::phases::Phases;
 use crate::recover::{self, Recovered, Recovery};
@@ -160,6 +161,7 @@ impl Client {
         let looked_at = async {
             let site = self.connect(source).await?;
             let seen = clone::look_at_source(&site, name, &request, Look::First).await?;
+            lane::read_ahead(&site.host, &seen.machine).await;
             Ok((site, seen))
         };
         let ((source, seen), target, store) =
@@ -167,7 +169,8 @@ impl Client {
         let target = same_if_one(&source, target);
         phases.enter(Phase::Plan, &events);
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (plan, _) = clone::plan(&seen, &target, &request, &fresh).await?;
+        let (host, _) = inventory::target(&target, &request, &seen.machine, &fresh).await?;
+        let plan = clone::plan(&seen.machine, &target, &host, &request, &fresh)?;
         Ok(Prepared {
             request,
             fresh,
@@ -177,7 +180,7 @@ impl Client {
             store,
             silence: self.access.silence,
             name: name.clone(),
-            source_uuid: seen.machine.uuid,
+            seen: seen.machine,
             started,
             phases,
         })
@@ -214,7 +217,8 @@ impl Client {
         let request = sync_request(&found.name, &found.lineage, asked)?;
         let seen = clone::look_at_source(&source, name, &request, Look::First).await?;
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (plan, _) = clone::plan(&seen, &target, &request, &fresh).await?;
+        let (host, _) = inventory::target(&target, &request, &seen.machine, &fresh).await?;
+        let plan = clone::plan(&seen.machine, &target, &host, &request, &fresh)?;
         Ok(Prepared {
             request,
             fresh,
@@ -224,7 +228,7 @@ impl Client {
             store,
             silence: self.access.silence,
             name: name.clone(),
-            source_uuid: seen.machine.uuid,
+            seen: seen.machine,
             started,
             phases,
         })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kvm_clone_core::blocks::{BLOCK, DigestKey};
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::event::{Event, Phase};
-use kvm_clone_core::inventory::ImageFormat;
+use kvm_clone_core::inventory::{ImageFormat, SourceMachine, TargetHost};
 use kvm_clone_core::journal::{LockKey, Mark, Status, Step, Trail};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity, plan_clone};
@@ -82,7 +82,8 @@ pub struct Prepared {
     pub(crate) store: Store,
     pub(crate) silence: Duration,
     pub(crate) name: SourceName,
-    pub(crate) source_uuid: uuid::Uuid,
+    /// The source machine as the plan has it.
+    pub(crate) seen: SourceMachine,
     pub(crate) started: Instant,
     pub(crate) phases: Phases,
 }
@@ -110,17 +111,17 @@ pub(crate) async fn look_at_source(
     Ok(seen)
 }
 
-/// Takes the target's inventory and plans; also says as whom qemu runs there.
-pub(crate) async fn plan(
-    seen: &Source,
+/// Plans from both inventories.
+pub(crate) fn plan(
+    source: &SourceMachine,
     target: &Site,
+    host: &TargetHost,
     request: &CloneRequest,
     fresh: &FreshIdentity,
-) -> Result<(ClonePlan, Option<(u32, u32)>)> {
-    let (host, owner) = inventory::target(target, request, &seen.machine, fresh).await?;
-    let plan = plan_clone(request, &seen.machine, &host, fresh)?;
+) -> Result<ClonePlan> {
+    let plan = plan_clone(request, source, host, fresh)?;
     require_qemu_img(target, &plan)?;
-    Ok((plan, owner))
+    Ok(plan)
 }
 
 /// A finished qcow2 image is checked by `qemu-img`: that it is missing must not show after everything was copied.
@@ -202,7 +203,7 @@ impl Prepared {
 
     /// Takes the locks on both hosts, never waiting: on one host all at once, so that no order can deadlock.
     async fn lock(&self) -> Result<()> {
-        let source = vec![LockKey::Machine(self.source_uuid).to_string()];
+        let source = vec![LockKey::Machine(self.seen.uuid).to_string()];
         let target = self.target_keys();
         let operation = self.fresh.operation;
         let take = |site: &Site, keys: Vec<String>| {
@@ -218,8 +219,8 @@ impl Prepared {
         }
         take(&self.source, source).await?;
         // Whoever holds a machine's lock is the one to end what a dead operation left running on it.
-        self.source.host.control.order(Request::ClearPoints).await?;
-        take(&self.target, target).await
+        let cleared = self.source.host.control.order(Request::ClearPoints);
+        tokio::try_join!(cleared, take(&self.target, target)).map(drop)
     }
 
     pub(crate) fn target_keys(&self) -> Vec<String> {
@@ -229,8 +230,12 @@ impl Prepared {
 
     /// Under the locks all that the plan relied on is read again; what changed since the user saw it is a conflict.
     async fn read_again(&mut self) -> Result<(Source, Option<(u32, u32)>)> {
-        let source = look_at_source(&self.source, &self.name, &self.request, Look::Again).await?;
-        let (plan, owner) = plan(&source, &self.target, &self.request, &self.fresh).await?;
+        // The target is looked at for the source as it was: where that is another now, the plan is another, too.
+        let (source, (target, owner)) = tokio::try_join!(
+            look_at_source(&self.source, &self.name, &self.request, Look::Again),
+            inventory::target(&self.target, &self.request, &self.seen, &self.fresh),
+        )?;
+        let plan = plan(&source.machine, &self.target, &target, &self.request, &self.fresh)?;
         if let Some(refusal) = plan.refusal() {
             return Err(refusal);
         }

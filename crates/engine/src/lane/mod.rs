@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::event::Event;
+use kvm_clone_core::inventory::SourceMachine;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{LaneId, Reply, Request};
 use kvm_clone_core::wire::direct::Route;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::host::Host;
 use crate::host::control::unexpected;
+use crate::inventory;
 pub use direct::RoutePolicy;
 use joint::Lane;
 pub use joint::{Ends, Joint, Pipes};
@@ -151,8 +153,10 @@ async fn open(copy: &Copy<'_>, bytes: u64, told: &mut Told) -> Result<Vec<Lane>>
         }
         // What was started for nothing ends first, and what it may still say with it.
         end(copy).await;
-        copy.source.control.order(Request::OpenLanes).await?;
-        copy.target.control.order(Request::OpenLanes).await?;
+        tokio::try_join!(
+            copy.source.control.order(Request::OpenLanes),
+            copy.target.control.order(Request::OpenLanes),
+        )?;
         *told = listen(copy);
     }
     let lanes = joint::open(copy.source, copy.target, count, copy.joint).await?;
@@ -173,6 +177,17 @@ async fn end(copy: &Copy<'_>) {
     // other.
     let (source, target) = (&copy.source.control, &copy.target.control);
     let _ = tokio::join!(source.order(Request::EndLanes), target.order(Request::EndLanes));
+}
+
+/// Has the host of a machine that does not run begin to read what will be copied first, while the other host is still being
+/// reached. What cannot be read will be told when it is to be copied.
+pub(crate) async fn read_ahead(host: &Host, machine: &SourceMachine) {
+    if machine.live.is_some() {
+        return;
+    }
+    for image in machine.images.values().filter_map(|chain| inventory::spec(chain).ok()) {
+        let _ = host.control.ask(Request::Segments { image, segment_len: SEGMENT_LEN, from: 0 }).await;
+    }
 }
 
 /// Asks which segments hold data: at the source, and where the target has something, there too.
