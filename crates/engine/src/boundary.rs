@@ -9,7 +9,7 @@ use kvm_clone_core::journal::Step;
 /// A moment of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The step before is done and journaled.
+    /// The step before is done.
     Begun,
     /// It is journaled as intended, and nothing of it is done.
     Intended,

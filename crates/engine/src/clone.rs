@@ -1,7 +1,7 @@
 //! A clone from the outside: prepared (hosts reached, planned), then carried out.
 //!
-//! The main flow of the whole program is [`Prepared::execute`]: lock and read again, then the steps of the saga, each
-//! journaled before and after; on failure everything is undone in reverse.
+//! The main flow of the whole program is [`Prepared::execute`]: lock and read again, then the steps of the saga, the intent of each
+//! journaled before it is done; on failure everything is undone in reverse.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -266,18 +266,20 @@ impl Prepared {
         self.store.begin(&new).await
     }
 
-    /// One step: intent journaled, done, journaled.
+    /// One step: intent journaled, done. That it is done is journaled with the intent of the next one, as the journal is made
+    /// durable each time; of the last one the operation's end says it.
     async fn act(&self, work: &mut Work, step: Step, trail: &mut Trail, boundary: &dyn Boundary) -> Result<()> {
         let id = self.fresh.operation;
         boundary.pass(step, Moment::Begun).await?;
-        self.store.mark(id, step, Mark::Intended, None).await?;
+        let before = trail.open().last().map(|before| (*before, Mark::Done));
+        let marks: Vec<_> = before.into_iter().chain([(step, Mark::Intended)]).collect();
+        self.store.mark(id, &marks).await?;
         trail.take(step, Mark::Intended)?;
         boundary.pass(step, Moment::Intended).await?;
         work.act(step).await?;
         if boundary.pass(step, Moment::Acted).await? == Then::Again {
             work.act(step).await?;
         }
-        self.store.mark(id, step, Mark::Done, None).await?;
         trail.take(step, Mark::Done)
     }
 
@@ -311,7 +313,7 @@ impl Prepared {
             match work.undo(step).await {
                 // From a step that is left on, the journal keeps what came before it, too. Its failure must not stop the undoing.
                 Ok(()) if left.is_nothing() => {
-                    let _ = self.store.mark(self.fresh.operation, step, Mark::Undone, None).await;
+                    let _ = self.store.mark(self.fresh.operation, &[(step, Mark::Undone)]).await;
                 }
                 Ok(()) => {}
                 Err(failure) => {

@@ -13,7 +13,7 @@ use kvm_clone_core::{Code, Error, Result};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Executor, Row};
+use sqlx::{Executor, QueryBuilder, Row, Sqlite};
 use uuid::Uuid;
 
 use crate::outcome::OperationType;
@@ -151,17 +151,14 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a mark of a step down.
-    pub(crate) async fn mark(&self, operation: Uuid, step: Step, mark: Mark, detail: Option<String>) -> Result<()> {
-        sqlx::query("INSERT INTO step (operation, step, mark, time, detail) VALUES (?, ?, ?, ?, ?)")
-            .bind(operation.to_string())
-            .bind(step.word())
-            .bind(mark.word())
-            .bind(Timestamp::now().to_string())
-            .bind(detail)
-            .execute(&self.pool)
-            .await
-            .map_err(|error| self.failed(&error))?;
+    /// Writes marks of steps down, in this order: all of them are there afterwards, or none.
+    pub(crate) async fn mark(&self, operation: Uuid, marks: &[(Step, Mark)]) -> Result<()> {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO step (operation, step, mark, time) ");
+        insert.push_values(marks, |mut row, (step, mark)| {
+            row.push_bind(operation.to_string()).push_bind(step.word()).push_bind(mark.word());
+            row.push_bind(Timestamp::now().to_string());
+        });
+        insert.build().execute(&self.pool).await.map_err(|error| self.failed(&error))?;
         Ok(())
     }
 
@@ -257,7 +254,7 @@ mod tests {
         let store = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
         let id = Uuid::now_v7();
         store.begin(&new(id)).await.unwrap();
-        store.mark(id, Step::Stage, Mark::Intended, None).await.unwrap();
+        store.mark(id, &[(Step::Stage, Mark::Intended)]).await.unwrap();
         assert_eq!(store.unfinished("beta").await.unwrap(), vec![id]);
         store.end(id, Status::Failed, "{}").await.unwrap();
         assert_eq!(store.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
@@ -278,18 +275,17 @@ mod tests {
             let id = Uuid::now_v7();
             store.begin(&new(id)).await.unwrap();
             for step in Step::ALL.into_iter().filter(|step| *step <= Step::Define) {
-                store.mark(id, step, Mark::Intended, None).await.unwrap();
-                store.mark(id, step, Mark::Done, None).await.unwrap();
+                store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
             }
             if taken_back {
-                store.mark(id, Step::Define, Mark::Undone, None).await.unwrap();
+                store.mark(id, &[(Step::Define, Mark::Undone)]).await.unwrap();
             }
             store.close_forgotten(id).await.unwrap();
             assert_eq!(status(id).await, expected);
         }
         let impossible = Uuid::now_v7();
         store.begin(&new(impossible)).await.unwrap();
-        store.mark(impossible, Step::Copy, Mark::Done, None).await.unwrap();
+        store.mark(impossible, &[(Step::Copy, Mark::Done)]).await.unwrap();
         let error = store.close_forgotten(impossible).await.unwrap_err();
         assert_eq!(error.code, Code::Configuration, "{error:?}");
     }

@@ -153,10 +153,7 @@ async fn open(copy: &Copy<'_>, bytes: u64, told: &mut Told) -> Result<Vec<Lane>>
         }
         // What was started for nothing ends first, and what it may still say with it.
         end(copy).await;
-        tokio::try_join!(
-            copy.source.control.order(Request::OpenLanes),
-            copy.target.control.order(Request::OpenLanes),
-        )?;
+        tokio::try_join!(copy.source.control.order(Request::OpenLanes), copy.target.control.order(Request::OpenLanes),)?;
         *told = listen(copy);
     }
     let lanes = joint::open(copy.source, copy.target, count, copy.joint).await?;
