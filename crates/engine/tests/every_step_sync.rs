@@ -40,7 +40,7 @@ impl<'a> Round<'a> {
         let byte = number + 1;
         let writes = [
             format!("write -P {byte} 1M 192k"),
-            format!("write -P {byte} {}M 64k", 20 + number),
+            format!("write -P {byte} {}M 64k", 8 + number),
             format!("write -z {}k 64k", 64 * number),
         ];
         standby.write("vda", &writes.each_ref().map(String::as_str));

@@ -16,8 +16,8 @@ use standby::{NAME, Standby, discarding, full, images, write};
 async fn what_differs_is_sent_and_the_replica_becomes_its_source() {
     let Some(standby) = Standby::new("what_differs_is_sent").await else { return };
     let (uuid, before) = (standby.beta.machine(NAME).unwrap().uuid().to_owned(), images(&standby.beta, NAME));
-    standby.write("vda", &["write -P 7 1M 64k", "write -P 8 40M 128k", "write -z 2M 1M", "discard 4M 64k"]);
-    standby.write("vdb", &["write -P 9 23M 1M"]);
+    standby.write("vda", &["write -P 7 1M 64k", "write -P 8 20M 128k", "write -z 2M 1M", "discard 4M 64k"]);
+    standby.write("vdb", &["write -P 9 7M 1M"]);
     let result = standby.sync().await.unwrap();
     standby.assert_synced();
     assert_eq!((result.way, result.consistency), (Way::Compare, Consistency::Stopped));
@@ -87,10 +87,10 @@ async fn a_touch_another_owner_and_a_link_are_no_divergence() {
 async fn disks_come_grow_and_go_with_their_source() {
     let Some(standby) = Standby::new("disks_come_grow_and_go").await else { return };
     let image = |target: &str| images(&standby.alpha, "web1")[target].0.clone();
-    standby.alpha.exec(&["qemu-img", "resize", "-f", "qcow2", &image("vda"), "80M"]).unwrap();
-    standby.alpha.exec(&["qemu-img", "resize", "-f", "raw", &image("vdb"), "32M"]).unwrap();
-    standby.write("vda", &["write -P 5 79M 1M"]);
-    standby.write("vdb", &["write -P 6 31M 1M"]);
+    standby.alpha.exec(&["qemu-img", "resize", "-f", "qcow2", &image("vda"), "40M"]).unwrap();
+    standby.alpha.exec(&["qemu-img", "resize", "-f", "raw", &image("vdb"), "12M"]).unwrap();
+    standby.write("vda", &["write -P 5 39M 1M"]);
+    standby.write("vdb", &["write -P 6 11M 1M"]);
     standby
         .alpha
         .exec(&["qemu-img", "create", "-q", "-f", "qcow2", "/var/lib/libvirt/images/more.qcow2", "16M"])

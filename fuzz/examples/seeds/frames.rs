@@ -163,6 +163,7 @@ pub(super) fn marker() -> Marker {
         directories: vec!["/tpm".to_owned()],
         pools: vec!["default".to_owned()],
         manifests: vec!["/m".to_owned()],
+        sync: true,
         overlays: vec![overlay()],
         outdated: vec!["/old".to_owned()],
         replaced: Vec::new(),

@@ -36,14 +36,14 @@ impl Standby {
 
     fn machine() -> MachineSpec {
         MachineSpec::named("web1")
-            .disk(DiskSpec::qcow2("vda", 64 * MIB).fill(Fill::Random { seed: 1, bytes: 12 * MIB }))
-            .disk(DiskSpec::raw("vdb", 24 * MIB).fill(Fill::Random { seed: 2, bytes: 6 * MIB }))
+            .disk(DiskSpec::qcow2("vda", 32 * MIB).fill(Fill::Random { seed: 1, bytes: 4 * MIB }))
+            .disk(DiskSpec::raw("vdb", 8 * MIB).fill(Fill::Random { seed: 2, bytes: 2 * MIB }))
     }
 
     /// Its images lie on storage that can be filled up.
     pub async fn on_small_storage(test: &str, kind: FsKind) -> Option<Self> {
         let standby = Self::unreplicated(test, Self::machine())?;
-        standby.beta.small_filesystem(IMAGES, kind, 192 * MIB).unwrap();
+        standby.beta.small_filesystem(IMAGES, kind, 96 * MIB).unwrap();
         standby.clone().await;
         Some(standby)
     }
@@ -51,7 +51,7 @@ impl Standby {
     /// Of its host a power cut leaves only what was synced.
     pub async fn on_what_was_synced(test: &str) -> Option<Self> {
         let standby = Self::unreplicated(test, Self::machine())?;
-        keep_what_is_synced(&standby.beta, 192);
+        keep_what_is_synced(&standby.beta, 96);
         standby.clone().await;
         Some(standby)
     }
