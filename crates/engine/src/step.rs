@@ -286,7 +286,7 @@ impl Work {
             operation: self.operation,
             disk: index,
             image: disk.staging.clone(),
-            virtual_size: disk.staged_size(),
+            virtual_size: disk.size,
             manifest: disk.manifest.clone(),
             key: self.key.clone(),
             owner: disk.owner,

@@ -57,13 +57,6 @@ pub(crate) struct CopyDisk {
     pub(crate) owner: Option<(u32, u32)>,
 }
 
-impl CopyDisk {
-    /// The size of its staging image: an overlay, as every qcow2 image, holds whole sectors.
-    pub(crate) fn staged_size(&self) -> u64 {
-        if self.base.is_some() { self.size.next_multiple_of(512) } else { self.size }
-    }
-}
-
 /// What a thing to be copied is to its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -18,6 +18,10 @@ impl Work {
     pub(super) async fn take_point(&mut self) -> Result<()> {
         let Some(live) = self.seen.machine.live.clone() else { return Ok(()) };
         self.source = reconnect::revive(&self.source).await?;
+        // libvirt may take long to end a job that has just begun, and lets no other one begin meanwhile.
+        if self.holds_point().await? {
+            return Ok(());
+        }
         let control = &self.source.host.control;
         control.order(Request::EndPoint { settled: true }).await?;
         let disks = self
@@ -51,6 +55,15 @@ impl Work {
         self.same_source(&self.source).await?;
         self.read_from(&place);
         Ok(())
+    }
+
+    /// Whether the point was taken already, and is held still.
+    async fn holds_point(&self) -> Result<bool> {
+        if !self.disks.iter().any(|disk| disk.kind == Kind::Disk && disk.source.export.is_some()) {
+            return Ok(false);
+        }
+        let state = self.point_state().await?;
+        Ok(state.held && state.ended_because.is_none())
     }
 
     fn read_from(&mut self, place: &PointPlace) {

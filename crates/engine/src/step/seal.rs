@@ -19,7 +19,8 @@ impl Work {
             None => Some((ImageSpec::new(&disk.path, disk.staging.format.clone()), vec![finished.identity])),
         });
         let target = self.target.host.control.order(Request::TakeSeals(at_target));
-        if self.seen.machine.live.is_some() {
+        // On one host both would have one name; the replica's is worth more, as its source is read in any case.
+        if self.seen.machine.live.is_some() || self.source.host.is(&self.target.host) {
             return target.await;
         }
         let at_source = self.seals(|disk, _| {
