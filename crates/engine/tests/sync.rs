@@ -133,7 +133,12 @@ async fn a_disk_of_an_odd_size_keeps_it() {
     assert_eq!(standby.sync().await.unwrap().way, Way::Untouched);
     fill(3);
     let result = standby.sync().await.unwrap();
-    assert_eq!((result.way, result.bytes_read_dest), (Way::Compare, 0), "its digests are believed: {:?}", result.warnings);
+    assert_eq!(
+        (result.way, result.bytes_read_dest),
+        (Way::Compare, 0),
+        "its digests are believed: {:?}",
+        result.warnings
+    );
     standby.assert_synced();
     let path = standby.beta.path(&images(&standby.beta, NAME)["vdb"].0);
     assert_eq!(std::fs::metadata(path).unwrap().len(), (1 << 20) + 7);
