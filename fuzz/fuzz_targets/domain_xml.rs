@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
 fn wanted(domain: &Domain) -> Transform {
     let disks = domain.data_disks().map(|disk| {
         let path = format!("/new/copy-{}.qcow2", disk.target);
-        (disk.target.clone(), NewDisk { path, format: ImageFormat::Qcow2 })
+        (disk.target.clone(), NewDisk::new(path, ImageFormat::Qcow2))
     });
     Transform {
         name: "copy".parse().unwrap(),
