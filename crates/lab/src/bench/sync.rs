@@ -2,9 +2,6 @@
 //!
 //! Each tool keeps a copy of its own at the target. Before each round the source changes once, the same for all tools.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -49,7 +46,7 @@ const SCENARIOS: [Scenario; 4] = [
         change: Change::OnePercent,
         forgets: false,
         ours: "",
-        rsync: "--inplace",
+        rsync: "--inplace --ignore-times",
         wanted: Wanted::Part(0.50),
     },
     Scenario {
@@ -57,7 +54,7 @@ const SCENARIOS: [Scenario; 4] = [
         change: Change::OnePercent,
         forgets: true,
         ours: " --discard-target-changes",
-        rsync: "--inplace",
+        rsync: "--inplace --ignore-times",
         wanted: Wanted::Part(0.75),
     },
     Scenario {
@@ -85,9 +82,9 @@ pub(super) fn run(alpha: &Host, beta: &Host, plan: &Plan<'_>, say: &dyn Fn(&str)
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    let source = format!("{IMAGES}/{MACHINE}-vda.raw");
-    super::disk::provide(Content::Tree, DiskFormat::Raw, &alpha.path(&source))?;
-    let disk = DiskSpec::raw("vda", Content::Tree.size()).at(&source).existing();
+    let source = format!("{IMAGES}/{MACHINE}-vda.qcow2");
+    super::disk::provide(Content::Tree, DiskFormat::Qcow2, &alpha.path(&source))?;
+    let disk = DiskSpec::qcow2("vda", Content::Tree.size()).at(&source).existing();
     let machine = define_machine(alpha, MachineSpec::named(MACHINE).disk(disk))?;
     alpha.exec(&["kvm-clone", "-q", "-y", "clone", "local", "beta", MACHINE, "-n", "copy"])?;
     beta.exec(&["cp", "--sparse=always", "--preserve=timestamps", &ours(), &theirs()])?;
@@ -105,12 +102,12 @@ pub(super) fn run(alpha: &Host, beta: &Host, plan: &Plan<'_>, say: &dyn Fn(&str)
 
 /// The replica's image.
 fn ours() -> String {
-    format!("{IMAGES}/copy-vda.img")
+    format!("{IMAGES}/copy-vda.qcow2")
 }
 
 /// The copy that rsync keeps.
 fn theirs() -> String {
-    format!("{IMAGES}/rsync-vda.img")
+    format!("{IMAGES}/rsync-vda.qcow2")
 }
 
 fn compare(
@@ -129,7 +126,7 @@ fn compare(
     let mut all: Vec<(Runs, String)> =
         tools.map(|(tool, target)| (Runs { tool, samples: Vec::new(), ended_after: None }, target)).collect();
     for round in 0..plan.rounds {
-        change(&alpha.path(source), scenario.change, u64::from(round))?;
+        change(alpha, source, scenario.change, u64::from(round))?;
         for (runs, target) in &mut all {
             if runs.tool.ours && scenario.forgets {
                 beta.shell("rm -f /var/lib/kvm-clone/manifests/* /var/lib/kvm-clone/seals/*")?;
@@ -151,32 +148,28 @@ fn one(alpha: &Host, beta: &Host, tool: &Tool, source: &str, target: &str) -> Re
     sample.ok_or_else(|| LabError::Refused(format!("{} took longer than {} s", tool.name, limit.as_secs())))
 }
 
-fn change(image: &Path, change: Change, round: u64) -> Result<()> {
-    let failed = |error| LabError::file("change", image)(error);
+fn change(host: &Host, image: &str, change: Change, round: u64) -> Result<()> {
     match change {
         Change::Nothing => return Ok(()),
-        Change::Touch => return output(crate::run::program("touch").arg(image)).map(drop),
+        Change::Touch => return host.exec(&["touch", image]).map(drop),
         Change::OnePercent => {}
     }
-    let file = File::options().write(true).open(image).map_err(failed)?;
-    let mut random = File::open("/dev/urandom").map_err(failed)?;
-    let mut bytes = vec![0; usize::try_from(REGION).unwrap_or(0)];
-    random.read_exact(&mut bytes).map_err(failed)?;
     // A stride that is prime to the number of blocks goes round the first quarter of the disk, where the data is.
     let blocks = Content::Tree.size() / BLOCK / 4;
-    for number in 0..SCATTERED {
+    let scattered = (0..SCATTERED).map(|number| {
         let block = (round * SCATTERED + number) * 7919 % blocks;
-        let from = usize::try_from(number % 512 * BLOCK).unwrap_or(0);
-        let piece = &bytes[from..from + usize::try_from(BLOCK).unwrap_or(0)];
-        file.write_all_at(piece, block * BLOCK).map_err(failed)?;
-    }
+        format!("write -q -P {} {} {BLOCK}", number % 255 + 1, block * BLOCK)
+    });
     let free = Content::Tree.size() - (round + 1) * REGION;
-    file.write_all_at(&bytes, free).map_err(failed)?;
-    file.sync_all().map_err(failed)
+    let writes: Vec<String> = scattered.chain([format!("write -q -P {} {free} {REGION}", round + 1)]).collect();
+    let mut argv = vec!["qemu-io", "-f", "qcow2"];
+    writes.iter().for_each(|write| argv.extend(["-c", write]));
+    argv.push(image);
+    host.exec(&argv).map(drop)
 }
 
 fn assert_equal(source: &Path, target: &Path) -> Result<()> {
     let mut command = crate::run::program("qemu-img");
-    command.args(["compare", "-q", "-f", "raw", "-F", "raw"]).arg(source).arg(target);
+    command.args(["compare", "-q", "-f", "qcow2", "-F", "qcow2"]).arg(source).arg(target);
     output(&mut command).map(drop)
 }
