@@ -96,6 +96,8 @@ impl Task {
     }
 
     pub fn start(&self) -> Controller {
+        // The word that let an earlier one go on is not for this one.
+        let _ = std::fs::remove_file(self.go());
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", CONTROLLER, "--nocapture"])
             .env(TASK, serde_json::to_string(self).unwrap())
