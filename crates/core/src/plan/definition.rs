@@ -22,10 +22,9 @@ pub(super) fn make(facts: &Facts<'_>, wanted: &Transform, plan: &mut ClonePlan) 
 
 /// The new definition: the source's, transformed; or the replica's own with other images, where only those change.
 fn define(facts: &Facts<'_>, wanted: &Transform) -> Result<(String, Vec<String>)> {
-    match (facts.request.existing, &facts.target.replica) {
-        (Existing::Update(Update { disks_only: true, .. }), Some(replica)) => {
-            let own = Domain::parse(&replica.xml)?;
-            Ok((domain::repoint(&own, &wanted.disks, &wanted.lineage)?, Vec::new()))
+    match (facts.request.existing, facts.replica) {
+        (Existing::Update(Update { disks_only: true, .. }), Some(own)) => {
+            Ok((domain::repoint(own, &wanted.disks, &wanted.lineage)?, Vec::new()))
         }
         _ => domain::transform(facts.domain, wanted),
     }
@@ -55,15 +54,14 @@ pub(super) fn wanted(
         let over = disk.base.as_ref().map(|base| (base.path.clone(), base.format.clone()));
         (disk.target.clone(), NewDisk { over, ..NewDisk::new(&disk.path, disk.format.clone()) })
     });
-    let own = facts.target.replica.as_ref().and_then(|replica| Domain::parse(&replica.xml).ok());
     let kept_macs = request.keeps_macs();
     let fresh_macs = fresh.macs.clone();
     Transform {
         name: plan.new_vm_name.clone(),
         uuid: plan.new_uuid,
         identity: request.identity,
-        genid: own.as_ref().and_then(Domain::genid).unwrap_or(fresh.genid),
-        macs: match &own {
+        genid: facts.replica.and_then(Domain::genid).unwrap_or(fresh.genid),
+        macs: match facts.replica {
             _ if kept_macs => Macs::Kept,
             Some(own) => Macs::Of { known: domain::macs_of(facts.domain, own), fresh: fresh_macs },
             None => Macs::Fresh(fresh_macs),

@@ -206,6 +206,8 @@ pub(crate) struct Facts<'a> {
     source: &'a SourceMachine,
     target: &'a TargetHost,
     domain: &'a Domain,
+    /// The definition of the replica that is brought to a newer point.
+    replica: Option<&'a Domain>,
     new_name: &'a VmName,
     whereabouts: Whereabouts,
     fresh: &'a FreshIdentity,
@@ -227,7 +229,9 @@ pub fn plan_clone(
     let (domain, left_out) = source_domain(request, source)?;
     let new_name = request.new_name(&source.name)?;
     let whereabouts = if source.host == target.host { Whereabouts::SameHost } else { Whereabouts::OtherHost };
-    let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
+    let own = replica_domain(target)?;
+    let replica = own.as_ref();
+    let facts = Facts { request, source, target, domain: &domain, replica, new_name: &new_name, whereabouts, fresh };
 
     let mut checks = Checks::default();
     left_out.into_iter().for_each(|note| checks.warn("left out", note, None));
@@ -298,6 +302,10 @@ pub fn source_domain(request: &CloneRequest, source: &SourceMachine) -> Result<(
     domain::reduce(domain, &reduction)
 }
 
+fn replica_domain(target: &TargetHost) -> Result<Option<Domain>> {
+    target.replica.as_ref().map(|replica| Domain::parse(&replica.xml)).transpose()
+}
+
 /// Every path of the target that a plan depends on: the files to be made, and those that the definition expects.
 ///
 /// The engine asks which of them are there, puts the answer into [`TargetHost::paths_present`], and plans.
@@ -313,7 +321,9 @@ pub fn wanted_paths(
     let (domain, _) = source_domain(request, source)?;
     let new_name = request.new_name(&source.name)?;
     let whereabouts = Whereabouts::OtherHost;
-    let facts = Facts { request, source, target, domain: &domain, new_name: &new_name, whereabouts, fresh };
+    let own = replica_domain(target)?;
+    let replica = own.as_ref();
+    let facts = Facts { request, source, target, domain: &domain, replica, new_name: &new_name, whereabouts, fresh };
     let mut paths = domain.host_paths();
     paths.extend(storage::candidates(&facts));
     paths.extend(files::candidates(&facts));

@@ -142,10 +142,10 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     }
     let point = &replica.lineage.point;
     checks.ok("replica", format!("machine {} holds the point of {point}", replica.name));
-    note_disks(facts, replica, update, checks);
+    note_disks(facts, update, checks);
     let kept = |path: &String| {
         let is_base = facts.bases(update).any(|(_, image)| image.path == *path);
-        is_base || left_over(facts, replica).any(|disk| disk.source.as_ref() == Some(path))
+        is_base || left_over(facts).any(|disk| disk.source.as_ref() == Some(path))
     };
     let files = replace::removable_files(facts, existing).into_iter().filter(|path| !kept(path) && !update.disks_only);
     Some(Replaced { name: replica.name.clone(), uuid: replica.uuid, files: files.collect() })
@@ -187,15 +187,13 @@ fn refuse_saved(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> 
 fn refuse_disks(facts: &Facts<'_>, replica: &Replica, update: Update) -> Vec<Error> {
     let mut failures = Vec::new();
     for disk in facts.domain.data_disks() {
-        let size =
-            facts.source.images.get(&disk.target).and_then(|chain| chain.first()).map(|image| image.virtual_size);
         let refusal = match (update.candidates, facts.replica_disk(disk)) {
             (Candidates::All, _) => None,
             (Candidates::OnlyDiffering, None) => {
                 Some(Error::conflict(format!("disk {} is new at the source and would be copied whole", disk.target)))
             }
             (_, None) => None,
-            (_, Some(chain)) => refuse_image(facts, replica, chain, size.unwrap_or(0)),
+            (_, Some(chain)) => refuse_image(facts, replica, chain, facts.source_size(disk)),
         };
         failures.extend(refusal.map(|error| error.with("disk", &disk.target).help(WHOLE)));
     }
@@ -231,10 +229,9 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, chain: &[ImageFacts], size
 }
 
 /// What becomes of each disk that is not simply compared.
-fn note_disks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut Checks) {
+fn note_disks(facts: &Facts<'_>, update: Update, checks: &mut Checks) {
     for disk in facts.domain.data_disks() {
-        let size =
-            facts.source.images.get(&disk.target).and_then(|chain| chain.first()).map_or(0, |image| image.virtual_size);
+        let size = facts.source_size(disk);
         match facts.replica_disk(disk).and_then(|chain| chain.first()) {
             None => {
                 checks.warn("disks", format!("disk {} is new at the source; it is copied whole", disk.target), None)
@@ -246,7 +243,7 @@ fn note_disks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut
             Some(_) => {}
         }
     }
-    for disk in left_over(facts, replica) {
+    for disk in left_over(facts) {
         let image = disk.source.as_deref().unwrap_or_default();
         let message =
             format!("disk {} is gone from the source; the replica loses it, its image {image} stays", disk.target);
@@ -255,10 +252,9 @@ fn note_disks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut
 }
 
 /// Disks that the replica has and the source has not.
-fn left_over<'a>(facts: &'a Facts<'_>, replica: &Replica) -> impl Iterator<Item = DiskElement> + 'a {
-    let disks: Vec<DiskElement> =
-        Domain::parse(&replica.xml).map(|domain| domain.data_disks().cloned().collect()).unwrap_or_default();
-    disks.into_iter().filter(|disk| facts.domain.data_disks().all(|other| !is_same_disk(other, disk)))
+fn left_over<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a DiskElement> {
+    let disks = facts.replica.into_iter().flat_map(Domain::data_disks);
+    disks.filter(|disk| facts.domain.data_disks().all(|other| !is_same_disk(other, disk)))
 }
 
 /// Disks are matched by what their guests see of them, never by their order: the target device, and the serial where both
@@ -274,11 +270,15 @@ const fn rounded(size: u64) -> u64 {
 }
 
 impl<'a> Facts<'a> {
+    /// The size that the source's guest sees of a disk.
+    fn source_size(&self, disk: &DiskElement) -> u64 {
+        self.source.images.get(&disk.target).and_then(|chain| chain.first()).map_or(0, |image| image.virtual_size)
+    }
+
     /// The images that the replica has for a disk of the source.
     fn replica_disk(&self, disk: &DiskElement) -> Option<&'a [ImageFacts]> {
+        self.replica?.data_disks().find(|other| is_same_disk(disk, other))?;
         let replica = self.target.replica.as_ref()?;
-        let domain = Domain::parse(&replica.xml).ok()?;
-        domain.data_disks().find(|other| is_same_disk(disk, other))?;
         replica.images.get(&disk.target).map(Vec::as_slice).filter(|chain| !chain.is_empty())
     }
 
