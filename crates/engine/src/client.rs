@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::host::HostAddr;
-use kvm_clone_core::inventory::Machine;
+use kvm_clone_core::inventory::{Machine, SourceMachine};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{CloneRequest, SyncRequest, sync_request};
 use kvm_clone_core::{Error, Result};
@@ -168,22 +168,7 @@ impl Client {
             tokio::try_join!(looked_at, self.connect(target), Store::open(&self.journal))?;
         let target = same_if_one(&source, target);
         phases.enter(Phase::Plan, &events);
-        let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (host, _) = inventory::target(&target, &request, &seen.machine, &fresh).await?;
-        let plan = clone::plan(&seen.machine, &target, &host, &request, &fresh)?;
-        Ok(Prepared {
-            request,
-            fresh,
-            source,
-            target,
-            plan,
-            store,
-            silence: self.access.silence,
-            name: name.clone(),
-            seen: seen.machine,
-            started,
-            phases,
-        })
+        self.plan(Reached { source, target, store, started, phases }, name, request, seen.machine).await
     }
 
     /// Reaches both hosts, finds the source's replica and plans how it is brought to the source's present point. What an
@@ -216,22 +201,23 @@ impl Client {
         }
         let request = sync_request(&found.name, &found.lineage, asked)?;
         let seen = clone::look_at_source(&source, name, &request, Look::First).await?;
+        self.plan(Reached { source, target, store, started, phases }, name, request, seen.machine).await
+    }
+
+    /// Looks at the target for what was seen at the source, and plans.
+    async fn plan(
+        &self,
+        reached: Reached,
+        name: &SourceName,
+        request: CloneRequest,
+        seen: SourceMachine,
+    ) -> Result<Prepared> {
+        let Reached { source, target, store, started, phases } = reached;
         let fresh = clone::fresh_identity(MOST_INTERFACES)?;
-        let (host, _) = inventory::target(&target, &request, &seen.machine, &fresh).await?;
-        let plan = clone::plan(&seen.machine, &target, &host, &request, &fresh)?;
-        Ok(Prepared {
-            request,
-            fresh,
-            source,
-            target,
-            plan,
-            store,
-            silence: self.access.silence,
-            name: name.clone(),
-            seen: seen.machine,
-            started,
-            phases,
-        })
+        let (host, _) = inventory::target(&target, &request, &seen, &fresh).await?;
+        let plan = clone::plan(&seen, &target, &host, &request, &fresh)?;
+        let (silence, name) = (self.access.silence, name.clone());
+        Ok(Prepared { request, fresh, source, target, plan, store, silence, name, seen, started, phases })
     }
 
     /// What interrupted operations left on a host: finished or undone, unless only looked at.
@@ -250,6 +236,15 @@ impl Client {
         let libvirt = host.libvirt().await.map_err(|error: Error| error.with("host", &host.name))?;
         Ok(Site { host, libvirt })
     }
+}
+
+/// Both hosts, and the journal of what will be done with them.
+struct Reached {
+    source: Site,
+    target: Site,
+    store: Store,
+    started: Instant,
+    phases: Phases,
 }
 
 /// One host under two names is served by one agent, which then holds all locks.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_clone_core::blocks::{BLOCK, DigestKey};
+use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::inventory::{ImageFormat, SourceMachine, TargetHost};
@@ -22,7 +22,7 @@ use crate::boundary::{Boundary, Moment, Straight, Then};
 use crate::inventory::{self, Site, Source};
 use crate::known;
 use crate::lane::{Joint, Pipes, RoutePolicy};
-use crate::outcome::{CloneResult, OperationType, Way};
+use crate::outcome::{CloneResult, OperationType};
 use crate::phases::Phases;
 use crate::step::{Left, Side, Work};
 use crate::store::{NewOperation, Store};
@@ -325,68 +325,8 @@ impl Prepared {
         left
     }
 
-    const fn kind(&self) -> OperationType {
+    pub(crate) const fn kind(&self) -> OperationType {
         if self.plan.replica.is_some() { OperationType::Sync } else { OperationType::Clone }
-    }
-
-    /// A machine of which any disk is compared is one that is compared.
-    fn way(&self, work: &Work) -> Way {
-        match self.plan.disks.iter().any(|disk| disk.base.is_some()) {
-            true if work.all_untouched() => Way::Untouched,
-            true => Way::Compare,
-            false => Way::Full,
-        }
-    }
-
-    fn why(&self, work: &Work) -> String {
-        match (&self.plan.replica, &self.plan.replaces) {
-            (Some(replica), _) if work.all_untouched() => {
-                format!("nobody wrote to the disks of either side since the point of {}", replica.point)
-            }
-            (Some(_), _) if self.way(work) == Way::Full => "all disks were copied whole into new images".to_owned(),
-            (Some(replica), _) => {
-                let (compared, point) = (work.moved.compared, &replica.point);
-                format!("{} of {} blocks differed from the point of {point}", compared.differing, compared.blocks)
-            }
-            (None, Some(replaced)) => format!("machine {} was replaced by new images", replaced.name),
-            (None, None) => "the machine is new at the target".to_owned(),
-        }
-    }
-
-    fn report(&mut self, work: &Work, settings: &CloneSettings) -> CloneResult {
-        let moved = &work.moved;
-        let phases = self.phases.close(moved.sent);
-        CloneResult {
-            operation_id: self.fresh.operation,
-            operation_type: self.kind(),
-            success: true,
-            vm_name: self.plan.vm_name.clone(),
-            new_vm_name: self.plan.new_vm_name.clone(),
-            new_uuid: self.plan.new_uuid,
-            source_host: self.source.host.name.clone(),
-            dest_host: self.target.host.name.clone(),
-            duration: self.started.elapsed().as_secs_f64(),
-            bytes_total: self.plan.bytes_total,
-            bytes_read: moved.read,
-            bytes_read_dest: moved.looked,
-            bytes_transferred: moved.sent + moved.digests,
-            bytes_written: moved.written,
-            blocks_total: self.plan.lengths().map(|len| len.div_ceil(BLOCK)).sum(),
-            blocks_synchronized: match self.way(work) {
-                Way::Full => moved.data_blocks,
-                Way::Compare | Way::Untouched => moved.compared.differing,
-            },
-            way: self.way(work),
-            why: self.why(work),
-            route: moved.route,
-            consistency: self.plan.consistency,
-            verified: settings.verify != Verify::Off,
-            checksums: work.checksums(),
-            disks: work.disk_results(),
-            phases,
-            warnings: [self.plan.warnings.clone(), work.warnings.clone()].concat(),
-            timestamp: jiff::Timestamp::now().to_string(),
-        }
     }
 }
 

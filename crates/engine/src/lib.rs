@@ -23,6 +23,7 @@ mod outcome;
 mod phases;
 mod reconnect;
 mod recover;
+mod report;
 mod retry;
 mod step;
 mod store;
