@@ -7,6 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// What sizes of qcow2 disks are made of; qemu shows every disk in whole ones.
+pub const SECTOR: u64 = 512;
+
+/// The size of so many bytes in whole sectors, in bytes.
+#[must_use]
+pub const fn whole_sectors(bytes: u64) -> u64 {
+    bytes.next_multiple_of(SECTOR)
+}
+
 /// An amount of bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

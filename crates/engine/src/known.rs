@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvm_clone_core::blocks::{DigestKey, Root};
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, DiskPlan, ReplicaPlan};
+use kvm_clone_core::size::whole_sectors;
 use kvm_clone_core::wire::control::{Identity, Reply, Request};
 use kvm_clone_core::wire::lane::{BaseDigests, ImageSpec, OnDivergence, Trust};
 use kvm_clone_core::wire::replica::{ManifestQuery, ManifestState, SealQuery, SealState};
@@ -109,7 +110,7 @@ async fn kept(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan) -> Result<R
         ManifestState::Absent => Err("its digests are not there any more".to_owned()),
         ManifestState::Unusable { why } => Err(format!("its digests are of no use: {why}")),
         // An odd disk is as long as its sectors while it has an overlay.
-        ManifestState::Whole { disk_size, .. } if disk_size.next_multiple_of(512) != size.next_multiple_of(512) => {
+        ManifestState::Whole { disk_size, .. } if whole_sectors(disk_size) != whole_sectors(size) => {
             Err("its digests are those of a disk of another size".to_owned())
         }
         ManifestState::Whole { key, root, .. } => Ok(Kept { disk: disk.target.clone(), manifest, key, root }),

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use kvm_clone_core::inventory::ImageFormat as Format;
+use kvm_clone_core::size::whole_sectors;
 use kvm_clone_core::wire::control::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile};
@@ -20,9 +21,6 @@ use super::{blockdev, check, durable, image, marker, settle};
 use crate::device::inspect::Feature;
 use crate::device::{ImageFormat, inspect};
 use crate::place::io_error;
-
-/// What sizes of qcow2 disks are made of.
-const SECTOR: u64 = 512;
 
 /// Brings what the overlay holds into its image, durably.
 pub(super) fn flatten(session: &Session, order: &Flatten, progress: &Progress) -> Result<Flattened> {
@@ -125,7 +123,7 @@ fn trim(image: &Path, exact_size: u64) -> Result<()> {
     if !facts.is_file() || facts.len() == exact_size {
         return Ok(());
     }
-    if facts.len().next_multiple_of(SECTOR) != exact_size.next_multiple_of(SECTOR) {
+    if whole_sectors(facts.len()) != whole_sectors(exact_size) {
         return Err(Error::verification("the flattened image has another size than its source")
             .with("path", image.display())
             .with("size", facts.len())

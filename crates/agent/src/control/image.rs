@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kvm_clone_core::blocks::Root;
 use kvm_clone_core::inventory::ImageFormat as Format;
+use kvm_clone_core::size::whole_sectors;
 use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
@@ -22,9 +23,6 @@ use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, NamedImage,
 use crate::lane::{ManifestFile, known, open_reader};
 use crate::place::io_error;
 use crate::program::{self, Outcome, Watch};
-
-/// What sizes of qcow2 disks are made of.
-const SECTOR: u64 = 512;
 
 /// The room left in growing images, by disk.
 #[derive(Default)]
@@ -86,7 +84,7 @@ pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
 /// The size of the disk that the image shows. A raw disk may have any size, an overlay over it has whole sectors; what is
 /// too much of the last one is zero.
 const fn shown_size(new: &NewImage) -> u64 {
-    if new.image.backing.is_empty() { new.virtual_size } else { new.virtual_size.next_multiple_of(SECTOR) }
+    if new.image.backing.is_empty() { new.virtual_size } else { whole_sectors(new.virtual_size) }
 }
 
 /// Completes an image: structures, check by qemu itself, owner and mode, durability, and the manifest's root.

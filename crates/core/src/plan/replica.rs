@@ -12,7 +12,7 @@ use crate::domain::{DiskElement, Domain, Identity, Lineage};
 use crate::error::{Code, Error, Result};
 use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
 use crate::name::{DiskTarget, SourceName, VmName};
-use crate::size::ByteSize;
+use crate::size::{ByteSize, whole_sectors};
 
 /// A machine of the target, as far as finding a replica goes.
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +214,8 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, chain: &[ImageFacts], size
         () if matches!(image.format, ImageFormat::Other(_)) => refuse(&format!("is of format {}", image.format)),
         () if !image.by_qemu.is_empty() => refuse(&format!("uses {}", image.by_qemu.join(", "))),
         () if !image.unsupported.is_empty() => refuse(&format!("uses {}", image.unsupported.join(", "))),
-        () if image.virtual_size > rounded(size) => {
+        // While it has an overlay, an odd disk of the replica is as long as its sectors.
+        () if image.virtual_size > whole_sectors(size) => {
             let (old, new) = (ByteSize(image.virtual_size), ByteSize(size));
             let message = format!(
                 "the source's disk has {new} now, that of replica {} {old}: a disk is never shrunk in its image",
@@ -262,11 +263,6 @@ fn left_over<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a DiskElement> 
 fn is_same_disk(a: &DiskElement, b: &DiskElement) -> bool {
     let serials = a.serial.as_ref().zip(b.serial.as_ref());
     a.target == b.target && serials.is_none_or(|(a, b)| a == b)
-}
-
-/// A qcow2 image holds whole sectors: an overlay of an odd disk, and so the replica's disk while it has one, is longer.
-const fn rounded(size: u64) -> u64 {
-    size.next_multiple_of(512)
 }
 
 impl<'a> Facts<'a> {

@@ -72,7 +72,7 @@ impl Pair {
         let path = Path::new(&self.order.overlay.path);
         let format = if self.order.overlay.backing[0].1 == Format::Raw { ImageFormat::Raw } else { ImageFormat::Qcow2 };
         let below = NamedImage { path: self.image().into(), format };
-        new_qcow2::create_overlay(path, self.order.exact_size.next_multiple_of(SECTOR), &below).unwrap();
+        new_qcow2::create_overlay(path, whole_sectors(self.order.exact_size), &below).unwrap();
         let writer = Qcow2Writer::open(path, Arc::new(AtomicChunks::of(path).unwrap())).unwrap();
         for (index, block) in self.model.chunks_mut(BLOCK).enumerate().filter(|(index, _)| index % 3 > 0) {
             block.fill(if index % 3 == 1 { 0 } else { 2 });

@@ -1,5 +1,7 @@
 //! Where things lie in an image of ours. Sections are those of qemu's `docs/interop/qcow2.rst`.
 
+use kvm_clone_core::size::SECTOR;
+
 /// One cluster; qemu's default, and our block.
 pub(super) const CLUSTER: u64 = 65536;
 pub(super) const CLUSTER_BITS: u32 = 16;
@@ -9,8 +11,6 @@ pub(super) const L2_ENTRIES: u64 = CLUSTER / 8;
 pub(super) const L2_SPAN: u64 = L2_ENTRIES * CLUSTER;
 /// "qemu has an implementation limit of 32 MB as the maximum L1 table size."
 const MAX_TABLES: u64 = (32 << 20) / 8;
-/// What sizes of qcow2 disks are made of.
-pub(super) const SECTOR: u64 = 512;
 /// Bit 63 of L1 and L2 entries: the reference count is exactly one, so it may be written in place.
 pub(super) const COPIED: u64 = 1 << 63;
 /// Bit 0 of an L2 entry, alone: the cluster reads as zeros, has no place in the file, and hides what a backing file has

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kvm_clone_core::size::whole_sectors;
+
 use super::super::{DeviceError, Problem, Result, WriteDevice, check_range, file};
 use super::chunks::{CHUNK, ChunkAllocator};
 use super::image::Image;
-use super::layout::{CLUSTER, COPIED, L2_ENTRIES, SECTOR};
+use super::layout::{CLUSTER, COPIED, L2_ENTRIES};
 
 /// Padding for the last cluster of a disk that ends inside it.
 static PADDING: [u8; 65536] = [0; 65536];
@@ -55,7 +57,7 @@ impl Qcow2Writer {
         check_range(&self.image.path, size, offset, len)?;
         let end = offset + len;
         // A disk whose size is no multiple of a sector lies in an image that is larger by less than one.
-        let at_end = end.next_multiple_of(SECTOR) == size;
+        let at_end = whole_sectors(end) == size;
         if !offset.is_multiple_of(CLUSTER) || !(end.is_multiple_of(CLUSTER) || at_end) {
             return Err(DeviceError::new(&self.image.path, Problem::BadRequest { len, size }).at(offset));
         }
