@@ -52,6 +52,16 @@ impl<'a> Round<'a> {
         struck_while(self.standby.prepare(&SyncRequest::default()).await.unwrap(), self.at, fault).await
     }
 
+    /// A controller in a process of its own syncs, and is gone at this moment; its agents notice.
+    fn controller_dies(&self) {
+        let mut controller = Task::in_lab(&self.standby.lab).sync().die_at(self.at.0, self.at.1).start();
+        controller.says("dies");
+        controller.kill();
+        for host in [&self.standby.alpha, &self.standby.beta] {
+            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
+        }
+    }
+
     fn now(&self) -> Now {
         assert_eq!(self.standby.source_contents(), self.new, "{:?}: the source was touched", self.at);
         match self.standby.replica_contents() {
@@ -118,12 +128,7 @@ async fn a_controller_that_dies_while_it_syncs_leaves_the_old_point_or_the_new_o
     let Some(standby) = Standby::new("a_controller_that_dies_while_it_syncs").await else { return };
     for (number, at) in sync_moments().enumerate() {
         let round = Round::begin(&standby, at, number);
-        let mut controller = Task::in_lab(&standby.lab).sync().die_at(at.0, at.1).start();
-        controller.says("dies");
-        controller.kill();
-        for host in [&standby.alpha, &standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        round.controller_dies();
         round.judge(None).await;
     }
 }
@@ -133,12 +138,7 @@ async fn the_next_sync_finishes_what_a_dead_controller_left() {
     let Some(standby) = Standby::new("the_next_sync_finishes").await else { return };
     for (number, step) in [Step::Copy, Step::Place, Step::Define, Step::Flatten, Step::Settle].into_iter().enumerate() {
         let round = Round::begin(&standby, (step, Moment::Acted), number);
-        let mut controller = Task::in_lab(&standby.lab).sync().die_at(step, Moment::Acted).start();
-        controller.says("dies");
-        controller.kill();
-        for host in [&standby.alpha, &standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        round.controller_dies();
         round.now();
         standby.write("vdb", &["write -P 250 5M 64k"]);
         standby.sync().await.unwrap();
@@ -230,10 +230,7 @@ async fn a_replica_boots_while_its_overlays_wait_to_be_merged() {
     let Some(standby) = Standby::new("a_replica_boots").await else { return };
     for (number, step) in [Step::Define, Step::Flatten].into_iter().enumerate() {
         let round = Round::begin(&standby, (step, Moment::Acted), number);
-        let mut controller = Task::in_lab(&standby.lab).sync().die_at(step, Moment::Acted).start();
-        controller.says("dies");
-        controller.kill();
-        fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+        round.controller_dies();
         assert_eq!(round.now(), Now::New);
         assert_boots(&standby.beta.machine(NAME).unwrap());
         let client = standby.client().await;
