@@ -75,9 +75,6 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
             session.require_locks().and_then(|()| seal::take(&session.place, &orders)).map(done)
         }
         Request::Seals(queries) => seal::states(&session.place, &queries).map(Reply::Seals),
-        Request::DropSeals(operation) => {
-            session.require_locks().and_then(|()| seal::forget(&session.place, operation)).map(done)
-        }
         Request::Manifest(query) => manifest::state(session, &query, progress).map(Reply::Manifest),
         Request::AdoptManifest { operation, from, to } => {
             session.require_locks().and_then(|()| manifest::adopt(&session.place, operation, &from, &to)).map(done)
@@ -117,7 +114,6 @@ const fn changes(request: &Request) -> bool {
             | Request::SettleImage(_)
             | Request::Flatten(_)
             | Request::TakeSeals(_)
-            | Request::DropSeals(_)
             | Request::Manifest(_)
             | Request::AdoptManifest { .. }
             | Request::Rename { .. }

@@ -26,7 +26,7 @@ const SIZE_LIMIT: u64 = 1 << 20;
 const LOOKS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Writes seals of what the files hold now, durably.
+/// Writes seals of what the files hold now, durably, and removes those of the lineage's points before.
 pub(super) fn take(place: &Place, orders: &[SealOrder]) -> Result<()> {
     let boot_id = boot_id()?;
     for order in orders {
@@ -41,7 +41,7 @@ pub(super) fn take(place: &Place, orders: &[SealOrder]) -> Result<()> {
         let path = path(place, order.operation, &order.disk);
         write_whole(&path, &seal.encode()).map_err(|error| io_error("writing the seal", &path, &error))?;
     }
-    Ok(())
+    outdate(place, orders)
 }
 
 /// What the seals are worth now.
@@ -50,19 +50,24 @@ pub(super) fn states(place: &Place, queries: &[SealQuery]) -> Result<Vec<SealSta
     Ok(queries.iter().map(|query| state(place, query, &boot_id)).collect())
 }
 
-/// Removes the seals of an operation, durably.
-pub(super) fn forget(place: &Place, operation: Uuid) -> Result<()> {
+/// Removes what older operations of the same lineage sealed: a key is one lineage's alone, and its newest point the only one
+/// that is asked for. Seals of others, and those that cannot be read, stay.
+fn outdate(place: &Place, orders: &[SealOrder]) -> Result<()> {
     let dir = place.seals();
+    let is_outdated =
+        |seal: &Seal| orders.iter().any(|order| order.key == seal.key && order.operation != seal.operation);
     let remove = || -> io::Result<()> {
-        let prefix = format!("{operation}-");
         for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_file(entry.path())?;
+            let path = entry?.path();
+            if read(&path).is_ok_and(|seal| seal.as_ref().is_some_and(is_outdated)) {
+                fs::remove_file(&path)?;
             }
         }
         sync_dir(&dir)
     };
+    if orders.is_empty() {
+        return Ok(());
+    }
     remove().map_err(|error| io_error("removing seals", &dir, &error))
 }
 

@@ -144,13 +144,11 @@ pub enum Request {
     /// Bring what an overlay holds into the image under it, durably. Until that is done the overlay shows the same disk, done
     /// or half done, and it can be done again. → [`Reply::Flattened`]
     Flatten(Flatten),
-    /// Write down what the present content of disks is, in place of seals of the same operation and disks, durably. A disk
-    /// whose files prove nothing gets a seal that is never trusted. → [`Reply::Done`]
+    /// Write down what the present content of disks is, in place of all seals of the same lineages, durably. A disk whose files
+    /// prove nothing gets a seal that is never trusted. → [`Reply::Done`]
     TakeSeals(Vec<SealOrder>),
     /// What the seals of these disks are worth now. → [`Reply::Seals`]
     Seals(Vec<SealQuery>),
-    /// Forget all seals of an operation. → [`Reply::Done`]
-    DropSeals(Uuid),
     /// Read a manifest from its beginning to its end. → [`Reply::Manifest`]
     Manifest(ManifestQuery),
     /// Make the manifest of a disk that did not change since: a complete one, copied under this operation's id, durably. →

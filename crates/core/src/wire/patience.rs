@@ -59,7 +59,7 @@ impl Request {
             Self::FinishImage(new) => ("completing the image", Some(&new.image.path)),
             Self::SettleImage(new) => ("cleaning the image", Some(&new.image.path)),
             Self::Flatten(order) => ("merging the overlay", Some(&order.overlay.path)),
-            Self::TakeSeals(_) | Self::DropSeals(_) => ("sealing the images", None),
+            Self::TakeSeals(_) => ("sealing the images", None),
             Self::Seals(_) => ("looking at the seals", None),
             Self::Manifest(query) => ("reading the digests in", Some(&query.path)),
             Self::AdoptManifest { to, .. } => ("copying the digests to", Some(to)),

@@ -42,10 +42,13 @@ impl Host {
         ImageSpec::new(self.path(name), Format::Raw)
     }
 
-    fn seal_as(&self, image: &ImageSpec, seen: Vec<Identity>) {
+    fn order(image: &ImageSpec, seen: Vec<Identity>) -> SealOrder {
         let (disk, image) = ("vda".parse().unwrap(), image.clone());
-        let order = SealOrder { operation: OPERATION, disk, root: Root([1; 32]), key: KeyId([2; 16]), image, seen };
-        take(&self.place, &[order]).unwrap();
+        SealOrder { operation: OPERATION, disk, root: Root([1; 32]), key: KeyId([2; 16]), image, seen }
+    }
+
+    fn seal_as(&self, image: &ImageSpec, seen: Vec<Identity>) {
+        take(&self.place, &[Self::order(image, seen)]).unwrap();
     }
 
     /// Seals an image as it is now.
@@ -124,10 +127,21 @@ fn what_nobody_wrote_to_is_trusted() {
     fs::read(host.path("image")).unwrap();
     drop(writable(&image.path));
     assert_eq!(host.state(&image), TRUSTED);
-    forget(&host.place, Uuid::nil()).unwrap();
-    assert_eq!(host.state(&image), TRUSTED);
-    forget(&host.place, OPERATION).unwrap();
-    assert_eq!(host.state(&image), SealState::Absent { why: None });
+}
+
+#[test]
+fn a_newer_point_outdates_the_seals_of_its_lineage_and_of_no_other() {
+    const NEWER: Uuid = Uuid::from_u128(8);
+    let host = Host::new();
+    let (old, new) = (host.image("old", &[5; 4096]), host.image("new", &[6; 4096]));
+    host.seal(&old);
+    let seen = vec![identity(&fs::metadata(host.path("new")).unwrap())];
+    let newer = SealOrder { operation: NEWER, disk: "vdb".parse().unwrap(), ..Host::order(&new, seen.clone()) };
+    take(&host.place, &[SealOrder { key: KeyId([3; 16]), ..newer.clone() }]).unwrap();
+    assert_eq!(host.state(&old), TRUSTED);
+    take(&host.place, &[newer]).unwrap();
+    assert_eq!(host.state(&old), SealState::Absent { why: None });
+    assert_eq!(fs::read_dir(host.place.seals()).unwrap().count(), 1);
 }
 
 #[test]
