@@ -22,6 +22,7 @@ impl Phases {
         }
         self.finish();
         self.current = Some((phase, Instant::now()));
+        tracing::debug!(?phase, "entered");
         events(Event::Phase { phase });
     }
 

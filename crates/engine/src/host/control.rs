@@ -130,6 +130,7 @@ impl Control {
         let mut expected = self.shared.answers.expect(number);
         let patience = request.patience(self.shared.stall);
         let stalled = request.stalled(&self.shared.host, patience);
+        let asked = Asked::new(&request);
         self.send(ToAgent::Request(number, request)).await?;
         let mut gone = self.shared.gone.subscribe();
         let reply = loop {
@@ -142,6 +143,7 @@ impl Control {
                 () = self.shared.stalls(patience) => break Err(stalled),
             }
         };
+        asked.log(&self.shared.host);
         reply.map_err(|error| error.with("host", &self.shared.host))
     }
 
@@ -208,6 +210,26 @@ impl Control {
     fn why_gone(&self) -> Error {
         let why = self.shared.gone.borrow().clone();
         why.unwrap_or_else(|| Error::connection("the agent is gone").transient()).with("host", &self.shared.host)
+    }
+}
+
+/// A question for the debugging log: what is asked and how long its answer takes.
+struct Asked(Option<(String, Instant)>);
+
+impl Asked {
+    fn new(request: &Request) -> Self {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return Self(None);
+        }
+        // The name alone: what it carries may be secret, as keys are.
+        let name: String = format!("{request:?}").chars().take_while(|c| c.is_alphanumeric()).collect();
+        Self(Some((name, Instant::now())))
+    }
+
+    fn log(self, host: &str) {
+        if let Self(Some((name, since))) = self {
+            tracing::debug!(host, request = name, micros = since.elapsed().as_micros(), "answered");
+        }
     }
 }
 

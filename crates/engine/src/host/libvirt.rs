@@ -301,8 +301,11 @@ async fn blocking<T: Send + 'static>(
     host: &str,
     work: impl FnOnce() -> Result<T, virt::error::Error> + Send + 'static,
 ) -> Result<T> {
+    let since = std::time::Instant::now();
     let task = tokio::task::spawn_blocking(work);
-    match tokio::time::timeout(deadline, task).await {
+    let ended = tokio::time::timeout(deadline, task).await;
+    tracing::debug!(host, micros = since.elapsed().as_micros(), "libvirt answered");
+    match ended {
         Ok(Ok(outcome)) => outcome.map_err(|error| failed(host, &error)),
         Ok(Err(_)) => Err(Error::internal("a call of libvirt panicked")),
         Err(_) => Err(Error::timeout(format!("libvirt on {host} did not answer in {} s", deadline.as_secs()))
