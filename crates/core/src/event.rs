@@ -1,12 +1,12 @@
 //! What an operation tells while it runs: one stream of typed events for terminal, journal, JSON and library alike.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::name::DiskTarget;
 
 /// The parts of an operation that users see, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Hosts are reached and agents started.

@@ -8,7 +8,8 @@
 //! 2. what the hosts have is an [`inventory`];
 //! 3. request and inventories become a [`plan`], with the definition of the new machine made by [`domain`];
 //! 4. the plan runs as journaled steps: [`journal`];
-//! 5. disks travel as [`blocks`] in frames of the [`wire`], and every step tells its progress as an [`event`];
+//! 5. disks travel as [`blocks`] in frames of the [`wire`], and every step tells its progress as an [`event`],
+//!    of which [`progress`] is made;
 //!    Of a disk that nobody wrote to, a [`seal`] may tell what it holds;
 //! 6. what goes wrong is an [`error`] with a code and a way out.
 
@@ -24,6 +25,7 @@ pub mod inventory;
 pub mod journal;
 pub mod name;
 pub mod plan;
+pub mod progress;
 pub mod retry;
 pub mod seal;
 pub mod size;

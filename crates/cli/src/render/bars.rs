@@ -1,14 +1,14 @@
 //! Bars at a terminal: one for the whole, one for each disk.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::progress::{State, Track};
 
 use super::output::Screen;
-use super::state::{State, Track};
 
 /// What ends sooner shows nothing: a flicker tells nobody anything.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -19,19 +19,18 @@ const WORDS: &str = "{prefix:8} {msg}";
 /// The bars on the screen.
 pub(super) struct Bars {
     screen: Screen,
-    since: Instant,
     whole: Option<ProgressBar>,
     disks: BTreeMap<DiskTarget, ProgressBar>,
 }
 
 impl Bars {
-    pub(super) fn new(screen: Screen, since: Instant) -> Self {
-        Self { screen, since, whole: None, disks: BTreeMap::new() }
+    pub(super) fn new(screen: Screen) -> Self {
+        Self { screen, whole: None, disks: BTreeMap::new() }
     }
 
-    /// Brings the bars up to date.
-    pub(super) fn draw(&mut self, state: &State, now: Instant) {
-        if now.duration_since(self.since) < PATIENCE {
+    /// Brings the bars up to date; `now` is the time since the beginning.
+    pub(super) fn draw(&mut self, state: &State, now: Duration) {
+        if now < PATIENCE {
             return;
         }
         let copying = state.phase == Some(Phase::Copy) && state.whole.total > 0;
@@ -42,7 +41,7 @@ impl Bars {
             for (_, bar) in std::mem::take(&mut self.disks) {
                 bar.finish_and_clear();
             }
-            whole.set_message(format!("{} s", now.duration_since(self.since).as_secs()));
+            whole.set_message(format!("{} s", now.as_secs()));
             whole.tick();
             return;
         }
@@ -67,7 +66,7 @@ impl Bars {
     }
 }
 
-fn set(bar: &ProgressBar, track: &Track, now: Instant) {
+fn set(bar: &ProgressBar, track: &Track, now: Duration) {
     bar.set_length(track.total);
     bar.set_position(track.done);
     bar.set_message(track.words(now));

@@ -10,7 +10,6 @@ mod output;
 mod paint;
 mod progress;
 mod report;
-mod state;
 mod table;
 
 use std::fmt;

@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::event::Event;
+use kvm_clone_core::progress::State;
 use kvm_clone_engine::Events;
 
 use super::bars::Bars;
 use super::events::EventLines;
-use super::state::State;
 use super::{Format, Screen};
 use crate::surroundings::Surroundings;
 
@@ -92,18 +92,19 @@ impl Drop for Progress {
 
 fn show(receiver: &Receiver<Message>, mut view: View) -> Vec<String> {
     let mut state = State::default();
+    let begun = Instant::now();
     loop {
         let received = receiver.recv_timeout(BETWEEN_FRAMES);
         let now = Instant::now();
         match received {
             Ok(Message::Event(event)) => {
                 view.event(&event);
-                state.apply(&event, now);
+                state.apply(&event, now - begun);
             }
             Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        view.draw(&state, now);
+        view.draw(&state, begun, now);
     }
     view.erase();
     state.warnings
@@ -124,7 +125,7 @@ impl View {
             Style::Silent => Self::Silent,
             Style::Json => Self::Json { lines: EventLines::new(screen), next: now },
             Style::Lines => Self::Lines { screen, next: now + BETWEEN_LINES },
-            Style::Bars => Self::Bars { bars: Box::new(Bars::new(screen, now)), next: now },
+            Style::Bars => Self::Bars { bars: Box::new(Bars::new(screen)), next: now },
         }
     }
 
@@ -134,7 +135,7 @@ impl View {
         }
     }
 
-    fn draw(&mut self, state: &State, now: Instant) {
+    fn draw(&mut self, state: &State, begun: Instant, now: Instant) {
         match self {
             Self::Json { lines, next } if now >= *next => {
                 *next = now + BETWEEN_EVENTS;
@@ -142,11 +143,11 @@ impl View {
             }
             Self::Lines { screen, next } if now >= *next => {
                 *next = now + BETWEEN_LINES;
-                screen.line(&state.words(now));
+                screen.line(&state.words(now - begun));
             }
             Self::Bars { bars, next } if now >= *next => {
                 *next = now + BETWEEN_FRAMES;
-                bars.draw(state, now);
+                bars.draw(state, now - begun);
             }
             _ => {}
         }
