@@ -1,5 +1,6 @@
 //! What a saga's journal says, and what follows from it. Pure: `engine` keeps the records.
 
+mod id;
 mod trail;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::name::VmName;
 
+pub use id::IdPart;
 pub use trail::Trail;
 
 /// Where an operation stands.
@@ -55,6 +57,27 @@ pub enum Step {
     Settle,
     /// Replaced disks, overlays and the marker are removed.
     Clean,
+}
+
+impl Status {
+    /// Whether nothing will change it any more.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// The status as one word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 impl Step {

@@ -22,6 +22,7 @@ use crate::boundary::{Boundary, Moment, Straight, Then};
 use crate::inventory::{self, Site, Source};
 use crate::known;
 use crate::lane::{Joint, Pipes, RoutePolicy};
+use crate::operation::Attendance;
 use crate::outcome::{CloneResult, OperationType};
 use crate::phases::Phases;
 use crate::step::{Left, Side, Work};
@@ -149,7 +150,7 @@ impl Prepared {
     /// # Errors
     /// The first failed check of the plan, whatever failed later, or [`Code::Cancelled`] and [`Code::Timeout`].
     pub async fn execute(
-        mut self,
+        self,
         settings: &CloneSettings,
         events: Events,
         cancel: CancellationToken,
@@ -157,6 +158,18 @@ impl Prepared {
         if let Some(refusal) = self.plan.refusal() {
             return Err(refusal);
         }
+        let attendance = Attendance::begin(&self.store, self.fresh.operation, events, &cancel).await?;
+        let ended = self.carry_out(settings, Arc::clone(&attendance.events), attendance.cancel.clone()).await;
+        attendance.end().await;
+        ended
+    }
+
+    async fn carry_out(
+        mut self,
+        settings: &CloneSettings,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<CloneResult> {
         let id = self.fresh.operation;
         events(Event::Started { operation_id: id });
         self.phases.enter(Phase::Prepare, &events);

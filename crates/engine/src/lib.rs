@@ -7,7 +7,8 @@
 //! 3. [`Prepared::execute`] locks, reads again, and runs the saga: `clone`, whose steps are in `step`;
 //! 4. disks travel over lanes: `lane`;
 //! 5. everything is written down before it is done: `store`;
-//! 6. what a dead process left is finished or undone: `recover`.
+//! 6. others see it, and may stop it: `operation`;
+//! 7. what a dead process left is finished or undone: `recover`.
 #![deny(unsafe_code)]
 
 mod boundary;
@@ -19,6 +20,7 @@ mod inventory;
 mod known;
 mod lane;
 mod list;
+mod operation;
 mod outcome;
 mod phases;
 mod reconnect;
@@ -36,6 +38,7 @@ pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
 pub use lane::{Ends, Joint, Pipes, RoutePolicy};
+pub use operation::{Operation, Operations, Outcome, Shown};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
 pub use retry::retrying;

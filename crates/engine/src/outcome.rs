@@ -6,11 +6,11 @@ use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
 use kvm_clone_core::plan::Consistency;
 use kvm_clone_core::wire::direct::Route;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// What an operation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationType {
     /// A new machine is made.
@@ -21,7 +21,8 @@ pub enum OperationType {
 
 impl OperationType {
     /// It as one word.
-    pub(crate) const fn word(self) -> &'static str {
+    #[must_use]
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Clone => "clone",
             Self::Sync => "sync",

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
+use crate::operation;
 use crate::step::{flatten, made_by, settle};
 use crate::store::{RECOVERED, Store};
 
@@ -222,9 +223,15 @@ async fn outlived(site: &Site, marker: &Marker, mode: Recovery) -> Result<Vec<St
 /// there, or were recovered by somebody else.
 async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()> {
     for operation in store.unfinished(&site.host.name).await? {
-        if !known.contains(&operation) {
-            store.close_forgotten(operation).await?;
+        // Between its beginning and its marker, and between its last step and its end, its target knows nothing of one that runs.
+        if known.contains(&operation) || store.place().is_present(operation) {
+            continue;
         }
+        let stands = match store.doubtful(operation).await? {
+            Some(machine) => site.libvirt.definition(machine).await?.is_some_and(|xml| made_by(&xml, operation)),
+            None => false,
+        };
+        store.close_forgotten(operation, stands).await?;
     }
-    Ok(())
+    operation::sweep(store).await
 }

@@ -3,6 +3,8 @@
 //! `synchronous=FULL`: when a call here returns, its record survives a power cut. An intent is always written before
 //! the act.
 
+mod record;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,7 +18,9 @@ use sqlx::sqlite::{
 use sqlx::{Executor, QueryBuilder, Row, Sqlite};
 use uuid::Uuid;
 
+use crate::operation::Place;
 use crate::outcome::OperationType;
+pub(crate) use record::{Record, Which};
 
 /// The schema; `user_version` says which one a file has.
 const SCHEMA_VERSION: i64 = 1;
@@ -132,6 +136,11 @@ impl Store {
         }
     }
 
+    /// What running operations keep beside this journal.
+    pub(crate) fn place(&self) -> Place {
+        Place::beside(&self.path)
+    }
+
     /// Writes a new operation down, as running.
     pub(crate) async fn begin(&self, new: &NewOperation) -> Result<()> {
         let insert = sqlx::query(
@@ -140,7 +149,7 @@ impl Store {
         )
         .bind(new.id.to_string())
         .bind(new.kind.word())
-        .bind(word(Status::Running))
+        .bind(Status::Running.word())
         .bind(&new.source_host)
         .bind(&new.dest_host)
         .bind(&new.vm_name)
@@ -166,7 +175,7 @@ impl Store {
     /// is no error.
     pub(crate) async fn end(&self, operation: Uuid, status: Status, outcome: &str) -> Result<()> {
         sqlx::query("UPDATE operation SET status = ?, ended = ?, outcome = ? WHERE id = ?")
-            .bind(word(status))
+            .bind(status.word())
             .bind(Timestamp::now().to_string())
             .bind(outcome)
             .bind(operation.to_string())
@@ -180,19 +189,36 @@ impl Store {
     pub(crate) async fn unfinished(&self, dest_host: &str) -> Result<Vec<Uuid>> {
         let rows = sqlx::query("SELECT id FROM operation WHERE dest_host = ? AND status IN (?, ?)")
             .bind(dest_host)
-            .bind(word(Status::Running))
-            .bind(word(Status::Interrupted))
+            .bind(Status::Running.word())
+            .bind(Status::Interrupted.word())
             .fetch_all(&self.pool)
             .await
             .map_err(|error| self.failed(&error))?;
         Ok(rows.iter().filter_map(|row| row.try_get::<String, _>(0).ok()?.parse().ok()).collect())
     }
 
+    /// The machine that tells whether an operation was committed, where its records do not.
+    pub(crate) async fn doubtful(&self, operation: Uuid) -> Result<Option<Uuid>> {
+        if !self.trail(operation).await?.may_be_committed() {
+            return Ok(None);
+        }
+        let row = sqlx::query("SELECT plan ->> 'new_uuid' FROM operation WHERE id = ?").bind(operation.to_string());
+        let row = row.fetch_one(&self.pool).await.map_err(|error| self.failed(&error))?;
+        Ok(row.try_get::<Option<String>, _>(0).ok().flatten().and_then(|uuid| uuid.parse().ok()))
+    }
+
     /// Closes an operation of which its target knows nothing any more: one that was committed only lacks the word that it
-    /// was, any other made nothing or was undone.
-    pub(crate) async fn close_forgotten(&self, operation: Uuid) -> Result<()> {
-        let status = if self.trail(operation).await?.is_committed() { Status::Completed } else { Status::Failed };
-        self.end(operation, status, RECOVERED).await
+    /// was, any other made nothing or was undone. `stands` is what the target says of a machine that tells.
+    pub(crate) async fn close_forgotten(&self, operation: Uuid, stands: bool) -> Result<()> {
+        let trail = self.trail(operation).await?;
+        if trail.is_committed() || stands {
+            return self.end(operation, Status::Completed, RECOVERED).await;
+        }
+        if trail.may_be_committed() {
+            let outcome = serde_json::to_string(&untold()).unwrap_or_default();
+            return self.end(operation, Status::Failed, &outcome).await;
+        }
+        self.end(operation, Status::Failed, RECOVERED).await
     }
 
     /// How far an operation went.
@@ -219,9 +245,13 @@ impl Store {
     }
 }
 
-/// A value as the word that JSON has for it.
-fn word<T: serde::Serialize>(value: T) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+/// Where neither journal nor target tell what became of an operation.
+fn untold() -> Error {
+    Error::conflict(
+        "its controller was gone while the machine was defined, somebody else recovered it, and the machine is another one now: \
+         whether it was completed is not known here",
+    )
+    .help("Look at the machine at the target: kvm-clone list HOST shows what it is a replica of")
 }
 
 fn unusable(path: &Path, why: &str) -> Error {
@@ -280,13 +310,25 @@ mod tests {
             if taken_back {
                 store.mark(id, &[(Step::Define, Mark::Undone)]).await.unwrap();
             }
-            store.close_forgotten(id).await.unwrap();
+            store.close_forgotten(id, false).await.unwrap();
+            assert_eq!(status(id).await, expected);
+        }
+        for (stands, expected) in [(true, "completed"), (false, "failed")] {
+            let (id, machine) = (Uuid::now_v7(), Uuid::new_v4());
+            store.begin(&NewOperation { plan: format!("{{\"new_uuid\":\"{machine}\"}}"), ..new(id) }).await.unwrap();
+            assert_eq!(store.doubtful(id).await.unwrap(), None);
+            for step in Step::ALL.into_iter().filter(|step| *step < Step::Define) {
+                store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
+            }
+            store.mark(id, &[(Step::Define, Mark::Intended)]).await.unwrap();
+            assert_eq!(store.doubtful(id).await.unwrap(), Some(machine));
+            store.close_forgotten(id, stands).await.unwrap();
             assert_eq!(status(id).await, expected);
         }
         let impossible = Uuid::now_v7();
         store.begin(&new(impossible)).await.unwrap();
         store.mark(impossible, &[(Step::Copy, Mark::Done)]).await.unwrap();
-        let error = store.close_forgotten(impossible).await.unwrap_err();
+        let error = store.close_forgotten(impossible, false).await.unwrap_err();
         assert_eq!(error.code, Code::Configuration, "{error:?}");
     }
 

@@ -65,6 +65,12 @@ impl Trail {
         self.open().last().copied()
     }
 
+    /// Whether the definition may have been made: it was begun, and neither its end nor its undoing is told.
+    #[must_use]
+    pub fn may_be_committed(&self) -> bool {
+        self.open().contains(&Step::Define) && !self.is_committed()
+    }
+
     /// Whether the definition was made and not taken back.
     #[must_use]
     pub fn is_committed(&self) -> bool {
@@ -109,6 +115,20 @@ mod tests {
         assert!(trail.is_committed());
         trail.take(Step::Define, Mark::Undone).unwrap();
         assert!(!trail.is_committed());
+    }
+
+    #[test]
+    fn while_the_definition_is_made_nobody_knows() {
+        let place = Step::ALL.iter().position(|step| *step == Step::Define).unwrap();
+        let mut trail = forward(place);
+        assert!(!trail.may_be_committed());
+        trail.take(Step::Define, Mark::Intended).unwrap();
+        assert!(trail.may_be_committed() && !trail.is_committed());
+        for (mark, is_committed) in [(Mark::Done, true), (Mark::Undone, false)] {
+            let mut trail = trail;
+            trail.take(Step::Define, mark).unwrap();
+            assert_eq!((trail.may_be_committed(), trail.is_committed()), (false, is_committed));
+        }
     }
 
     #[test]
