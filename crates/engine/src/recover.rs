@@ -14,7 +14,7 @@ use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
 use crate::step::{flatten, made_by, settle};
-use crate::store::{RECOVERED, Store};
+use crate::store::{RECOVERED, Store, Told};
 
 /// Whether `recover` acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,11 +227,16 @@ async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()>
         if known.contains(&operation) || store.place().is_present(operation) {
             continue;
         }
-        let stands = match store.doubtful(operation).await? {
-            Some(machine) => site.libvirt.definition(machine).await?.is_some_and(|xml| made_by(&xml, operation)),
-            None => false,
+        let machine = match store.doubtful(operation).await? {
+            Some(machine) => site.libvirt.definition(machine).await?,
+            None => None,
         };
-        store.close_forgotten(operation, stands).await?;
+        let told = match machine {
+            Some(xml) if made_by(&xml, operation) => Told::Stands,
+            Some(_) => Told::Another,
+            None => Told::Nothing,
+        };
+        store.close_forgotten(operation, told).await?;
     }
     operation::sweep(store).await
 }

@@ -4,6 +4,8 @@
 //! the act.
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -71,6 +73,17 @@ pub(crate) struct NewOperation {
     pub(crate) new_vm_name: String,
     /// The plan as JSON.
     pub(crate) plan: String,
+}
+
+/// What the target tells of the machine of an operation whose records leave open whether it was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Nothing was asked, or there is no such machine.
+    Nothing,
+    /// It stands as the operation defined it.
+    Stands,
+    /// It is another one than the operation defined: the one before, or a later one.
+    Another,
 }
 
 /// The store of one controller.
@@ -208,13 +221,13 @@ impl Store {
     }
 
     /// Closes an operation of which its target knows nothing any more: one that was committed only lacks the word that it
-    /// was, any other made nothing or was undone. `stands` is what the target says of a machine that tells.
-    pub(crate) async fn close_forgotten(&self, operation: Uuid, stands: bool) -> Result<()> {
+    /// was, any other made nothing or was undone. Where the records leave it open, the machine tells.
+    pub(crate) async fn close_forgotten(&self, operation: Uuid, told: Told) -> Result<()> {
         let trail = self.trail(operation).await?;
-        if trail.is_committed() || stands {
+        if trail.is_committed() || told == Told::Stands {
             return self.end(operation, Status::Completed, RECOVERED).await;
         }
-        if trail.may_be_committed() {
+        if told == Told::Another {
             let outcome = serde_json::to_string(&untold()).unwrap_or_default();
             return self.end(operation, Status::Failed, &outcome).await;
         }
@@ -248,8 +261,8 @@ impl Store {
 /// Where neither journal nor target tell what became of an operation.
 fn untold() -> Error {
     Error::conflict(
-        "its controller was gone while the machine was defined, somebody else recovered it, and the machine is another one now: \
-         whether it was completed is not known here",
+        "its controller was gone while the machine was defined, somebody else recovered it, and the machine \
+         is not as it would have defined it: whether it was completed is not known here",
     )
     .help("Look at the machine at the target: kvm-clone list HOST shows what it is a replica of")
 }
@@ -258,92 +271,4 @@ fn unusable(path: &Path, why: &str) -> Error {
     Error::new(Code::Configuration, format!("the journal cannot be used: {why}"))
         .with("path", path.display())
         .help("Check the path, its permissions and its space; state.url in the configuration names another place")
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn new(id: Uuid) -> NewOperation {
-        let text = |text: &str| text.to_owned();
-        NewOperation {
-            id,
-            kind: OperationType::Clone,
-            source_host: text("alpha"),
-            dest_host: text("beta"),
-            vm_name: text("web1"),
-            new_vm_name: text("web1_clone"),
-            plan: text("{}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn an_operation_is_unfinished_until_its_end_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
-        let id = Uuid::now_v7();
-        store.begin(&new(id)).await.unwrap();
-        store.mark(id, &[(Step::Stage, Mark::Intended)]).await.unwrap();
-        assert_eq!(store.unfinished("beta").await.unwrap(), vec![id]);
-        store.end(id, Status::Failed, "{}").await.unwrap();
-        assert_eq!(store.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
-        store.close().await;
-        let again = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
-        assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
-    }
-
-    #[tokio::test]
-    async fn a_forgotten_operation_is_closed_by_its_trail() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
-        let status = async |id: Uuid| {
-            let row = sqlx::query("SELECT status FROM operation WHERE id = ?").bind(id.to_string());
-            row.fetch_one(&store.pool).await.unwrap().get::<String, _>(0)
-        };
-        for (taken_back, expected) in [(false, "completed"), (true, "failed")] {
-            let id = Uuid::now_v7();
-            store.begin(&new(id)).await.unwrap();
-            for step in Step::ALL.into_iter().filter(|step| *step <= Step::Define) {
-                store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
-            }
-            if taken_back {
-                store.mark(id, &[(Step::Define, Mark::Undone)]).await.unwrap();
-            }
-            store.close_forgotten(id, false).await.unwrap();
-            assert_eq!(status(id).await, expected);
-        }
-        for (stands, expected) in [(true, "completed"), (false, "failed")] {
-            let (id, machine) = (Uuid::now_v7(), Uuid::new_v4());
-            store.begin(&NewOperation { plan: format!("{{\"new_uuid\":\"{machine}\"}}"), ..new(id) }).await.unwrap();
-            assert_eq!(store.doubtful(id).await.unwrap(), None);
-            for step in Step::ALL.into_iter().filter(|step| *step < Step::Define) {
-                store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
-            }
-            store.mark(id, &[(Step::Define, Mark::Intended)]).await.unwrap();
-            assert_eq!(store.doubtful(id).await.unwrap(), Some(machine));
-            store.close_forgotten(id, stands).await.unwrap();
-            assert_eq!(status(id).await, expected);
-        }
-        let impossible = Uuid::now_v7();
-        store.begin(&new(impossible)).await.unwrap();
-        store.mark(impossible, &[(Step::Copy, Mark::Done)]).await.unwrap();
-        let error = store.close_forgotten(impossible, false).await.unwrap_err();
-        assert_eq!(error.code, Code::Configuration, "{error:?}");
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn controllers_that_meet_at_a_new_store_both_open_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.db");
-        let opening: Vec<_> = (0..16)
-            .map(|_| {
-                let path = path.clone();
-                tokio::spawn(async move { Store::open(&path).await })
-            })
-            .collect();
-        for opened in opening {
-            opened.await.unwrap().unwrap();
-        }
-    }
 }

@@ -1,0 +1,86 @@
+//! The journal, in files of its own.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn new(id: Uuid) -> NewOperation {
+    let text = |text: &str| text.to_owned();
+    NewOperation {
+        id,
+        kind: OperationType::Clone,
+        source_host: text("alpha"),
+        dest_host: text("beta"),
+        vm_name: text("web1"),
+        new_vm_name: text("web1_clone"),
+        plan: text("{}"),
+    }
+}
+
+#[tokio::test]
+async fn an_operation_is_unfinished_until_its_end_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
+    let id = Uuid::now_v7();
+    store.begin(&new(id)).await.unwrap();
+    store.mark(id, &[(Step::Stage, Mark::Intended)]).await.unwrap();
+    assert_eq!(store.unfinished("beta").await.unwrap(), vec![id]);
+    store.end(id, Status::Failed, "{}").await.unwrap();
+    assert_eq!(store.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+    store.close().await;
+    let again = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
+    assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+}
+
+#[tokio::test]
+async fn a_forgotten_operation_is_closed_by_its_trail() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+    let status = async |id: Uuid| {
+        let row = sqlx::query("SELECT status FROM operation WHERE id = ?").bind(id.to_string());
+        row.fetch_one(&store.pool).await.unwrap().get::<String, _>(0)
+    };
+    for (taken_back, expected) in [(false, "completed"), (true, "failed")] {
+        let id = Uuid::now_v7();
+        store.begin(&new(id)).await.unwrap();
+        for step in Step::ALL.into_iter().filter(|step| *step <= Step::Define) {
+            store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
+        }
+        if taken_back {
+            store.mark(id, &[(Step::Define, Mark::Undone)]).await.unwrap();
+        }
+        store.close_forgotten(id, Told::Nothing).await.unwrap();
+        assert_eq!(status(id).await, expected);
+    }
+    for (told, expected) in [(Told::Stands, "completed"), (Told::Another, "failed"), (Told::Nothing, "failed")] {
+        let (id, machine) = (Uuid::now_v7(), Uuid::new_v4());
+        store.begin(&NewOperation { plan: format!("{{\"new_uuid\":\"{machine}\"}}"), ..new(id) }).await.unwrap();
+        assert_eq!(store.doubtful(id).await.unwrap(), None);
+        for step in Step::ALL.into_iter().filter(|step| *step < Step::Define) {
+            store.mark(id, &[(step, Mark::Intended), (step, Mark::Done)]).await.unwrap();
+        }
+        store.mark(id, &[(Step::Define, Mark::Intended)]).await.unwrap();
+        assert_eq!(store.doubtful(id).await.unwrap(), Some(machine));
+        store.close_forgotten(id, told).await.unwrap();
+        assert_eq!(status(id).await, expected);
+    }
+    let impossible = Uuid::now_v7();
+    store.begin(&new(impossible)).await.unwrap();
+    store.mark(impossible, &[(Step::Copy, Mark::Done)]).await.unwrap();
+    let error = store.close_forgotten(impossible, Told::Nothing).await.unwrap_err();
+    assert_eq!(error.code, Code::Configuration, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controllers_that_meet_at_a_new_store_both_open_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let opening: Vec<_> = (0..16)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { Store::open(&path).await })
+        })
+        .collect();
+    for opened in opening {
+        opened.await.unwrap().unwrap();
+    }
+}
