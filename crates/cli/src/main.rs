@@ -66,7 +66,7 @@ fn run(cli: Cli, surroundings: Surroundings, output: &Output) -> Result<ExitCode
     ended
 }
 
-/// The commands that use hosts.
+/// The commands that use hosts or the journal.
 async fn act(cli: Cli, settings: settings::Settings, surroundings: Surroundings, output: Output) -> Result<ExitCode> {
     let session = Session::new(&cli.global, settings, surroundings, output)?;
     let command = async {
@@ -75,6 +75,8 @@ async fn act(cli: Cli, settings: settings::Settings, surroundings: Surroundings,
             Command::Sync(args) => command::sync::run(args, &session).await,
             Command::List(args) => command::list::run(args, &session).await,
             Command::Doctor(args) => command::doctor::run(args, &session).await,
+            Command::Status(args) => command::status::run(args, &session).await,
+            Command::Cancel(args) => command::cancel::run(args, &session).await,
             Command::Recover(args) => command::recover::run(args, &session).await,
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
                 Err(Error::internal("this command needs no host"))

@@ -165,19 +165,23 @@ pub(crate) fn retry_policy(settings: &Settings) -> Result<RetryPolicy> {
     })
 }
 
+/// Where the journal is.
+pub(crate) fn journal(settings: &Settings, surroundings: &Surroundings) -> Result<PathBuf> {
+    match &settings.state.url.value.0 {
+        Some(url) => Ok(url.0.clone()),
+        None => surroundings.journal().ok_or_else(|| {
+            Error::new(Code::Configuration, "there is no place for the journal: HOME is not set")
+                .help("Set HOME, or state.url to sqlite:/PATH")
+        }),
+    }
+}
+
 /// How hosts are reached.
 pub(crate) fn client_options(
     settings: &Settings,
     surroundings: &Surroundings,
     agent: PathBuf,
 ) -> Result<ClientOptions> {
-    let journal = match &settings.state.url.value.0 {
-        Some(url) => url.0.clone(),
-        None => surroundings.journal().ok_or_else(|| {
-            Error::new(Code::Configuration, "there is no place for the journal: HOME is not set")
-                .help("Set HOME, or state.url to sqlite:/PATH")
-        })?,
-    };
     let ssh = SshOptions {
         key: settings.ssh.key_path.value.0.as_ref().map(|path| surroundings.expand(&path.0)),
         port: settings.ssh.port.value.0.map(|port| port.narrow()).transpose()?,
@@ -196,7 +200,7 @@ pub(crate) fn client_options(
         silence: span(settings.timeouts.silence.value),
         stall_timeout: span(settings.transfer.stall_timeout.value),
         libvirt_timeout: span(settings.libvirt.timeout.value),
-        ..ClientOptions::new(agent, journal)
+        ..ClientOptions::new(agent, journal(settings, surroundings)?)
     })
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::TestEnvironment;
 
-const COMMANDS: [&str; 7] = ["clone", "list", "doctor", "recover", "config", "completions", "man"];
+const COMMANDS: [&str; 9] = ["clone", "list", "doctor", "status", "cancel", "recover", "config", "completions", "man"];
 
 #[test]
 fn help_of_every_command() {

@@ -1,69 +1,16 @@
 //! The command as an administrator types it, on and between real hosts.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+mod hosts;
 
-use kvm_clone_lab::{DiskSpec, Fill, Host, HostSpec, Lab, MachineSpec, available, define_machine};
+use std::path::Path;
+use std::process::Stdio;
+
+use hosts::{
+    IMAGES, MIB, agent, assert_clean, assert_copied, json, program, run, stderr, stdout, two_hosts, wait_until,
+};
+use kvm_clone_lab::{HostSpec, Lab, available};
 use serde_json::Value;
-
-const MIB: u64 = 1 << 20;
-const IMAGES: &str = "/var/lib/libvirt/images";
-
-fn program() -> PathBuf {
-    env!("CARGO_BIN_EXE_kvm-clone").into()
-}
-
-fn agent() -> PathBuf {
-    program().with_file_name("kvm-clone-agent")
-}
-
-/// Two hosts with the command installed on both, and a machine on alpha.
-fn two_hosts(bytes: u64) -> (Lab, Host, Host) {
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = <[Host; 2]>::try_from(hosts).unwrap_or_else(|_| panic!("two hosts"));
-    for host in [&alpha, &beta] {
-        host.install_file(&program(), "/usr/local/bin/kvm-clone", 0o755).unwrap();
-        host.install_file(&agent(), "/usr/local/libexec/kvm-clone-agent", 0o755).unwrap();
-        host.provide_guest().unwrap();
-    }
-    let disk = DiskSpec::qcow2("vda", 4 * bytes).fill(Fill::Random { seed: 3, bytes });
-    define_machine(&alpha, MachineSpec::named("web1").disk(disk)).unwrap();
-    (lab, alpha, beta)
-}
-
-fn run(host: &Host, arguments: &[&str]) -> Output {
-    host.command("kvm-clone").args(arguments).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}{}", stdout(output), stderr(output)))
-}
-
-fn assert_copied(alpha: &Host, beta: &Host, name: &str) {
-    let compared = Command::new("qemu-img")
-        .args(["compare", "-f", "qcow2", "-F", "qcow2"])
-        .arg(alpha.path(&format!("{IMAGES}/web1-vda.qcow2")))
-        .arg(beta.path(&format!("{IMAGES}/{name}-vda.qcow2")))
-        .output()
-        .unwrap();
-    assert!(compared.status.success(), "{}", stdout(&compared));
-}
-
-fn assert_clean(host: &Host) {
-    let left = host.shell(&format!("ls -A {IMAGES} /var/lib/kvm-clone/operations 2>/dev/null || true")).unwrap();
-    assert!(!left.contains(".kvm-clone") && !left.contains(".json"), "{left}");
-}
 
 #[test]
 fn from_local_to_a_host_and_from_a_host_to_local() {
@@ -168,14 +115,6 @@ fn doctor_finds_a_good_host_good_and_names_what_is_missing() {
     assert!(!bad.status.success());
     assert!(stdout(&bad).contains("qemu-img"), "{}", stdout(&bad));
     assert!(stdout(&bad).contains("qemu-utils"), "the mend is named: {}", stdout(&bad));
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let end = std::time::Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(std::time::Instant::now() < end, "it did not happen in time");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod clone;
 mod config;
 mod global;
 mod hosts;
+mod operations;
 mod pages;
 mod sync;
 mod transfer;
@@ -17,6 +18,7 @@ pub(crate) use clone::{CloneArgs, network_target};
 pub(crate) use config::{ConfigArgs, ConfigCommand};
 pub(crate) use global::{Global, SshArgs};
 pub(crate) use hosts::{DoctorArgs, ListArgs, ListFormat, RecoverArgs};
+pub(crate) use operations::{CancelArgs, StatusArgs};
 pub(crate) use pages::{CompletionsArgs, ManArgs};
 pub(crate) use sync::SyncArgs;
 pub(crate) use transfer::TransferArgs;
@@ -41,7 +43,8 @@ const EXAMPLES: &str = "Examples:
   kvm-clone doctor alpha beta          See whether both hosts are fit for a clone
   kvm-clone clone alpha beta web1      Copy web1 from alpha to beta, as web1_clone
   kvm-clone sync alpha beta web1       Bring that copy to the present state of web1
-  kvm-clone list alpha beta            Show the machines of both hosts";
+  kvm-clone list alpha beta            Show the machines of both hosts
+  kvm-clone status                     Show what runs, what was interrupted and what ended";
 
 /// What to do. The variants carry no words of their own: they would hide the longer ones of their arguments.
 #[derive(Debug, Subcommand)]
@@ -50,6 +53,8 @@ pub(crate) enum Command {
     Sync(Box<SyncArgs>),
     List(ListArgs),
     Doctor(DoctorArgs),
+    Status(StatusArgs),
+    Cancel(CancelArgs),
     Recover(RecoverArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),

@@ -1,11 +1,13 @@
 //! The commands, one file each.
 
+pub(crate) mod cancel;
 pub(crate) mod clone;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod pages;
 pub(crate) mod recover;
+pub(crate) mod status;
 pub(crate) mod sync;
 
 mod confirm;

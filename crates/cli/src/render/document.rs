@@ -46,6 +46,11 @@ struct Inner {
 impl ErrorView {
     /// This error, which happened just now.
     pub(crate) fn now(error: &Error) -> Self {
+        Self::at(error, &jiff::Timestamp::now().to_string())
+    }
+
+    /// This error, which happened then.
+    pub(crate) fn at(error: &Error, timestamp: &str) -> Self {
         let mut context = error.context.clone();
         let operation_id = context.remove("operation_id");
         Self {
@@ -58,7 +63,7 @@ impl ErrorView {
                 transient: error.transient,
             },
             operation_id,
-            timestamp: jiff::Timestamp::now().to_string(),
+            timestamp: timestamp.to_owned(),
         }
     }
 }

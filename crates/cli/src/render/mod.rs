@@ -6,6 +6,7 @@ mod catalogue;
 mod document;
 mod error;
 mod events;
+mod operation;
 mod output;
 mod paint;
 mod progress;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use kvm_clone_core::Error;
 
 pub(crate) use document::ErrorView;
+pub(crate) use operation::{OperationView, operation_line, operation_text, operations_table};
 pub(crate) use output::{Output, Screen};
 pub(crate) use progress::{Progress, Style};
 pub(crate) use report::clone_report;

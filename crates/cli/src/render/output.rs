@@ -54,6 +54,15 @@ impl Output {
         }
     }
 
+    /// Writes one of several data that follow each other: JSON as a line, YAML as a document.
+    pub(crate) fn item<T: Serialize>(&self, data: &T, text: impl FnOnce() -> String) -> Result<()> {
+        match self.format {
+            Format::Text => self.text(&text()),
+            Format::Json => self.text(&(document::line(data) + "\n")),
+            Format::Yaml => self.text(&format!("---\n{}", document::yaml(data)?)),
+        }
+    }
+
     /// The error that ended the command: a document on stdout, or text on stderr.
     pub(crate) fn error(&self, error: &Error) {
         if self.format == Format::Text {

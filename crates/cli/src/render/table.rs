@@ -1,4 +1,4 @@
-//! Machines as text.
+//! Machines as text, and tables.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,19 @@ type Hosts = BTreeMap<String, Vec<Machine>>;
 /// A line for each machine; the host only where there are several.
 pub(crate) fn machines_table(hosts: &Hosts, paint: Paint) -> String {
     let several = hosts.len() > 1;
+    let header = ["NAME", "STATE", "VCPUS", "MEMORY", "DISKS", "NETWORKS", "REPLICA OF"].map(str::to_owned);
+    let of_host = |(host, machines): (&String, &Vec<Machine>)| {
+        machines.iter().map(|machine| row(several, host, cells(machine))).collect::<Vec<_>>()
+    };
+    plain(row(several, "HOST", header), hosts.iter().flat_map(of_host), paint)
+}
+
+/// A table without lines, its header standing out.
+pub(super) fn plain(header: Vec<String>, rows: impl IntoIterator<Item = Vec<String>>, paint: Paint) -> String {
     let mut table = Table::new();
     // Lines are left as long as they are: they are for `grep` too.
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-    let header = ["NAME", "STATE", "VCPUS", "MEMORY", "DISKS", "NETWORKS", "REPLICA OF"].map(str::to_owned);
-    table.set_header(row(several, "HOST", header));
-    for (host, machines) in hosts {
-        for machine in machines {
-            table.add_row(row(several, host, cells(machine)));
-        }
-    }
+    table.set_header(header).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

@@ -241,7 +241,11 @@ impl Settings {
             Command::List(args) => self.take_ssh(&args.ssh),
             Command::Doctor(args) => self.take_ssh(&args.ssh),
             Command::Recover(args) => self.take_ssh(&args.ssh),
-            Command::Config(_) | Command::Completions(_) | Command::Man(_) => {}
+            Command::Status(_)
+            | Command::Cancel(_)
+            | Command::Config(_)
+            | Command::Completions(_)
+            | Command::Man(_) => {}
         }
     }
 
