@@ -30,7 +30,10 @@ impl Operations {
         let place = self.store.place();
         place.ask_to_stop(operation.id)?;
         let ended = self.await_end(&operation).await;
-        place.ask_no_more(operation.id);
+        // One that takes its time is to stop all the same; what it does not hear of any more goes with its other files.
+        if !matches!(&ended, Err(error) if error.code == Code::Timeout) {
+            place.ask_no_more(operation.id);
+        }
         let ended = ended?;
         match ended.status {
             Status::Cancelled => Ok(ended),
