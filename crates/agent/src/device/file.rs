@@ -265,6 +265,17 @@ pub(super) fn read_ahead(file: &File, offset: u64, len: u64) {
     }
 }
 
+/// Lets the page cache forget all that is clean of a file, so that it is read from the medium next. The whole file: the kernel drops
+/// its pages in units of up to 2 MiB, and keeps one that lies only partly in a range (`find_lock_entries` in its `mm/filemap.c`).
+///
+/// # Errors
+/// It cannot be opened.
+pub fn forget_file(path: &Path) -> Result<()> {
+    let (file, _) = open_source(path)?;
+    fadvise(&file, 0, None, Advice::DontNeed)
+        .map_err(|error| DeviceError::io(path, "drop it from the page cache", error.into()))
+}
+
 /// Lets the page cache forget what is clean in a range. To be called for large ranges, once: see [`start_write_back`].
 pub(super) fn forget(file: &File, offset: u64, len: u64) {
     if let Some(len) = NonZeroU64::new(len) {

@@ -19,6 +19,7 @@ mod write_out;
 use kvm_clone_core::blocks::Extent;
 
 pub use error::{DeviceError, Problem, Result};
+pub use file::forget_file;
 pub use inspect::{ImageFormat, ImageInfo, inspect};
 pub use nbd::NbdReader;
 pub use new_qcow2::{AtomicChunks, ChunkAllocator, Qcow2Writer};

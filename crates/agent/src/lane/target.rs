@@ -168,7 +168,7 @@ fn check(target: &Target, segments: &Receiver<Complete>, readers: &Readers, even
     while let Ok(Complete { segment, digests, written, compared }) = segments.recv() {
         let disk = usize::from(segment.disk);
         if target.verify != Verify::Off {
-            verify::segment(readers, &target.disks[disk], segment, &digests, &written)?;
+            verify::segment(readers, &target.disks[disk], target.verify, segment, &digests, &written)?;
         }
         let manifest = manifests.get(disk).ok_or_else(|| Error::internal("a disk has no manifest"))?;
         manifest.write(segment.offset, &digests)?;

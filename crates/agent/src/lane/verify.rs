@@ -1,20 +1,23 @@
 //! Reading back: what a segment is, as a reader who opens the image now finds it, compared with what was sent.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_clone_core::blocks::{BLOCK, Digest};
-use kvm_clone_core::wire::lane::{ImageSpec, Segment};
+use kvm_clone_core::wire::lane::{ImageSpec, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 
 use super::images::open_reader;
 use super::readers::Readers;
-use crate::device::ReadDevice;
+use crate::device::{ReadDevice, forget_file};
 
-/// Compares what was written of a segment, by the numbers of its blocks, with the digests of the source's blocks.
+/// Compares what was written of a segment, by the numbers of its blocks, with the digests of the source's blocks. From the medium
+/// is read what was synced before.
 pub(super) fn segment(
     readers: &Readers,
     image: &ImageSpec,
+    how: Verify,
     segment: Segment,
     expected: &[Digest],
     written: &[Range<usize>],
@@ -23,10 +26,26 @@ pub(super) fn segment(
         return Ok(());
     }
     let device: Arc<dyn ReadDevice> = Arc::from(open_reader(image)?);
+    read_back(readers, image, &device, how, segment, expected, written)
+}
+
+/// The same, of an image that is open already.
+fn read_back(
+    readers: &Readers,
+    image: &ImageSpec,
+    device: &Arc<dyn ReadDevice>,
+    how: Verify,
+    segment: Segment,
+    expected: &[Digest],
+    written: &[Range<usize>],
+) -> Result<()> {
+    if how == Verify::Media {
+        forget_file(Path::new(&image.path))?;
+    }
     let mut reading = Vec::new();
     for range in written {
         let (offset, len) = bytes(segment, range);
-        reading.push(readers.digest(&device, offset, len)?);
+        reading.push(readers.digest(device, offset, len)?);
     }
     for (range, reading) in written.iter().zip(reading) {
         let (found, _) = reading.finish()?;
@@ -52,4 +71,82 @@ fn mismatch(image: &ImageSpec, offset: u64) -> Error {
         .with("path", &image.path)
         .with("offset", offset)
         .help("The target's storage or memory may be faulty: look at its kernel log; nothing was made there")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::io::IoSliceMut;
+    use std::sync::Mutex;
+
+    use kvm_clone_core::blocks::{BLOCK_LEN, DigestKey, Extent};
+    use kvm_clone_core::inventory::ImageFormat;
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    use super::*;
+    use crate::device::{RawReader, RawWriter, WriteDevice};
+
+    const BLOCKS: usize = 64;
+
+    /// A disk that notes of each read whether its first page was in the page cache before.
+    struct Watched {
+        disk: RawReader,
+        file: File,
+        cached: Mutex<Vec<bool>>,
+    }
+
+    impl ReadDevice for Watched {
+        fn size(&self) -> u64 {
+            self.disk.size()
+        }
+
+        fn extents(&self, offset: u64, len: u64) -> crate::device::Result<Vec<Extent>> {
+            self.disk.extents(offset, len)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> crate::device::Result<()> {
+            // preadv2(2), `RWF_NOWAIT`: reads what is in the page cache, and fails where the storage would be needed.
+            let mut page = [0; 4096];
+            let seen = preadv2(&self.file, &mut [IoSliceMut::new(&mut page)], offset, ReadWriteFlags::NOWAIT);
+            self.cached.lock().unwrap().push(seen.is_ok());
+            self.disk.read_at(buf, offset)
+        }
+
+        fn drop_cache(&self, offset: u64, len: u64) {
+            self.disk.drop_cache(offset, len);
+        }
+    }
+
+    fn cached(path: &Path, how: Verify) -> Vec<bool> {
+        let size = BLOCKS as u64 * BLOCK;
+        let content = vec![7; BLOCK_LEN * BLOCKS];
+        let disk = RawWriter::create(path, size).unwrap();
+        disk.write_at(&content, 0).unwrap();
+        disk.sync().unwrap();
+        let (disk, file) = (RawReader::open(path).unwrap(), File::open(path).unwrap());
+        let watched = Arc::new(Watched { disk, file, cached: Mutex::default() });
+        let device: Arc<dyn ReadDevice> = Arc::clone(&watched) as _;
+        let key = DigestKey::new([1; 32]);
+        let expected = vec![key.block(&content[..BLOCK_LEN]); BLOCKS];
+        let whole = Segment { disk: 0, offset: 0, len: size };
+        let written = [Range { start: 0, end: 16 }, Range { start: 32, end: BLOCKS }];
+        let image = ImageSpec::new(path.to_str().unwrap(), ImageFormat::Raw);
+        read_back(&Readers::start(&key), &image, &device, how, whole, &expected, &written).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let cached = watched.cached.lock().unwrap();
+        cached.clone()
+    }
+
+    #[test]
+    fn from_the_medium_nothing_comes_from_the_page_cache() {
+        // A file system in memory forgets nothing.
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = dir.path().join("disk");
+        let on = cached(&path, Verify::On);
+        assert_eq!(on, [true; 3], "what was written is in the page cache");
+        // A reader may be overtaken by the kernel's reading ahead for the one before it; the first one cannot be.
+        let media = cached(&path, Verify::Media);
+        assert_eq!((media.len(), media[0]), (3, false), "{media:?}");
+    }
 }
