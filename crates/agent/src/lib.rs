@@ -12,6 +12,7 @@ pub mod control;
 pub mod device;
 pub mod lane;
 mod lock;
+mod manifest;
 mod place;
 mod program;
 mod sealed;

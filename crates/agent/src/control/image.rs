@@ -20,7 +20,8 @@ use super::progress::Progress;
 use super::session::Session;
 use super::{blockdev, durable};
 use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, NamedImage, RawWriter, WriteDevice, new_qcow2};
-use crate::lane::{ManifestFile, known, open_reader};
+use crate::lane::{known, open_reader};
+use crate::manifest::ManifestFile;
 use crate::place::io_error;
 use crate::program::{self, Outcome, Watch};
 

@@ -8,14 +8,12 @@ mod crew;
 mod direct;
 mod images;
 mod join;
-mod manifest;
 mod readers;
 mod source;
 mod target;
 mod verify;
 
 pub(crate) use images::{known, open_reader, refuse_link};
-pub(crate) use manifest::ManifestFile;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};

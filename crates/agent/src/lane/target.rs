@@ -25,10 +25,12 @@ use super::crew::{Crew, gone};
 use super::direct::{Input, Output};
 use super::images::open_writer;
 use super::join::Events;
-use super::manifest::ManifestFile;
 use super::readers::{IN_FLIGHT, Readers};
 use super::verify;
 use crate::device::{ChunkAllocator, DeviceError, Problem, WriteDevice};
+use crate::manifest::ManifestFile;
+#[cfg(test)]
+pub(super) use base::whole;
 use compare::{Bases, Told};
 use receive::{Complete, Receiving};
 

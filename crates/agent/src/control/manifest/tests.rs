@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use kvm_clone_core::blocks::DigestKey;
+use kvm_clone_core::blocks::manifest::{ENTRY_LEN, entry_offset};
+use kvm_clone_core::blocks::{BLOCK, BlockIndex, Digest, DigestKey};
 use kvm_clone_core::wire::control::Marker;
 use tempfile::TempDir;
 
 use super::super::session::Outgoing;
 use super::*;
-use crate::lane::ManifestFile;
+use crate::manifest::ManifestFile;
 
 const OLD: Uuid = Uuid::from_u128(1);
 const NEW: Uuid = Uuid::from_u128(2);

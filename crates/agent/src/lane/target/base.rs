@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Root};
 use kvm_clone_core::wire::lane::{Base, BaseDigests, OnDivergence, Segment, Trust};
 use kvm_clone_core::{Error, Result};
 
 use super::super::images::open_reader;
-use super::super::manifest::WholeManifest;
 use super::super::readers::{Digesting, Readers, block_count};
 use super::grown::Grown;
 use crate::device::ReadDevice;
+use crate::manifest::Manifest;
 
 /// An open base, as large as the disk is now.
 pub(super) struct OpenBase {
@@ -25,9 +25,9 @@ pub(super) struct OpenBase {
 enum Known {
     Nothing,
     /// All: it is not read.
-    Sealed(WholeManifest),
+    Sealed(Manifest),
     /// What it should be.
-    Checked(WholeManifest, OnDivergence),
+    Checked(Manifest, OnDivergence),
 }
 
 /// The digests of a segment of a base.
@@ -126,7 +126,7 @@ fn know(digests: &BaseDigests, key: &DigestKey, image_size: u64) -> std::result:
         Trust::Sealed(root) => Some(root),
         Trust::Checked(_) => None,
     };
-    let manifest = WholeManifest::open(Path::new(&digests.manifest), key, root)?;
+    let manifest = whole(Path::new(&digests.manifest), key, root)?;
     // An image may be as much larger as qcow2 rounds its disk up to.
     let sectors = |size: u64| size.div_ceil(512);
     if sectors(manifest.disk_size()) != sectors(image_size) {
@@ -136,6 +136,23 @@ fn know(digests: &BaseDigests, key: &DigestKey, image_size: u64) -> std::result:
         Trust::Sealed(_) => Known::Sealed(manifest),
         Trust::Checked(on_divergence) => Known::Checked(manifest, on_divergence),
     })
+}
+
+/// A whole manifest under `key`, of the given root where one is given; or why it counts as not there.
+pub(in super::super) fn whole(
+    path: &Path,
+    key: &DigestKey,
+    root: Option<Root>,
+) -> std::result::Result<Manifest, String> {
+    let manifest = Manifest::open(path).map_err(|error| format!("it cannot be opened: {error}"))??;
+    if manifest.header().key != *key {
+        return Err("it has another key".to_owned());
+    }
+    if root.is_some_and(|root| root != manifest.root()) {
+        return Err("it is of another point".to_owned());
+    }
+    manifest.prove(&mut |_| Ok(())).map_err(|error| format!("it cannot be read: {error}"))??;
+    Ok(manifest)
 }
 
 /// A segment that is being looked at.

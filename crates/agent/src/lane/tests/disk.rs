@@ -10,9 +10,9 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use uuid::Uuid;
 
 use super::super::images::open_reader;
-use super::super::manifest::ManifestFile;
 use crate::device::new_qcow2::{self, AtomicChunks};
 use crate::device::{Qcow2Writer, RawWriter, WriteDevice};
+use crate::manifest::ManifestFile;
 
 /// What is on a disk, block by block.
 #[derive(Debug, Clone, PartialEq, Eq)]

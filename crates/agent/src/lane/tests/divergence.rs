@@ -6,6 +6,7 @@ use kvm_clone_core::blocks::{BlockIndex, Root};
 
 use super::disk::flip;
 use super::*;
+use crate::lane::target::whole;
 
 /// A case of which the base was changed, in one block, since its manifest was made.
 fn written_to(kept: Kept) -> (Case, Source, Target) {
@@ -48,7 +49,7 @@ fn a_base_whose_manifest_is_not_there_is_read_and_compared() {
         ("cannot be opened", |case| std::fs::remove_file(case.path("kept")).unwrap()),
         ("not those of its root", |case| flip(&case.path("kept"), entry_offset(BlockIndex(9)))),
         ("damaged", |case| flip(&case.path("kept"), 70)),
-        ("cannot be read", |case| {
+        ("another length", |case| {
             let file = std::fs::File::options().write(true).open(case.path("kept")).unwrap();
             file.set_len(HEADER_LEN as u64 + 160).unwrap();
         }),
@@ -78,10 +79,10 @@ fn a_manifest_of_another_point_key_or_disk_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("manifest");
     let root = Content::data(20, 1).manifest(&path, &key());
-    let why = |key: &DigestKey, root| WholeManifest::open(&path, key, root).err().unwrap();
+    let why = |key: &DigestKey, root| whole(&path, key, root).err().unwrap();
     assert!(why(&DigestKey::new([4; 32]), None).contains("another key"));
     assert!(why(&key(), Some(Root([7; 32]))).contains("another point"));
-    assert_eq!(WholeManifest::open(&path, &key(), Some(root)).ok().unwrap().disk_size(), 20 * BLOCK);
+    assert_eq!(whole(&path, &key(), Some(root)).ok().unwrap().disk_size(), 20 * BLOCK);
     let (before, after) = changed(40, 7);
     let case = Case { kept: Kept::Checked(OnDivergence::Refuse), ..Case::new(before, after) };
     let (source, target) = case.make();

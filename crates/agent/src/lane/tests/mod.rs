@@ -15,9 +15,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::manifest::{ManifestFile, WholeManifest};
 use super::source::Source;
 use super::target::Target;
+use crate::manifest::ManifestFile;
 use disk::{Block, Content, read};
 use pair::{Came, Drive, carry};
 
