@@ -164,6 +164,15 @@ impl Manifest {
         Ok(digests)
     }
 
+    /// Digests from this block on, which is the first of its group, in pieces of whole groups; those that are left out are zero.
+    pub(crate) fn for_each_run(
+        &self,
+        from: BlockIndex,
+        mut act: impl FnMut(BlockIndex, &[Digest]) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        for_each_piece(&self.file, entry_offset(from), |offset, bytes| act(index_of(offset), &digests_in(bytes)))
+    }
+
     /// The bytes of its entries: where they lie, and what they are. Holes are left out.
     pub(crate) fn for_each_piece(&self, mut act: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         for_each_piece(&self.file, HEADER_LEN as u64, |offset, bytes| act(offset, bytes).map(ControlFlow::Continue))

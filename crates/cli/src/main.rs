@@ -73,6 +73,7 @@ async fn act(cli: Cli, settings: settings::Settings, surroundings: Surroundings,
         match &cli.command {
             Command::Clone(args) => command::clone::run(args, &session).await,
             Command::Sync(args) => command::sync::run(args, &session).await,
+            Command::Verify(args) => command::verify::run(args, &session).await,
             Command::List(args) => command::list::run(args, &session).await,
             Command::Doctor(args) => command::doctor::run(args, &session).await,
             Command::Status(args) => command::status::run(args, &session).await,

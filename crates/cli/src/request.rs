@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
+use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{Candidates, CloneRequest, Existing, NetworkTarget, Presence, SyncRequest, Update};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, RoutePolicy, SshOptions};
 
-use crate::args::{CloneArgs, SyncArgs, TransferArgs};
+use crate::args::{CloneArgs, SyncArgs, TransferArgs, VerifyArgs};
 use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, VerifyMode};
 use crate::surroundings::Surroundings;
 
@@ -94,6 +95,15 @@ const fn presence(live: bool, offline: bool) -> Presence {
         (_, true) => Presence::Offline,
         _ => Presence::Any,
     }
+}
+
+/// The machine that is compared with, if one was named: by default of the same name.
+pub(crate) fn against(args: &VerifyArgs, settings: &Settings) -> Result<Option<(Host, SourceName)>> {
+    let Some([addr, name @ ..]) = args.against.as_deref() else { return Ok(None) };
+    let named = |error: Error| error.with("argument", "--against");
+    let addr: HostAddr = addr.parse().map_err(named)?;
+    let name = name.first().map_or_else(|| Ok(args.machine.clone()), |name| name.parse()).map_err(named)?;
+    Ok(Some((host(settings, &addr), name)))
 }
 
 /// How a replica is to be brought to a newer point.

@@ -3,6 +3,8 @@
 
 mod hosts;
 
+use std::time::Duration;
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -95,6 +97,70 @@ fn an_interrupt_undoes_everything_and_exits_130() {
         let names = beta.exec(&["virsh", "list", "--all", "--name"]).unwrap();
         assert_eq!(names.trim(), "");
     }
+}
+
+#[test]
+fn what_differs_is_listed_and_the_exit_status_is_65() {
+    if !available("what_differs_is_listed_and_the_exit_status_is_65") {
+        return;
+    }
+    let (_lab, alpha, beta) = two_hosts(8 * MIB);
+    assert!(run(&alpha, &["clone", "local", "beta", "web1"]).status.success());
+    let good = run(&alpha, &["verify", "beta", "web1_clone", "--checksum", "md5"]);
+    assert!(good.status.success(), "{}{}", stdout(&good), stderr(&good));
+    assert!(stdout(&good).contains("vda: identical") && stdout(&good).contains("md5"), "{}", stdout(&good));
+
+    let image = format!("{IMAGES}/web1_clone-vda.qcow2");
+    beta.exec(&["qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 1", "-c", "write -P 9 17M 128k", &image]).unwrap();
+    for against in [&[][..], &["--against", "local", "web1"], &["--against", "local", "web1", "--full"]] {
+        let arguments = [&["verify", "beta", "web1_clone"], against].concat();
+        let text = run(&alpha, &arguments);
+        assert_eq!(text.status.code(), Some(65), "{}", stderr(&text));
+        assert!(stdout(&text).contains("  offset 1048576  length 65536\n"), "{}", stdout(&text));
+        assert!(stdout(&text).contains("  offset 17825792  length 131072\n"), "{}", stdout(&text));
+        assert!(stderr(&text).contains("1012 verification"), "{}", stderr(&text));
+        let told = run(&alpha, &[&arguments[..], &["-o", "json"]].concat());
+        assert_eq!(told.status.code(), Some(65), "{}", stderr(&told));
+        let found = json(&told);
+        let ranges = serde_json::json!([
+            {"offset": 1_048_576, "length": 65_536}, {"offset": 17_825_792, "length": 131_072}
+        ]);
+        assert_eq!((&found["success"], &found["disks"][0]["differences"]), (&Value::Bool(false), &ranges));
+        assert_eq!((&found["error"]["code"], &found["host"]), (&Value::from(1012), &Value::from("beta")));
+    }
+    let same_name = json(&run(&alpha, &["verify", "local", "web1", "--against", "beta", "-o", "json"]));
+    assert_eq!(same_name["error"]["code"], 1003, "{same_name}");
+}
+
+#[test]
+fn an_interrupt_ends_a_verification_at_once() {
+    if !available("an_interrupt_ends_a_verification_at_once") {
+        return;
+    }
+    let (_lab, alpha, beta) = two_hosts(8 * MIB);
+    assert!(run(&alpha, &["clone", "local", "beta", "web1", "--disk-format", "raw"]).status.success());
+    let slow = beta.serve_file(&format!("{IMAGES}/web1_clone-vda.img"), 2 * MIB).unwrap();
+    let mut child = alpha
+        .command("kvm-clone")
+        .args(["verify", "beta", "web1_clone", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut events = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut event = String::new();
+    while !event.contains("\"compare\"") {
+        event.clear();
+        assert!(std::io::BufRead::read_line(&mut events, &mut event).unwrap() > 0, "it ended");
+    }
+    alpha.exec(&["pkill", "-INT", "-x", "kvm-clone"]).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", stdout(&ended));
+    assert_eq!(json(&ended)["error"]["code"], 1008);
+    kvm_clone_lab::fault::wait_gone(&beta, "kvm-clone-agent", Duration::from_secs(30)).unwrap();
+    slow.end().unwrap();
+    let good = run(&alpha, &["verify", "beta", "web1_clone"]);
+    assert!(good.status.success(), "{}{}", stdout(&good), stderr(&good));
 }
 
 #[test]

@@ -92,7 +92,7 @@ codes! {
         "Wait for the other operation; kvm-clone recover HOST ends what a dead one left";
     /// What arrived is not what was sent, or the image is broken.
     Verification = 1012, "verification", 65,
-        "what was read back is not what was sent, or an image is broken",
+        "what was read back is not what was sent, a disk that was verified is not what it should be, or an image is broken",
         "Look at the image with qemu-img check, and at the kernel log of its host";
     /// This cannot be done, or not in this version.
     Unsupported = 1013, "unsupported", 76,

@@ -17,6 +17,8 @@ pub enum Phase {
     Prepare,
     /// Disks are copied and read back.
     Copy,
+    /// Disks are compared.
+    Compare,
     /// Images are made complete, durable and checked.
     Finish,
     /// The machine is defined.
@@ -36,6 +38,7 @@ impl Phase {
             Self::Plan => "plan",
             Self::Prepare => "prepare",
             Self::Copy => "copy",
+            Self::Compare => "compare",
             Self::Finish => "finish",
             Self::Commit => "commit",
             Self::Clean => "clean",
@@ -58,7 +61,7 @@ pub enum Event {
         /// Which.
         phase: Phase,
     },
-    /// A disk will be copied.
+    /// A disk will be copied, or compared.
     Disk {
         /// Its target device.
         disk: DiskTarget,
@@ -69,7 +72,7 @@ pub enum Event {
     Progress {
         /// The disk.
         disk: DiskTarget,
-        /// Bytes of it that are at the target, verified where that was asked for.
+        /// Bytes of it that are at the target, verified where that was asked for; or that were compared.
         bytes_done: u64,
         /// Its bytes in total.
         bytes_total: u64,

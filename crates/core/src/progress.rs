@@ -112,7 +112,7 @@ impl State {
     }
 
     fn is_copying(&self) -> bool {
-        self.phase == Some(Phase::Copy) && self.whole.total > 0
+        matches!(self.phase, Some(Phase::Copy | Phase::Compare)) && self.whole.total > 0
     }
 
     /// Everything in one line.

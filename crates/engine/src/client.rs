@@ -22,6 +22,7 @@ use crate::list;
 use crate::phases::Phases;
 use crate::recover::{self, Recovered, Recovery};
 use crate::store::Store;
+use crate::verify::{self, VerifyRequest, VerifyResult};
 
 /// How a [`Client`] reaches hosts and where it keeps its journal. The library reads no environment and no
 /// configuration; whoever makes the client does.
@@ -218,6 +219,28 @@ impl Client {
         let plan = clone::plan(&seen, &target, &host, &request, &fresh)?;
         let (silence, name) = (self.access.silence, name.clone());
         Ok(Prepared { request, fresh, source, target, plan, store, silence, name, seen, started, phases })
+    }
+
+    /// Compares the disks of a stopped machine with the digests of its last point, or with the disks of another machine. Nothing
+    /// is changed on either host, except that the agent may be installed; stopped midway, nothing is left.
+    ///
+    /// # Errors
+    /// A host cannot be used, a machine is not there, runs, or is in use by another operation, it has no digests, or a disk
+    /// cannot be read. That disks differ is no error but a result.
+    pub async fn verify(&self, request: &VerifyRequest, events: Events) -> Result<VerifyResult> {
+        request.check()?;
+        let started = Instant::now();
+        let mut phases = Phases::default();
+        phases.enter(Phase::Connect, &events);
+        let (site, other) = match &request.against {
+            None => (self.connect(&request.host).await?, None),
+            Some((host, _)) => {
+                let (site, other) = tokio::try_join!(self.connect(&request.host), self.connect(host))?;
+                let other = same_if_one(&site, other);
+                (site, Some(other))
+            }
+        };
+        verify::verify(request, site, other, (started, phases), events).await
     }
 
     /// What interrupted operations left on a host: finished or undone, unless only looked at.

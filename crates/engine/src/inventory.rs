@@ -48,15 +48,12 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     machine.live = site.libvirt.live(machine.uuid).await?;
     machine.qemu_nbd = site.host.facts.programs.contains_key("qemu-nbd");
     let mut identities = BTreeMap::new();
-    for disk in domain.data_disks() {
-        let Some(path) = disk_path(site, disk).await? else { continue };
-        let chain = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
-        let Inspected { mut images, identities: found } = chain.map_err(|error| error.with("disk", &disk.target))?;
-        identities.insert(disk.target.clone(), found);
+    for (disk, Inspected { mut images, identities: found }) in disk_images(site, &domain).await? {
+        identities.insert(disk.clone(), found);
         for image in &mut images {
             image.pool = pool_of(&pools, &image.path);
         }
-        machine.images.insert(disk.target.clone(), images);
+        machine.images.insert(disk, images);
     }
     let mut file_identities = BTreeMap::new();
     machine.nvram_dir.clone_from(&site.host.facts.nvram_dir);
@@ -73,6 +70,17 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
         look_at_scratch(site, &mut machine).await?;
     }
     Ok(Source { machine, identities, file_identities })
+}
+
+/// The images of a machine's disks; those of kinds that cannot be read are left out.
+pub(crate) async fn disk_images(site: &Site, domain: &Domain) -> Result<BTreeMap<DiskTarget, Inspected>> {
+    let mut found = BTreeMap::new();
+    for disk in domain.data_disks() {
+        let Some(path) = disk_path(site, disk).await? else { continue };
+        let seen = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
+        found.insert(disk.target.clone(), seen.map_err(|error| error.with("disk", &disk.target))?);
+    }
+    Ok(found)
 }
 
 /// Where a disk's image is; none for kinds that cannot be copied: the plan refuses these in words, and they are not looked at.

@@ -99,21 +99,40 @@ pub(crate) fn manifest_path(target: &Host, operation: Uuid, disk: &DiskTarget) -
 
 /// The digests of a disk's last point, or why there are none.
 async fn kept(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan) -> Result<Result<Kept, String>> {
-    let manifest = manifest_path(target, replica.operation, &disk.target);
-    let query = ManifestQuery { path: manifest.clone(), operation: replica.operation };
-    let state = match target.control.ask(Request::Manifest(query)).await? {
+    let size = disk.base.as_ref().map_or(0, |base| base.size);
+    let kept = kept_digests(target, replica.operation, &disk.target, size).await?;
+    Ok(kept.map(|KeptDigests { manifest, key, root, .. }| Kept { disk: disk.target.clone(), manifest, key, root }))
+}
+
+/// Digests of a disk that are all there.
+pub(crate) struct KeptDigests {
+    pub(crate) manifest: String,
+    pub(crate) key: DigestKey,
+    pub(crate) root: Root,
+    /// Size that the disk has by them, in bytes. An odd disk is as long as its sectors while it has an overlay.
+    pub(crate) size: u64,
+}
+
+/// The digests that were kept when an operation made a point of a disk that has `size` bytes now, or why there are none.
+pub(crate) async fn kept_digests(
+    host: &Host,
+    operation: Uuid,
+    disk: &DiskTarget,
+    size: u64,
+) -> Result<Result<KeptDigests, String>> {
+    let manifest = manifest_path(host, operation, disk);
+    let query = ManifestQuery { path: manifest.clone(), operation };
+    let state = match host.control.ask(Request::Manifest(query)).await? {
         Reply::Manifest(state) => state,
         other => return Err(unexpected(&other)),
     };
-    let size = disk.base.as_ref().map_or(0, |base| base.size);
     Ok(match state {
         ManifestState::Absent => Err("its digests are not there any more".to_owned()),
         ManifestState::Unusable { why } => Err(format!("its digests are of no use: {why}")),
-        // An odd disk is as long as its sectors while it has an overlay.
         ManifestState::Whole { disk_size, .. } if whole_sectors(disk_size) != whole_sectors(size) => {
             Err("its digests are those of a disk of another size".to_owned())
         }
-        ManifestState::Whole { key, root, .. } => Ok(Kept { disk: disk.target.clone(), manifest, key, root }),
+        ManifestState::Whole { disk_size, key, root, .. } => Ok(KeptDigests { manifest, key, root, size: disk_size }),
     })
 }
 

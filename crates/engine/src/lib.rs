@@ -8,7 +8,8 @@
 //! 4. disks travel over lanes: `lane`;
 //! 5. everything is written down before it is done: `store`;
 //! 6. others see it, and may stop it: `operation`;
-//! 7. what a dead process left is finished or undone: `recover`.
+//! 7. disks are compared with their digests, or with those of another machine: `verify`;
+//! 8. what a dead process left is finished or undone: `recover`.
 #![deny(unsafe_code)]
 
 mod boundary;
@@ -29,6 +30,7 @@ mod report;
 mod retry;
 mod step;
 mod store;
+mod verify;
 
 pub use boundary::{Boundary, Moment, Straight, Then};
 pub use client::{Client, ClientOptions, HostSpec};
@@ -42,3 +44,4 @@ pub use operation::{Operation, Operations, Outcome, Shown};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
 pub use retry::retrying;
+pub use verify::{Against, Method, VerifiedDisk, VerifiedSide, VerifyRequest, VerifyResult};

@@ -35,6 +35,7 @@ use crate::inventory::{self, Site, Source};
 use crate::known::{Known, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
+pub(crate) use checksum::sum;
 use define::OldMachine;
 pub(crate) use define::made_by;
 pub(crate) use merge::{flatten, settle};

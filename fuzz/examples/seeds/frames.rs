@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kvm_clone_core::blocks::compare::GroupPage;
 use kvm_clone_core::blocks::{Digest, DigestKey, Root};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::MAGIC;
@@ -15,6 +16,7 @@ use kvm_clone_core::wire::lane::{
     Trust, Verify,
 };
 use kvm_clone_core::wire::replica::{Flatten, OverlayFile, SealOrder, SealState};
+use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
 
@@ -39,6 +41,11 @@ pub(super) fn write(dir: &Path) {
         ("flatten", ToAgent::Request(3, Request::Flatten(flatten))),
         ("seals", ToAgent::Request(4, Request::TakeSeals(vec![seal_order()]))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
+        ("group-digests", ToAgent::Request(5, Request::GroupDigests(digests_of(Digested::Disk(image())), 7))),
+        (
+            "block-digests",
+            ToAgent::Request(6, Request::BlockDigests(digests_of(Digested::Manifest("/m".to_owned())), vec![0, 9])),
+        ),
         ("source", ToAgent::Lane(0, source())),
     ] {
         seed(dir, &format!("to-agent-{name}"), 1, &body(frame(Kind::Message, &message)));
@@ -48,6 +55,7 @@ pub(super) fn write(dir: &Path) {
         ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
         ("seals", FromAgent::Response(3, Ok(Reply::Seals(vec![SealState::Absent { why: None }])))),
         ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
+        ("group-digests", FromAgent::Response(5, Ok(Reply::GroupDigests(group_page())))),
         ("progress", FromAgent::Progress(2, 4 << 20)),
     ];
     for (name, message) in answers {
@@ -63,6 +71,14 @@ pub(super) fn write(dir: &Path) {
     seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
     let groups = LaneAnswer::Groups { segment: segment(), digests: vec![(1, Digest([7; 16])), (63, Digest([8; 16]))] };
     seed(dir, "lane-groups", 7, &body(Encoder::default().encode(Kind::Lane, &groups, 0).unwrap()));
+}
+
+fn digests_of(of: Digested) -> DigestQuery {
+    DigestQuery { of, key: key(), size: 1 << 30 }
+}
+
+fn group_page() -> GroupPage {
+    GroupPage { groups: vec![(7, Digest([7; 16])), (300, Digest([8; 16]))], next: Some(1000) }
 }
 
 fn source() -> LaneCommand {

@@ -9,7 +9,8 @@ use kvm_clone_core::{Error, Result};
 use super::progress::Progress;
 use super::session::Session;
 use super::{
-    check, checksum, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay, seal, settle,
+    check, checksum, digests, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay,
+    seal, settle,
 };
 
 /// Requests answered at once; a controller that asks more at a time is broken.
@@ -51,6 +52,9 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
             session.require_locks().and_then(|()| export::open(session, name, &image, progress)).map(Reply::Export)
         }
         Request::Checksum { image, algorithm } => checksum::compute(&image, algorithm, progress).map(Reply::Checksum),
+        Request::GroupDigests(query, from) => digests::groups(&query, from, progress).map(Reply::GroupDigests),
+        Request::BlockDigests(query, groups) => digests::blocks(&query, &groups, progress).map(Reply::BlockDigests),
+        Request::Read { image, offset, len } => digests::read(&image, offset, len).map(Reply::Bytes),
         Request::Segments { image, segment_len, from } => inspect::segments(&image, segment_len, from, progress),
         Request::Paths(paths) => Ok(Reply::Paths(files::look(paths))),
         Request::Markers => marker::all(&session.place).map(Reply::Markers),
@@ -110,6 +114,8 @@ const fn changes(request: &Request) -> bool {
             | Request::CreateImage(_)
             | Request::Export { .. }
             | Request::Checksum { .. }
+            | Request::GroupDigests(..)
+            | Request::BlockDigests(..)
             | Request::FinishImage(_)
             | Request::SettleImage(_)
             | Request::Flatten(_)

@@ -9,6 +9,7 @@ mod answer;
 mod blockdev;
 mod check;
 mod checksum;
+mod digests;
 mod durable;
 mod export;
 mod facts;

@@ -14,6 +14,7 @@ mod target;
 mod verify;
 
 pub(crate) use images::{known, open_reader, refuse_link};
+pub(crate) use readers::Readers;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -61,8 +62,9 @@ pub fn run(session: &str, number: &str, connection: &str) -> Result<()> {
     ended.recv().unwrap_or(Ok(()))
 }
 
-/// Lowers this process's priority for processors and disks. Where that is not allowed, the copy is only less polite.
-fn give_way() {
+/// Lowers the priority for processors and disks of this thread, and of those that it starts (Linux knows no priority of processes:
+/// setpriority(2), ioprio_set(2)). Where that is not allowed, the work is only less polite.
+pub(crate) fn give_way() {
     let _ = rustix::process::setpriority_process(None, NICE);
     // SAFETY: the call takes numbers only (ioprio_set(2)); libc has no wrapper for it.
     unsafe {

@@ -43,13 +43,13 @@ struct Job {
 }
 
 /// A few threads that read pieces of disks and digest them.
-pub(super) struct Readers {
+pub(crate) struct Readers {
     jobs: SyncSender<Job>,
     spare: SyncSender<Vec<u8>>,
 }
 
 impl Readers {
-    pub(super) fn start(key: &DigestKey) -> Self {
+    pub(crate) fn start(key: &DigestKey) -> Self {
         let (jobs, waiting) = mpsc::sync_channel::<Job>(IN_FLIGHT);
         let (spare, spares) = mpsc::sync_channel::<Vec<u8>>(IN_FLIGHT * 2);
         let (waiting, spares) = (Arc::new(Mutex::new(waiting)), Arc::new(Mutex::new(spares)));
@@ -80,7 +80,7 @@ impl Readers {
 
     /// Has what may hold data in a range digested; waits while too much is in flight, but never for all of it. Of the range
     /// only the digests are kept.
-    pub(super) fn digest(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: u64) -> Result<Digesting> {
+    pub(crate) fn digest(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: u64) -> Result<Digesting> {
         let mut digesting = Digesting { offset, blocks: block_count(len), read: 0, coming: Vec::new() };
         for (offset, len) in pieces(&**device, offset, len)? {
             digesting.coming.push(self.order(device, offset, len, Keep::DigestsOnly)?);
@@ -115,7 +115,7 @@ fn digest(job: &Job, key: &DigestKey, buffer: &mut Vec<u8>) -> Result<Piece> {
 }
 
 /// The digests of a range, on their way.
-pub(super) struct Digesting {
+pub(crate) struct Digesting {
     offset: u64,
     blocks: usize,
     read: u64,
@@ -123,8 +123,13 @@ pub(super) struct Digesting {
 }
 
 impl Digesting {
+    /// How many bytes are read for them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.read
+    }
+
     /// The digests of all blocks of the range, and how many bytes were read for them.
-    pub(super) fn finish(self) -> Result<(Vec<Digest>, u64)> {
+    pub(crate) fn finish(self) -> Result<(Vec<Digest>, u64)> {
         let mut found = vec![Digest::ZERO; self.blocks];
         for coming in self.coming {
             let piece = arrived(&coming)?;

@@ -9,6 +9,7 @@ mod pages;
 mod sync;
 mod transfer;
 mod usage;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -23,6 +24,7 @@ pub(crate) use pages::{CompletionsArgs, ManArgs};
 pub(crate) use sync::SyncArgs;
 pub(crate) use transfer::TransferArgs;
 pub(crate) use usage::Stop;
+pub(crate) use verify::VerifyArgs;
 
 /// Copies KVM virtual machines between libvirt hosts over SSH.
 #[derive(Debug, Parser)]
@@ -43,6 +45,7 @@ const EXAMPLES: &str = "Examples:
   kvm-clone doctor alpha beta          See whether both hosts are fit for a clone
   kvm-clone clone alpha beta web1      Copy web1 from alpha to beta, as web1_clone
   kvm-clone sync alpha beta web1       Bring that copy to the present state of web1
+  kvm-clone verify beta web1_clone     See whether the copy is still what it was then
   kvm-clone list alpha beta            Show the machines of both hosts
   kvm-clone status                     Show what runs, what was interrupted and what ended";
 
@@ -51,6 +54,7 @@ const EXAMPLES: &str = "Examples:
 pub(crate) enum Command {
     Clone(Box<CloneArgs>),
     Sync(Box<SyncArgs>),
+    Verify(VerifyArgs),
     List(ListArgs),
     Doctor(DoctorArgs),
     Status(StatusArgs),

@@ -9,6 +9,7 @@ pub(crate) mod pages;
 pub(crate) mod recover;
 pub(crate) mod status;
 pub(crate) mod sync;
+pub(crate) mod verify;
 
 mod confirm;
 mod copying;

@@ -33,7 +33,7 @@ impl Bars {
         if now < PATIENCE {
             return;
         }
-        let copying = state.phase == Some(Phase::Copy) && state.whole.total > 0;
+        let copying = matches!(state.phase, Some(Phase::Copy | Phase::Compare)) && state.whole.total > 0;
         let whole = self.whole.get_or_insert_with(|| self.screen.0.add(ProgressBar::new(1)));
         whole.set_style(style(if copying { BAR } else { WORDS }));
         whole.set_prefix(state.phase.map_or("begin", Phase::word));

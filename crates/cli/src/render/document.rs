@@ -28,13 +28,14 @@ fn unfit(why: &str) -> Error {
 /// An error as users read it; the names are a contract.
 #[derive(Debug, Serialize)]
 pub(crate) struct ErrorView {
-    error: Inner,
+    error: ErrorBody,
     operation_id: Option<String>,
     timestamp: String,
 }
 
+/// The error itself.
 #[derive(Debug, Serialize)]
-struct Inner {
+pub(crate) struct ErrorBody {
     code: u16,
     kind: &'static str,
     message: String,
@@ -51,19 +52,22 @@ impl ErrorView {
 
     /// This error, which happened then.
     pub(crate) fn at(error: &Error, timestamp: &str) -> Self {
-        let mut context = error.context.clone();
-        let operation_id = context.remove("operation_id");
+        let mut body = ErrorBody::of(error);
+        let operation_id = body.context.remove("operation_id");
+        Self { error: body, operation_id, timestamp: timestamp.to_owned() }
+    }
+}
+
+impl ErrorBody {
+    /// This error.
+    pub(crate) fn of(error: &Error) -> Self {
         Self {
-            error: Inner {
-                code: error.code.number(),
-                kind: error.code.kind(),
-                message: error.message.clone(),
-                context,
-                help: error.ways_out().into_iter().map(str::to_owned).collect(),
-                transient: error.transient,
-            },
-            operation_id,
-            timestamp: timestamp.to_owned(),
+            code: error.code.number(),
+            kind: error.code.kind(),
+            message: error.message.clone(),
+            context: error.context.clone(),
+            help: error.ways_out().into_iter().map(str::to_owned).collect(),
+            transient: error.transient,
         }
     }
 }

@@ -12,18 +12,20 @@ mod paint;
 mod progress;
 mod report;
 mod table;
+mod verdict;
 
 use std::fmt;
 use std::str::FromStr;
 
 use kvm_clone_core::Error;
 
-pub(crate) use document::ErrorView;
+pub(crate) use document::{ErrorBody, ErrorView};
 pub(crate) use operation::{OperationView, operation_line, operation_text, operations_table};
 pub(crate) use output::{Output, Screen};
 pub(crate) use progress::{Progress, Style};
 pub(crate) use report::clone_report;
 pub(crate) use table::{machines_list, machines_table};
+pub(crate) use verdict::verify_report;
 
 /// How data and errors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -238,6 +238,10 @@ impl Settings {
                 self.take_transfer(&args.transfer);
                 self.timeouts.sync.overrule("--timeout", args.transfer.timeout.map(Optional::some));
             }
+            Command::Verify(args) => {
+                self.take_ssh(&args.ssh);
+                self.transfer.stall_timeout.overrule("--stall-timeout", args.stall_timeout);
+            }
             Command::List(args) => self.take_ssh(&args.ssh),
             Command::Doctor(args) => self.take_ssh(&args.ssh),
             Command::Recover(args) => self.take_ssh(&args.ssh),

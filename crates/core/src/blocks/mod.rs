@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads or writes; the agent's devices and pipelines do, with these rules.
 
+pub mod compare;
 pub mod digest;
 pub mod extents;
 pub mod groups;

@@ -43,6 +43,7 @@ pub use request::{
     Candidates, CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence, SyncRequest,
     Update,
 };
+pub use source::refuse_disk;
 pub use target::platform_there;
 
 use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts};

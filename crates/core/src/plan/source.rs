@@ -19,6 +19,7 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
 /// The images of each disk, as far as our readers understand them.
 fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
     let mut failures = Vec::new();
+    let host = &facts.source.host_name;
     for disk in facts.domain.data_disks() {
         let target = &disk.target;
         match facts.source.images.get(target).map(Vec::as_slice) {
@@ -30,15 +31,31 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
             Some(chain @ [top, ..]) => {
                 // What runs is read through its own process, which knows its images.
                 let read = if facts.source.live.is_some() { &[][..] } else { chain };
-                let errors = read
-                    .iter()
-                    .filter_map(|image| refuse_image(disk, image).or_else(|| refuse_without_qemu_nbd(facts, image)));
+                let errors = read.iter().filter_map(|image| refuse_to_read(disk, image, host, facts.source.qemu_nbd));
                 let errors = errors.chain(refuse_format(disk, top));
                 failures.extend(errors.map(|error| error.with("disk", target)));
             }
         }
     }
     checks.all("images", failures, format!("{} disk(s) can be read", facts.domain.data_disks().count()));
+}
+
+/// Why the disk of a stopped machine cannot be read, if it cannot; `qemu_nbd` says whether its host has that program, which reads
+/// what our own readers do not.
+#[must_use]
+pub fn refuse_disk(disk: &DiskElement, chain: &[ImageFacts], host: &str, qemu_nbd: bool) -> Option<Error> {
+    let Some(top) = chain.first() else {
+        let error = Error::unsupported(format!("disk {} is of a kind that cannot be read", disk.target));
+        return Some(
+            error.with("disk", &disk.target).help("Disks in files, on block devices and in volumes can be read"),
+        );
+    };
+    let mut refusals = chain.iter().filter_map(|image| refuse_to_read(disk, image, host, qemu_nbd));
+    refusals.next().or_else(|| refuse_format(disk, top)).map(|error| error.with("disk", &disk.target))
+}
+
+fn refuse_to_read(disk: &DiskElement, image: &ImageFacts, host: &str, qemu_nbd: bool) -> Option<Error> {
+    refuse_image(disk, image).or_else(|| if qemu_nbd { None } else { refuse_without_qemu_nbd(image, host) })
 }
 
 fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
@@ -60,10 +77,9 @@ fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
     })
 }
 
-/// What only qemu reads needs `qemu-nbd` on the source host.
-fn refuse_without_qemu_nbd(facts: &Facts<'_>, image: &ImageFacts) -> Option<Error> {
-    let feature = image.by_qemu.first().filter(|_| !facts.source.qemu_nbd)?;
-    let host = &facts.source.host_name;
+/// What only qemu reads needs `qemu-nbd` on its host.
+fn refuse_without_qemu_nbd(image: &ImageFacts, host: &str) -> Option<Error> {
+    let feature = image.by_qemu.first()?;
     let error =
         Error::insufficient(format!("image {} uses {feature}; qemu-nbd, which reads it, is missing", image.path));
     let error = error.with("path", &image.path).with("host", host).with("program", "qemu-nbd");

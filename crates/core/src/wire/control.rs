@@ -14,7 +14,9 @@ use uuid::Uuid;
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use super::replica::{Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, SealOrder, SealQuery, SealState};
-use crate::blocks::DigestKey;
+use super::verify::DigestQuery;
+use crate::blocks::compare::GroupPage;
+use crate::blocks::{Digest, DigestKey};
 use crate::checksum::Algorithm;
 use crate::error::Error;
 use crate::inventory::{FileId, HostId, ImageFacts, Topology};
@@ -114,6 +116,19 @@ pub enum Request {
         image: ImageSpec,
         /// What is computed.
         algorithm: Algorithm,
+    },
+    /// The digests of a disk's groups of blocks, from this group on. → [`Reply::GroupDigests`]
+    GroupDigests(DigestQuery, u64),
+    /// The digests of all blocks of these groups, which rise; at most [`super::verify::GROUPS_ASKED`]. → [`Reply::BlockDigests`]
+    BlockDigests(DigestQuery, Vec<u64>),
+    /// What a disk holds there. → [`Reply::Bytes`]
+    Read {
+        /// The disk.
+        image: ImageSpec,
+        /// Where it begins, in bytes.
+        offset: u64,
+        /// How many bytes; at most [`super::verify::BYTES_ASKED`].
+        len: u64,
     },
     /// How much data each segment of a disk may hold. → [`Reply::Segments`]
     Segments {
@@ -315,6 +330,12 @@ pub enum Reply {
     Chain(Vec<(ImageFacts, Identity)>),
     /// A checksum, in hexadecimal.
     Checksum(String),
+    /// Digests of groups, and how far they reach.
+    GroupDigests(GroupPage),
+    /// Digests of blocks, in order.
+    BlockDigests(Vec<Digest>),
+    /// What a disk holds.
+    Bytes(Vec<u8>),
     /// What is wrong with an image.
     Checked(Option<String>),
     /// Where an export is found.

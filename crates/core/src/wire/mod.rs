@@ -13,6 +13,7 @@ pub mod lane;
 pub mod patience;
 pub mod point;
 pub mod replica;
+pub mod verify;
 
 /// The version of everything in this module. Agents are found by their build's digest, so two versions never meet
 /// in one operation; the number is checked all the same.

@@ -49,6 +49,8 @@ impl Request {
             Self::CheckImage(image) => ("checking the image", Some(&image.path)),
             Self::Export { image, .. } => ("having qemu-nbd open the image", Some(&image.path)),
             Self::Checksum { image, .. } => ("summing up the disk", Some(&image.path)),
+            Self::GroupDigests(query, _) | Self::BlockDigests(query, _) => ("digesting", Some(query.of.path())),
+            Self::Read { image, .. } => ("reading", Some(&image.path)),
             Self::Segments { image, .. } => ("finding the data of", Some(&image.path)),
             Self::Paths(paths) => ("looking at files", paths.first().map(String::as_str)),
             Self::PutMarker(_) => ("writing the marker", None),

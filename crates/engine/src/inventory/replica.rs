@@ -1,16 +1,13 @@
 //! The machine that a sync brings to a newer point.
 
-use std::collections::BTreeMap;
-
 use kvm_clone_core::domain::{Domain, Lineage};
 use kvm_clone_core::inventory::{ExistingMachine, Replica, SourceMachine};
 use kvm_clone_core::name::{SourceName, VmName};
 use kvm_clone_core::plan::{Candidate, CloneRequest, Existing, find_replica};
-use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
-use super::{Site, disk_path, inspect};
+use super::{Site, disk_images};
 
 /// A replica, found by its lineage.
 pub(crate) struct Found {
@@ -47,12 +44,6 @@ pub(super) async fn look_at(
     let Some(xml) = site.libvirt.definition(machine.uuid).await? else { return Ok(None) };
     let domain = Domain::parse(&xml).map_err(|error| error.with("vm", &machine.name))?;
     let Some(lineage) = domain.lineage() else { return Ok(None) };
-    let mut images = BTreeMap::new();
-    for disk in domain.data_disks() {
-        let Some(path) = disk_path(site, disk).await? else { continue };
-        let seen = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
-        let seen = seen.map_err(|error| error.with("disk", &disk.target).with("host", &site.host.name))?;
-        images.insert(disk.target.clone(), seen.images);
-    }
+    let images = disk_images(site, &domain).await?.into_iter().map(|(disk, seen)| (disk, seen.images)).collect();
     Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images }))
 }

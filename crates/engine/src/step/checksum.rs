@@ -131,7 +131,8 @@ fn stands_for<'a>(disk: &CopyDisk, image: &'a ImageSpec) -> &'a ImageFormat {
     if disk.kind == Kind::Whole { &ImageFormat::Qcow2 } else { &image.format }
 }
 
-async fn sum(host: &Host, image: ImageSpec, algorithm: Algorithm) -> Result<String> {
+/// Sums up a whole disk.
+pub(crate) async fn sum(host: &Host, image: ImageSpec, algorithm: Algorithm) -> Result<String> {
     match host.control.ask(Request::Checksum { image, algorithm }).await? {
         Reply::Checksum(sum) => Ok(sum),
         other => Err(unexpected(&other)),

@@ -1,0 +1,191 @@
+//! On real images and manifests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io;
+use std::sync::mpsc::Receiver;
+
+use kvm_clone_core::blocks::compare::{Differences, differing_groups};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, DigestKey, Extent};
+use kvm_clone_core::inventory::ImageFormat;
+use rustix::io::Errno;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::super::session::{Outgoing, Session};
+use super::*;
+use crate::device::DeviceError;
+use crate::manifest::ManifestFile;
+use crate::place::Place;
+
+/// Its last block is short, and so is its last group; most of it is a hole.
+const SIZE: u64 = 40 * GROUP_LEN + 3 * BLOCK + 1000;
+const DATA: [u64; 5] = [0, 17, 18, 320, 643];
+
+struct Host {
+    dir: TempDir,
+    session: Arc<Session>,
+    _ends: (Receiver<Outgoing>, Receiver<Result<()>>),
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
+        let (session, outgoing, ended) = Session::open(place, "").unwrap();
+        Self { dir, session, _ends: (outgoing, ended) }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::of(&self.session, 0)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// A raw disk with data in some blocks.
+    fn disk(&self, name: &str, blocks: &[u64]) -> Digested {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::create(self.path(name)).unwrap();
+        file.set_len(SIZE).unwrap();
+        for block in blocks {
+            let len = BLOCK_LEN.min(usize::try_from(SIZE - block * BLOCK).unwrap());
+            file.write_all_at(&vec![7; len], block * BLOCK).unwrap();
+        }
+        Digested::Disk(ImageSpec::new(self.path(name), ImageFormat::Raw))
+    }
+
+    /// The manifest of such a disk.
+    fn manifest(&self, name: &str, blocks: &[u64]) -> Digested {
+        let path = self.path(name);
+        ManifestFile::create(Path::new(&path), &key(), Uuid::nil(), SIZE).unwrap();
+        let file = ManifestFile::open(Path::new(&path)).unwrap();
+        for block in blocks {
+            let len = BLOCK_LEN.min(usize::try_from(SIZE - block * BLOCK).unwrap());
+            file.write(block * BLOCK, &[key().block(&vec![7; len])]).unwrap();
+        }
+        file.complete(&key(), Uuid::nil(), SIZE, &|_| ()).unwrap();
+        Digested::Manifest(path)
+    }
+
+    fn groups(&self, of: &Digested) -> Vec<(u64, Digest)> {
+        let (mut found, mut from) = (Vec::new(), 0);
+        loop {
+            let page = groups(&query(of), from, &self.progress()).unwrap();
+            from = page.end(from, SIZE).unwrap();
+            found.extend(page.groups);
+            if page.next.is_none() {
+                return found;
+            }
+        }
+    }
+
+    fn blocks(&self, of: &Digested, groups: &[u64]) -> Vec<Digest> {
+        blocks(&query(of), groups, &self.progress()).unwrap()
+    }
+
+    fn compare(&self, ours: &Digested, theirs: &Digested) -> Vec<(u64, u64)> {
+        let mut found = Differences::default();
+        for group in differing_groups(&self.groups(ours), &self.groups(theirs)) {
+            let (ours, theirs) = (self.blocks(ours, &[group]), self.blocks(theirs, &[group]));
+            found.push_blocks(group, SIZE, &ours, &theirs).unwrap();
+        }
+        found.end().0.iter().map(|range| (range.offset, range.length)).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+fn key() -> DigestKey {
+    DigestKey::new([9; 32])
+}
+
+fn query(of: &Digested) -> DigestQuery {
+    DigestQuery { of: of.clone(), key: key(), size: SIZE }
+}
+
+#[test]
+fn a_disk_and_its_manifest_are_alike_and_what_differs_is_found() {
+    let host = Host::new();
+    let (disk, manifest) = (host.disk("disk", &DATA), host.manifest("manifest", &DATA));
+    assert_eq!(host.groups(&disk).len(), 4);
+    assert_eq!(host.compare(&disk, &manifest), []);
+    // The last block of the disk; one that is zero in one of the two; two neighbours.
+    let other = host.disk("other", &[0, 17, 18, 320]);
+    assert_eq!(host.compare(&other, &manifest), [(643 * BLOCK, 1000)]);
+    let other = host.disk("other", &[15, 16, 17, 18, 320, 643]);
+    assert_eq!(host.compare(&other, &manifest), [(0, BLOCK), (15 * BLOCK, 2 * BLOCK)]);
+    assert_eq!(host.compare(&manifest, &other), [(0, BLOCK), (15 * BLOCK, 2 * BLOCK)]);
+}
+
+#[test]
+fn a_manifest_that_is_another_now_is_not_read() {
+    let host = Host::new();
+    let manifest = host.manifest("manifest", &DATA);
+    let another = [
+        DigestQuery { key: DigestKey::new([8; 32]), ..query(&manifest) },
+        DigestQuery { size: SIZE - 1, ..query(&manifest) },
+    ];
+    for query in another {
+        assert_eq!(groups(&query, 0, &host.progress()).unwrap_err().code, Code::Conflict);
+    }
+    let disk = DigestQuery { size: SIZE + 1, ..query(&host.disk("disk", &DATA)) };
+    assert_eq!(groups(&disk, 0, &host.progress()).unwrap_err().code, Code::Conflict);
+}
+
+#[test]
+fn what_cannot_be_asked_for_is_refused() {
+    let host = Host::new();
+    let disk = host.disk("disk", &DATA);
+    let all = groups_of(SIZE);
+    assert!(groups(&query(&disk), all + 1, &host.progress()).is_err());
+    assert!(blocks(&query(&disk), &[all], &host.progress()).is_err());
+    assert!(blocks(&query(&disk), &vec![0; GROUPS_ASKED + 1], &host.progress()).is_err());
+    let Digested::Disk(image) = disk else { panic!("a disk") };
+    assert!(read(&image, 0, BYTES_ASKED + 1).is_err());
+    assert!(read(&image, SIZE, 1).is_err());
+    assert_eq!(read(&image, 17 * BLOCK - 1, 2).unwrap(), [0, 7]);
+}
+
+/// A disk with a sector that cannot be read.
+struct Unreadable;
+
+impl ReadDevice for Unreadable {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn extents(&self, offset: u64, len: u64) -> crate::device::Result<Vec<Extent>> {
+        Ok(vec![Extent::data(offset, len)])
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> crate::device::Result<()> {
+        let end = offset + buf.len() as u64;
+        if (offset..end).contains(&(20 * GROUP_LEN + 5)) {
+            let error = io::Error::from_raw_os_error(Errno::IO.raw_os_error());
+            return Err(DeviceError::io(Path::new("/dev/worn"), "read", error).at(offset));
+        }
+        buf.fill(1);
+        Ok(())
+    }
+
+    fn drop_cache(&self, _: u64, _: u64) {}
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_is_named() {
+    let host = Host::new();
+    let device: Arc<dyn ReadDevice> = Arc::new(Unreadable);
+    let query = query(&Digested::Disk(ImageSpec::new("/dev/worn", ImageFormat::Raw)));
+    for error in [
+        disk_groups(&device, &query, 0, &host.progress()).unwrap_err(),
+        disk_blocks(&device, &query, &[3, 20], &host.progress()).unwrap_err(),
+    ] {
+        assert_eq!((error.code, &*error.context["path"]), (Code::Transfer, "/dev/worn"));
+        assert_eq!(error.context["offset"], (20 * GROUP_LEN).to_string());
+    }
+}
