@@ -3,10 +3,9 @@
 
 mod hosts;
 
-use std::time::Duration;
-
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use hosts::{
     IMAGES, MIB, agent, assert_clean, assert_copied, json, program, run, stderr, stdout, two_hosts, wait_until,
