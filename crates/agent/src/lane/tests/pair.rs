@@ -159,7 +159,12 @@ pub(super) fn carry(source: Source, target: Target, drive: Drive) -> Came {
         target_end.send(came).unwrap();
     });
     let next = || ended.recv_timeout(PATIENCE).expect("the lane hangs");
-    let outcome = next().and_then(|()| next());
+    let outcome = match next() {
+        Ok(()) => next(),
+        // As the controller does it: a stream that broke is what follows from the other end's failure.
+        Err(broke) if broke.transient => next().and(Err(broke)),
+        cause => cause,
+    };
     if outcome.is_ok() {
         source_heard.join().unwrap();
         target_heard.join().unwrap();
