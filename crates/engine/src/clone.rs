@@ -175,6 +175,11 @@ impl Prepared {
         self.phases.enter(Phase::Prepare, &events);
         self.lock().await?;
         let (source, owner) = self.read_again().await?;
+        if let Some(replica) = self.plan.replica.as_ref().filter(|replica| replica.is_replaced())
+            && !settings.discard_target_changes
+        {
+            known::changed::refuse(&self.target, replica).await?;
+        }
         let known = known::look(&self.source.host, &self.target.host, &source, &self.plan, settings).await?;
         self.begin().await?;
         let mut work = Work::new(&self, source, owner, known, settings.clone(), Arc::clone(&events))?;

@@ -1,6 +1,8 @@
 //! What is known of a replica before it is compared: the digests of its last point, and whether its images, and the source's,
 //! are still what they were then.
 
+pub(crate) mod changed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_clone_core::blocks::{DigestKey, Root};
@@ -63,9 +65,9 @@ pub(crate) async fn look(
                 all.push(kept);
             }
             Ok(_) if settings.discard_target_changes => {}
-            Ok(_) => return Err(untold(target, replica, disk, "its digests are of another lineage")),
+            Ok(_) => return Err(untold(target, replica, &disk.target, "its digests are of another lineage")),
             Err(_) if settings.discard_target_changes => {}
-            Err(why) => return Err(untold(target, replica, disk, &why)),
+            Err(why) => return Err(untold(target, replica, &disk.target, &why)),
         }
     }
     let reads_all = settings.paranoid || settings.discard_target_changes;
@@ -155,14 +157,14 @@ async fn sealed(
     Ok(both.filter(|((kept, _), state)| holds(kept, state)).map(|((kept, _), _)| kept.disk.clone()).collect())
 }
 
-fn untold(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan, why: &str) -> Error {
+fn untold(target: &Host, replica: &ReplicaPlan, disk: &DiskTarget, why: &str) -> Error {
     let message = format!(
         "it cannot be told whether disk {} of replica {} was changed since its last point: {why}",
-        disk.target, replica.name
+        disk, replica.name
     );
     Error::conflict(message)
         .with("vm", &replica.name)
-        .with("disk", &disk.target)
+        .with("disk", disk)
         .with("host", &target.name)
         .help("--discard-target-changes compares everything, and overwrites what was changed")
 }

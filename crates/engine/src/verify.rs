@@ -27,7 +27,8 @@ use crate::known::{KeptDigests, kept_digests};
 use crate::outcome::Checksum;
 use crate::phases::Phases;
 use crate::step::sum;
-use compare::{Bytes, Digests};
+use compare::Bytes;
+pub(crate) use compare::{Digests, by_digests};
 pub use outcome::{Against, Method, VerifiedDisk, VerifiedSide, VerifyResult};
 use subject::{Subject, SubjectDisk};
 
@@ -128,7 +129,7 @@ impl Verifying<'_> {
             let control = &self.ours.site.host.control;
             let ours = Digests { control: control.clone(), query: query(Digested::Disk(disk.image.clone())) };
             let theirs = Digests { control: control.clone(), query: query(Digested::Manifest(manifest.clone())) };
-            let found = compare::by_digests(&ours, &theirs, size, &self.progress(&disk.target, size)).await;
+            let found = by_digests(&ours, &theirs, size, &self.progress(&disk.target, size)).await;
             let found = found.map_err(|error| error.with("disk", &disk.target))?;
             let sides =
                 (Some(self.side(&self.ours, disk).await?), Some(VerifiedSide { path: manifest, size, checksum: None }));
@@ -160,13 +161,7 @@ impl Verifying<'_> {
                             control: of.site.host.control.clone(),
                             query: DigestQuery { of: Digested::Disk(disk.image.clone()), key: key.clone(), size },
                         };
-                        compare::by_digests(
-                            &digests(&self.ours, our_disk),
-                            &digests(theirs, their_disk),
-                            size,
-                            &progress,
-                        )
-                        .await
+                        by_digests(&digests(&self.ours, our_disk), &digests(theirs, their_disk), size, &progress).await
                     };
                     found.map_err(|error| error.with("disk", &target))?
                 }

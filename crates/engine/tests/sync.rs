@@ -184,6 +184,22 @@ async fn all_of_it_can_be_copied_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_changed_is_not_replaced_unasked_either() {
+    let Some(standby) = Standby::new("a_replica_that_was_changed_is_not_replaced").await else { return };
+    // A touch ends the seal, and is no change.
+    standby.beta.shell("touch /var/lib/libvirt/images/standby-*").unwrap();
+    standby.sync_with(&full(), &CloneSettings::default()).await.unwrap();
+    write(&standby.beta, NAME, "vda", &["write -P 3 5M 512"]);
+    let before = standby.replica_contents();
+    let error = standby.sync_with(&full(), &CloneSettings::default()).await.unwrap_err();
+    assert_eq!((number(&error), &error.context["disk"][..]), (1014, "vda"), "{error:?}");
+    assert!(error.help.iter().any(|help| help.contains("--discard-target-changes")), "{error:?}");
+    assert_eq!(standby.replica_contents(), before);
+    standby.sync_with(&full(), &discarding()).await.unwrap();
+    standby.assert_synced();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_replica_is_not_synced() {
     let machine = MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 8 * MIB));
     let Some(standby) = Standby::unreplicated("what_is_no_replica", machine) else { return };

@@ -151,6 +151,14 @@ pub struct ReplicaPlan {
     pub before: String,
 }
 
+impl ReplicaPlan {
+    /// Whether new images take the place of all of its own, which are not looked at for that.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.update.candidates == Candidates::All
+    }
+}
+
 /// An image file that is carried as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct WholeFile {

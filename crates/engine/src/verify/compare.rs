@@ -18,9 +18,9 @@ const IN_FLIGHT: usize = 8;
 
 /// What has digests, and who tells them.
 #[derive(Clone)]
-pub(super) struct Digests {
-    pub(super) control: Control,
-    pub(super) query: DigestQuery,
+pub(crate) struct Digests {
+    pub(crate) control: Control,
+    pub(crate) query: DigestQuery,
 }
 
 impl Digests {
@@ -40,7 +40,7 @@ impl Digests {
 }
 
 /// Compares two disks of `size` bytes by their digests, which are under one key. Tells how many bytes are compared.
-pub(super) async fn by_digests(
+pub(crate) async fn by_digests(
     ours: &Digests,
     theirs: &Digests,
     size: u64,

@@ -1,0 +1,62 @@
+//! Whether a replica was changed since its last point, asked where its images are replaced whole. A sync that compares finds that
+//! out on its way; one that copies everything would throw it away without a look.
+
+use kvm_clone_core::domain::Domain;
+use kvm_clone_core::name::DiskTarget;
+use kvm_clone_core::plan::ReplicaPlan;
+use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::verify::{DigestQuery, Digested};
+use kvm_clone_core::{Error, Result};
+
+use super::{Kept, kept_digests, sealed, untold};
+use crate::host::Host;
+use crate::inventory::{self, Site};
+use crate::verify::{Digests, by_digests};
+
+/// Reads what no seal vouches for, and compares it with the digests of the last point.
+///
+/// # Errors
+/// [`kvm_clone_core::Code::Conflict`] where a disk was changed, or where that cannot be told.
+pub(crate) async fn refuse(target: &Site, replica: &ReplicaPlan) -> Result<()> {
+    let domain = Domain::parse(&replica.before)?;
+    for (disk, seen) in inventory::disk_images(target, &domain).await? {
+        let size = seen.images.first().map_or(0, |image| image.virtual_size);
+        let image = inventory::spec(&seen.images)?;
+        let checked = refuse_disk(&target.host, replica, &disk, &image, size).await;
+        checked.map_err(|error| error.with("disk", &disk))?;
+    }
+    Ok(())
+}
+
+async fn refuse_disk(
+    host: &Host,
+    replica: &ReplicaPlan,
+    disk: &DiskTarget,
+    image: &ImageSpec,
+    size: u64,
+) -> Result<()> {
+    let kept = kept_digests(host, replica.operation, disk, size).await?;
+    let kept = kept.map_err(|why| untold(host, replica, disk, &why))?;
+    let (size, manifest, key) = (kept.size, kept.manifest.clone(), kept.key.clone());
+    let asked = [Kept { disk: disk.clone(), manifest: kept.manifest, key: kept.key, root: kept.root }];
+    if !sealed(host, replica.operation, &asked, |_| Some(image.clone())).await?.is_empty() {
+        return Ok(());
+    }
+    let digests = |of| Digests { control: host.control.clone(), query: DigestQuery { of, key: key.clone(), size } };
+    let (now, then) = (digests(Digested::Disk(image.clone())), digests(Digested::Manifest(manifest)));
+    match by_digests(&now, &then, size, &|_| ()).await?.bytes() {
+        0 => Ok(()),
+        bytes => Err(changed(host, replica, disk, image, bytes)),
+    }
+}
+
+fn changed(host: &Host, replica: &ReplicaPlan, disk: &DiskTarget, image: &ImageSpec, bytes: u64) -> Error {
+    let message = format!("disk {disk} of replica {} was changed since its point of {}", replica.name, replica.point);
+    Error::conflict(message)
+        .with("vm", &replica.name)
+        .with("host", &host.name)
+        .with("path", &image.path)
+        .with("bytes", bytes)
+        .help(format!("See what it is: kvm-clone verify {} {}", host.name, replica.name))
+        .help("--discard-target-changes throws it away")
+}
