@@ -144,11 +144,13 @@ pub enum Mark {
     Done,
     /// It was undone.
     Undone,
+    /// The operation, which was interrupted, is gone on with, from this step.
+    Resumed,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Mark; 3] = [Mark::Intended, Mark::Done, Mark::Undone];
+    pub const ALL: [Mark; 4] = [Mark::Intended, Mark::Done, Mark::Undone, Mark::Resumed];
 
     /// The mark as one word.
     #[must_use]
@@ -157,6 +159,7 @@ impl Mark {
             Self::Intended => "intended",
             Self::Done => "done",
             Self::Undone => "undone",
+            Self::Resumed => "resumed",
         }
     }
 }

@@ -384,6 +384,7 @@ fn copy_disks(
             base: Some(Base {
                 image: ImageSpec::new(&base.path, base.format.clone()),
                 digests: known.digests.get(&disk.target).cloned(),
+                begun: false,
             }),
             staging: ImageSpec { backing, ..copied.staging },
             untouched: known.untouched.contains(&disk.target),

@@ -54,6 +54,7 @@ pub(super) fn write(dir: &Path) {
         ("hello", hello),
         ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
         ("seals", FromAgent::Response(3, Ok(Reply::Seals(vec![SealState::Absent { why: None }])))),
+        ("taken-up", FromAgent::Response(2, Ok(Reply::TakenUp(Err("torn".to_owned()))))),
         ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
         ("group-digests", FromAgent::Response(5, Ok(Reply::GroupDigests(group_page())))),
         ("progress", FromAgent::Progress(2, 4 << 20)),
@@ -67,7 +68,7 @@ pub(super) fn write(dir: &Path) {
     let want = LaneMessage::Want { segment: segment(), groups: vec![0, 63] };
     seed(dir, "lane-want", 3, &body(Encoder::default().encode(Kind::Lane, &want, 0).unwrap()));
     seed(dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target(), 0).unwrap()));
-    let done = LaneEvent::Done { segment: segment(), data_blocks: 2, compared: Compared { blocks: 3, differing: 1 } };
+    let done = LaneEvent::Done { segment: segment(), data_blocks: 2, compared: Compared { blocks: 3, differing: 1 }, kept: 65536 };
     seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
     let groups = LaneAnswer::Groups { segment: segment(), digests: vec![(1, Digest([7; 16])), (63, Digest([8; 16]))] };
     seed(dir, "lane-groups", 7, &body(Encoder::default().encode(Kind::Lane, &groups, 0).unwrap()));
@@ -88,7 +89,7 @@ fn source() -> LaneCommand {
 fn target() -> LaneCommand {
     let trust = Trust::Checked(OnDivergence::Discard);
     let sealed = Trust::Sealed(Root([9; 32]));
-    let base = |trust| Base { image: image(), digests: Some(BaseDigests { manifest: "/kept".to_owned(), trust }) };
+    let base = |trust| Base { image: image(), digests: Some(BaseDigests { manifest: "/kept".to_owned(), trust }), begun: true };
     LaneCommand::Target {
         disks: vec![image(), image(), image()],
         bases: vec![Some(base(trust)), None, Some(base(sealed))],

@@ -10,7 +10,7 @@ use super::progress::Progress;
 use super::session::Session;
 use super::{
     check, checksum, digests, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay,
-    seal, settle,
+    seal, settle, take_up,
 };
 
 /// Requests answered at once; a controller that asks more at a time is broken.
@@ -66,6 +66,13 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
             session.require_locks().and_then(|()| files::make_directory(&session.place, &new)).map(done)
         }
         Request::CreateImage(new) => session.require_locks().and_then(|()| image::create(session, &new)).map(done),
+        Request::TakeUp(operation) => session
+            .require_locks()
+            .and_then(|()| take_up::take_up(&session.place, operation, progress))
+            .map(Reply::Staged),
+        Request::TakeUpImage(new) => {
+            session.require_locks().and_then(|()| take_up::image(session, &new, progress)).map(Reply::TakenUp)
+        }
         Request::FinishImage(new) => {
             session.require_locks().and_then(|()| image::finish(session, &new, progress)).map(Reply::Image)
         }
@@ -112,6 +119,8 @@ const fn changes(request: &Request) -> bool {
             | Request::RemoveMarker(_)
             | Request::MakeDirectory(_)
             | Request::CreateImage(_)
+            | Request::TakeUp(_)
+            | Request::TakeUpImage(_)
             | Request::Export { .. }
             | Request::Checksum { .. }
             | Request::GroupDigests(..)

@@ -122,7 +122,7 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String], progress:
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
 /// is why ours was refused: only its identity tells. An overlay that was flattened is another than the one that was
 /// completed; one that a guest has written to since is neither, and stays.
-fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
+pub(super) fn is_ours(marker: &Marker, path: &str) -> Result<bool> {
     if [&marker.staging, &marker.manifests, &marker.outdated, &marker.replaced, &marker.directories]
         .iter()
         .any(|list| list.iter().any(|file| file == path))

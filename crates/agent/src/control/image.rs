@@ -60,23 +60,37 @@ impl Made {
 
 /// Makes an empty image and its manifest; neither may be there, and the operation's marker must name both.
 pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
-    let marker = marker::get(&session.place, new.operation)?;
-    if !marker.staging.contains(&new.image.path) || !marker.manifests.contains(&new.manifest) {
-        return Err(Error::internal(format!("the marker does not name {}", new.image.path)));
-    }
+    require_named(session, new)?;
     let path = Path::new(&new.image.path);
     match known(&new.image.format, &new.image.path)? {
         ImageFormat::Raw => drop(RawWriter::create(path, new.virtual_size)?),
-        ImageFormat::Qcow2 => {
-            match new.image.backing.first() {
-                None => new_qcow2::create(path, new.virtual_size)?,
-                Some((below, format)) => {
-                    let below = NamedImage { path: below.into(), format: known(format, below)? };
-                    new_qcow2::create_overlay(path, shown_size(new), &below)?;
-                }
-            }
-            session.growing.add(new.disk, AtomicChunks::of(path)?);
-        }
+        ImageFormat::Qcow2 => match below(new)? {
+            None => new_qcow2::create(path, new.virtual_size)?,
+            Some(below) => new_qcow2::create_overlay(path, shown_size(new), &below)?,
+        },
+    }
+    register(session, new)
+}
+
+/// Refuses what the operation's marker does not name.
+pub(super) fn require_named(session: &Session, new: &NewImage) -> Result<()> {
+    let marker = marker::get(&session.place, new.operation)?;
+    if marker.staging.contains(&new.image.path) && marker.manifests.contains(&new.manifest) {
+        return Ok(());
+    }
+    Err(Error::internal(format!("the marker does not name {}", new.image.path)))
+}
+
+/// The image under an overlay.
+pub(super) fn below(new: &NewImage) -> Result<Option<NamedImage>> {
+    let below = new.image.backing.first();
+    below.map(|(path, format)| Ok(NamedImage { path: path.into(), format: known(format, path)? })).transpose()
+}
+
+/// Takes an image that can be written on as this session's, and makes its manifest.
+pub(super) fn register(session: &Session, new: &NewImage) -> Result<()> {
+    if known(&new.image.format, &new.image.path)? == ImageFormat::Qcow2 {
+        session.growing.add(new.disk, AtomicChunks::of(Path::new(&new.image.path))?);
     }
     session.made.note(&new.image.path)?;
     ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
@@ -84,7 +98,7 @@ pub(super) fn create(session: &Session, new: &NewImage) -> Result<()> {
 
 /// The size of the disk that the image shows. A raw disk may have any size, an overlay over it has whole sectors; what is
 /// too much of the last one is zero.
-const fn shown_size(new: &NewImage) -> u64 {
+pub(super) const fn shown_size(new: &NewImage) -> u64 {
     if new.image.backing.is_empty() { new.virtual_size } else { whole_sectors(new.virtual_size) }
 }
 

@@ -28,6 +28,7 @@ mod seal;
 mod session;
 mod settle;
 mod storage;
+mod take_up;
 mod tpm;
 mod writers;
 

@@ -25,7 +25,7 @@ pub use nbd::NbdReader;
 pub use new_qcow2::{AtomicChunks, ChunkAllocator, Qcow2Writer};
 pub use qcow2::{NamedImage, Qcow2Reader};
 pub use raw::{RawReader, RawWriter};
-pub use write_out::write_out;
+pub use write_out::{read_anew, write_out};
 
 /// A disk that is read. Shared by reader threads.
 pub trait ReadDevice: Send + Sync {

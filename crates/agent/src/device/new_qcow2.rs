@@ -36,6 +36,7 @@ mod layout;
 mod recover;
 mod refcounts;
 mod writer;
+mod written;
 
 use std::path::Path;
 
@@ -43,6 +44,7 @@ pub use chunks::{AtomicChunks, CHUNK, ChunkAllocator};
 pub use finish::finish;
 pub use recover::recover;
 pub use writer::Qcow2Writer;
+pub use written::{Written, shows};
 
 use self::image::Image;
 use super::{NamedImage, Result};

@@ -29,6 +29,19 @@ pub fn write_out(path: &Path, written: &dyn Fn(u64)) -> Result<()> {
     Ok(())
 }
 
+/// Makes an image durable that somebody before us wrote, and has it read from its storage from now on. What that somebody
+/// could not write out, and was never told of, is found only there.
+///
+/// # Errors
+/// As [`write_out`].
+pub fn read_anew(path: &Path, written: &dyn Fn(u64)) -> Result<()> {
+    write_out(path, written)?;
+    let (file, size) = file::open_staging(path)?;
+    file.sync_all().map_err(|error| DeviceError::io(path, "make it durable", error))?;
+    file::forget(&file, 0, size);
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

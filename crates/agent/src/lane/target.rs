@@ -93,7 +93,8 @@ pub(super) fn run_on(
     crew.serve(move || pass_orders(&commands, &chunks, &orders));
     if target.bases.iter().any(Option::is_some) {
         let sizes = devices.iter().map(|device| device.size());
-        let bases = target.bases.iter().cloned().zip(sizes).map(|(base, size)| Some((base?, size))).collect();
+        let each = target.bases.iter().cloned().zip(target.disks.iter().cloned()).zip(sizes);
+        let bases = each.map(|((base, staging), size)| Some((base?, staging, size))).collect();
         let mut bases = Bases { bases, key: target.key.clone(), open: HashMap::new() };
         let (looking, looked) = mpsc::sync_channel(1);
         let (lists, told, answers) = (lists.clone(), Arc::clone(&told), answers.clone());
@@ -167,7 +168,7 @@ fn write(
 fn check(target: &Target, segments: &Receiver<Complete>, readers: &Readers, events: &Events) -> Result<()> {
     let manifests: Vec<_> =
         target.manifests.iter().map(|path| ManifestFile::open(Path::new(path))).collect::<Result<_>>()?;
-    while let Ok(Complete { segment, digests, written, compared }) = segments.recv() {
+    while let Ok(Complete { segment, digests, written, compared, kept }) = segments.recv() {
         let disk = usize::from(segment.disk);
         if target.verify != Verify::Off {
             verify::segment(readers, &target.disks[disk], target.verify, segment, &digests, &written)?;
@@ -175,7 +176,7 @@ fn check(target: &Target, segments: &Receiver<Complete>, readers: &Readers, even
         let manifest = manifests.get(disk).ok_or_else(|| Error::internal("a disk has no manifest"))?;
         manifest.write(segment.offset, &digests)?;
         let data_blocks = digests.iter().filter(|digest| !digest.is_zero()).count() as u64;
-        events.tell(&LaneEvent::Done { segment, data_blocks, compared });
+        events.tell(&LaneEvent::Done { segment, data_blocks, compared, kept });
     }
     Ok(())
 }

@@ -32,7 +32,8 @@ impl Trail {
     ///
     /// # Errors
     /// [`Code::Internal`](crate::Code::Internal) where the record cannot follow those before it: a step is begun once,
-    /// after those before it are done; it is done once it has begun; and from the first undone one on nothing is begun.
+    /// after those before it are done; it is done once it has begun; and from the first undone one on nothing is begun, until
+    /// the operation is resumed.
     pub fn take(&mut self, step: Step, mark: Mark) -> Result<()> {
         let place = Step::ALL.iter().position(|other| *other == step).unwrap_or(Step::ALL.len());
         match mark {
@@ -42,6 +43,10 @@ impl Trail {
             Mark::Done if !self.undoing && place == self.done && place < self.begun => self.done += 1,
             Mark::Undone if place < self.begun => {
                 (self.begun, self.done, self.undoing) = (place, self.done.min(place), true);
+            }
+            // Whatever was begun before is taken up by the steps that follow: they can all be done again.
+            Mark::Resumed if place <= self.begun => {
+                (self.begun, self.done, self.undoing) = (place, self.done.min(place), false);
             }
             _ => return Err(Error::internal(format!("the journal says {mark} of step {step}, which cannot be here"))),
         }
@@ -139,6 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn a_resumed_operation_begins_again() {
+        let mut trail = forward(3);
+        trail.take(Step::Mark, Mark::Resumed).unwrap();
+        assert_eq!(trail, Trail::default());
+        trail.take(Step::Mark, Mark::Intended).unwrap();
+        trail.take(Step::Mark, Mark::Undone).unwrap();
+        trail.take(Step::Mark, Mark::Resumed).unwrap();
+        trail.take(Step::Mark, Mark::Intended).unwrap();
+        assert_eq!(trail.to_undo(), Some(Step::Mark));
+        assert!(forward(2).take(Step::Copy, Mark::Resumed).is_err());
+    }
+
+    #[test]
     fn the_steps_of_a_sync_may_be_passed_over_and_no_others() {
         let place = |step| Step::ALL.iter().position(|other| *other == step).unwrap();
         let defined = forward(place(Step::Define) + 1);
@@ -174,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_records_make_it_panic(records in proptest::collection::vec((0..10usize, 0..3usize), 0..40)) {
+        fn no_records_make_it_panic(records in proptest::collection::vec((0..10usize, 0..4usize), 0..40)) {
             let mut trail = Trail::default();
             for (step, mark) in records {
                 let before = trail;

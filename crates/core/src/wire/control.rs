@@ -151,6 +151,12 @@ pub enum Request {
     MakeDirectory(NewDirectory),
     /// Make an empty staging image and its manifest. → [`Reply::Done`]
     CreateImage(NewImage),
+    /// Get ready to go on with an interrupted operation, whose marker stands: its files that have final names get their
+    /// staging names back, and its directories go with what it put into them. → [`Reply::Staged`]
+    TakeUp(Uuid),
+    /// Go on with a staging image that an interrupted try has left, where it is one that can be written on, else make an
+    /// empty one. Its manifest is made anew. → [`Reply::TakenUp`]
+    TakeUpImage(NewImage),
     /// Make a staged image complete and durable, check it, and give it its owner. → [`Reply::Image`]
     FinishImage(NewImage),
     /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
@@ -351,6 +357,10 @@ pub enum Reply {
     Paths(BTreeMap<String, PathFacts>),
     /// All markers.
     Markers(Vec<Marker>),
+    /// The staging images that are there, with the bytes that each takes.
+    Staged(BTreeMap<String, u64>),
+    /// Whether what was there of a staging image is gone on with; if not, why.
+    TakenUp(Result<(), String>),
     /// A finished image.
     Image(FinishedImage),
     /// A flattened overlay.

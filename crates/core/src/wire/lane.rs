@@ -6,7 +6,8 @@
 //! Where the target has nothing of the disk, blocks that are zero are not sent; whatever of a segment was not sent is zero.
 //! Where it has a [`Base`], the segment is *compared*: both ends digest it, the target tells the digests of its groups
 //! ([`LaneAnswer`]), the source asks for the digests of blocks where a group differs ([`LaneMessage::Want`]), and whatever
-//! was not sent is as the target has it.
+//! was not sent is as the target has it. A new image that an interrupted try has begun is its own base: what is right in it
+//! stays.
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,9 @@ pub struct Base {
     pub image: ImageSpec,
     /// Digests of its blocks from when it was made, if there are any.
     pub digests: Option<BaseDigests>,
+    /// Whether the image that is written, an overlay over this one, holds some of the disk already: an earlier try was
+    /// interrupted. What it has counts before this one; it is read, whatever is known of this one.
+    pub begun: bool,
 }
 
 /// Digests of a base, under the key of the lanes.
@@ -293,6 +297,8 @@ pub enum LaneEvent {
         data_blocks: u64,
         /// What comparing it came to; nothing where the image is new.
         compared: Compared,
+        /// Bytes that an interrupted try had left in the image that is written, and that were right.
+        kept: u64,
     },
     /// Target: it needs room in a growing image.
     WantChunk(DiskIndex),

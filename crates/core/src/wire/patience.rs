@@ -58,6 +58,8 @@ impl Request {
             Self::RemoveMarker(_) => ("removing the marker", None),
             Self::MakeDirectory(new) => ("making the directory", Some(&new.path)),
             Self::CreateImage(new) => ("making the image", Some(&new.image.path)),
+            Self::TakeUp(_) => ("taking up what was interrupted", None),
+            Self::TakeUpImage(new) => ("taking up the image", Some(&new.image.path)),
             Self::FinishImage(new) => ("completing the image", Some(&new.image.path)),
             Self::SettleImage(new) => ("cleaning the image", Some(&new.image.path)),
             Self::Flatten(order) => ("merging the overlay", Some(&order.overlay.path)),

@@ -55,6 +55,11 @@ impl Image {
         if self.backing.is_some() { ZERO } else { 0 }
     }
 
+    /// The file that shows through where nothing was written.
+    pub(super) fn backing(&self) -> Option<&NamedImage> {
+        self.backing.as_ref()
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         self.refcounts != RefcountTable::NONE
     }

@@ -1,16 +1,21 @@
 //! What a target has of a disk already: its digests, from its manifest or from reading it.
+//!
+//! A staging image that an interrupted try has begun counts as far as it goes: a new image is its own base, an overlay lies
+//! over the base and is read where it holds something. Neither is believed.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Root};
-use kvm_clone_core::wire::lane::{Base, BaseDigests, OnDivergence, Segment, Trust};
+use kvm_clone_core::wire::lane::{Base, BaseDigests, ImageSpec, OnDivergence, Segment, Trust};
 use kvm_clone_core::{Error, Result};
 
 use super::super::images::open_reader;
 use super::super::readers::{Digesting, Readers, block_count};
 use super::grown::Grown;
 use crate::device::ReadDevice;
+use crate::device::new_qcow2::Written;
 use crate::manifest::Manifest;
 
 /// An open base, as large as the disk is now.
@@ -19,6 +24,16 @@ pub(super) struct OpenBase {
     key: DigestKey,
     device: Arc<dyn ReadDevice>,
     known: Known,
+    begun: Begun,
+}
+
+/// What an interrupted try has left of the image that is written.
+enum Begun {
+    Nothing,
+    /// The base is that image.
+    Itself,
+    /// An overlay over the base.
+    Over(Written, Arc<dyn ReadDevice>),
 }
 
 /// What is known of it without reading it.
@@ -38,13 +53,22 @@ pub(super) struct Looked {
     pub(super) read: u64,
     /// Blocks that are not what the manifest says.
     pub(super) diverged: u64,
+    /// What an interrupted try has left, by the numbers of its blocks.
+    pub(super) begun: Vec<Range<usize>>,
 }
 
 impl OpenBase {
-    /// Opens a base of a disk that has `size` bytes now; also says why its manifest is not believed, if it is not.
-    pub(super) fn open(base: &Base, key: &DigestKey, size: u64) -> Result<(Self, Option<String>)> {
+    /// Opens a base of a disk that has `size` bytes now, and that is written to `staging`; also says why its manifest is not
+    /// believed, if it is not.
+    pub(super) fn open(base: &Base, staging: &ImageSpec, key: &DigestKey, size: u64) -> Result<(Self, Option<String>)> {
         let device: Arc<dyn ReadDevice> = Arc::from(open_reader(&base.image)?);
-        Self::over(device, base, key, size)
+        let (mut open, why) = Self::over(device, base, key, size)?;
+        if base.image.path == staging.path {
+            open.begun = Begun::Itself;
+        } else if base.begun {
+            open.begun = Begun::Over(Written::open(Path::new(&staging.path))?, Arc::from(open_reader(staging)?));
+        }
+        Ok((open, why))
     }
 
     pub(super) fn over(
@@ -62,7 +86,8 @@ impl OpenBase {
             Some(Ok(known)) => (known, None),
             Some(Err(why)) => (Known::Nothing, Some(why)),
         };
-        Ok((Self { path, key: key.clone(), device: Arc::new(Grown::to(device, size)), known }, why))
+        let device = Arc::new(Grown::to(device, size));
+        Ok((Self { path, key: key.clone(), device, known, begun: Begun::Nothing }, why))
     }
 
     /// Begins to look at a segment.
@@ -76,7 +101,24 @@ impl OpenBase {
             Known::Sealed(_) => None,
             Known::Nothing | Known::Checked(..) => Some(readers.digest(&self.device, segment.offset, segment.len)?),
         };
-        Ok(Looking { base: Arc::clone(self), segment, told, reading })
+        let begun = self.look_at_begun(readers, segment)?;
+        Ok(Looking { base: Arc::clone(self), segment, told, reading, begun })
+    }
+
+    /// What an interrupted try has left of a segment: its blocks and, where they are not the base's, their digests.
+    fn look_at_begun(&self, readers: &Readers, segment: Segment) -> Result<Vec<(Range<usize>, Option<Digesting>)>> {
+        match &self.begun {
+            Begun::Nothing => Ok(Vec::new()),
+            Begun::Itself => Ok(vec![(0..block_count(segment.len), None)]),
+            Begun::Over(written, device) => {
+                let mut found = Vec::new();
+                for run in written.runs(segment.offset, segment.len)? {
+                    let blocks = block_count(run.start - segment.offset)..block_count(run.end - segment.offset);
+                    found.push((blocks, Some(readers.digest(device, run.start, run.end - run.start)?)));
+                }
+                Ok(found)
+            }
+        }
     }
 
     /// The block that had another length when the manifest was made, if it lies in this segment: its number there, where it
@@ -162,6 +204,7 @@ pub(super) struct Looking {
     /// What the manifest says.
     told: Option<Vec<Digest>>,
     reading: Option<Digesting>,
+    begun: Vec<(Range<usize>, Option<Digesting>)>,
 }
 
 impl Looking {
@@ -169,8 +212,23 @@ impl Looking {
     ///
     /// # Errors
     /// The base cannot be read, or is not what it should be.
-    pub(super) fn finish(self) -> Result<Looked> {
-        let Self { base, segment, told, reading } = self;
+    pub(super) fn finish(mut self) -> Result<Looked> {
+        let begun = std::mem::take(&mut self.begun);
+        let mut looked = self.finish_base()?;
+        for (blocks, digesting) in begun {
+            if let Some(digesting) = digesting {
+                let (digests, read) = digesting.finish()?;
+                looked.digests[blocks.clone()].copy_from_slice(&digests);
+                looked.read += read;
+            }
+            looked.begun.push(blocks);
+        }
+        Ok(looked)
+    }
+
+    /// What the base has, as if nothing lay over it.
+    fn finish_base(self) -> Result<Looked> {
+        let Self { base, segment, told, reading, .. } = self;
         let cut = base.cut_block(segment);
         let Some(reading) = reading else {
             let mut digests = told.unwrap_or_default();
@@ -179,7 +237,7 @@ impl Looking {
                 digests[index] = base.block(offset, now)?;
                 read = now as u64;
             }
-            return Ok(Looked { digests, read, diverged: 0 });
+            return Ok(Looked { digests, read, diverged: 0, begun: Vec::new() });
         };
         let (digests, read) = reading.finish()?;
         base.device.drop_cache(segment.offset, segment.len);
@@ -194,7 +252,7 @@ impl Looking {
             }
             _ => 0,
         };
-        Ok(Looked { digests, read, diverged })
+        Ok(Looked { digests, read, diverged, begun: Vec::new() })
     }
 }
 

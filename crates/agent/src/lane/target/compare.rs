@@ -10,13 +10,14 @@
 //! never waits for the writing of answers longer than the source takes to hear them, and it always hears.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_clone_core::blocks::groups::{ListKey, are_groups, group_blocks, told};
 use kvm_clone_core::blocks::{Digest, DigestKey};
 use kvm_clone_core::wire::frame::Kind;
-use kvm_clone_core::wire::lane::{Base, LaneAnswer, LaneEvent, Segment};
+use kvm_clone_core::wire::lane::{Base, ImageSpec, LaneAnswer, LaneEvent, Segment};
 use kvm_clone_core::{Error, Result};
 
 use super::super::crew::gone;
@@ -27,12 +28,20 @@ use super::super::{ANSWERS_WAITING, broken};
 use super::base::{Looked, Looking, OpenBase};
 use crate::stream::FrameWriter;
 
+/// What is there of a segment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct There {
+    pub(super) digests: Vec<Digest>,
+    /// Of these, what an interrupted try has left, by the numbers of the blocks.
+    pub(super) begun: Vec<Range<usize>>,
+}
+
 /// Segments of which the source was told, and that it has not begun.
 #[derive(Default)]
 pub(super) struct Told(Mutex<HashMap<Segment, Entry>>);
 
 struct Entry {
-    digests: Vec<Digest>,
+    there: There,
     /// The source asks once.
     asked: bool,
 }
@@ -42,12 +51,12 @@ impl Told {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn keep(&self, segment: Segment, digests: Vec<Digest>) -> Result<()> {
+    pub(super) fn keep(&self, segment: Segment, there: There) -> Result<()> {
         let mut entries = self.entries();
         if entries.len() >= ANSWERS_WAITING {
             return Err(Error::internal("too many segments are compared at a time"));
         }
-        entries.insert(segment, Entry { digests, asked: false });
+        entries.insert(segment, Entry { there, asked: false });
         Ok(())
     }
 
@@ -56,25 +65,26 @@ impl Told {
         let mut entries = self.entries();
         let entry = entries.get_mut(&segment).filter(|entry| {
             let numbers = groups.iter().copied();
-            !entry.asked && !groups.is_empty() && are_groups(numbers, entry.digests.len())
+            !entry.asked && !groups.is_empty() && are_groups(numbers, entry.there.digests.len())
         });
         let Some(entry) = entry else { return Err(broken("a question that nobody can answer")) };
         entry.asked = true;
-        let blocks = |group: &u32| entry.digests[group_blocks(*group, entry.digests.len())].iter().copied();
+        let digests = &entry.there.digests;
+        let blocks = |group: &u32| digests[group_blocks(*group, digests.len())].iter().copied();
         Ok(groups.iter().flat_map(blocks).collect())
     }
 
     /// What the source was told of a segment that begins.
-    pub(super) fn take(&self, segment: Segment) -> Result<Vec<Digest>> {
+    pub(super) fn take(&self, segment: Segment) -> Result<There> {
         let entry = self.entries().remove(&segment);
-        entry.map(|entry| entry.digests).ok_or_else(|| broken("a segment that was not compared"))
+        entry.map(|entry| entry.there).ok_or_else(|| broken("a segment that was not compared"))
     }
 }
 
 /// The bases of all disks, opened when they are needed.
 pub(super) struct Bases {
-    /// Each base, with the size that its disk has now.
-    pub(super) bases: Vec<Option<(Base, u64)>>,
+    /// Each base, with the image that is written and the size that its disk has now.
+    pub(super) bases: Vec<Option<(Base, ImageSpec, u64)>>,
     pub(super) key: DigestKey,
     pub(super) open: HashMap<u16, Arc<OpenBase>>,
 }
@@ -84,12 +94,12 @@ impl Bases {
         if let Some(open) = self.open.get(&segment.disk) {
             return Ok(Arc::clone(open));
         }
-        let (base, size) = self
+        let (base, staging, size) = self
             .bases
             .get(usize::from(segment.disk))
             .and_then(Option::as_ref)
             .ok_or_else(|| Error::internal(format!("disk {} has nothing to be compared with", segment.disk)))?;
-        let (open, why) = OpenBase::open(base, &self.key, *size)?;
+        let (open, why) = OpenBase::open(base, staging, &self.key, *size)?;
         if let Some(why) = why {
             events.tell(&LaneEvent::Disbelieved { disk: segment.disk, why });
         }
@@ -123,13 +133,13 @@ pub(super) fn tell(
 ) -> Result<()> {
     while let Ok(next) = looking.recv() {
         let segment = next.segment;
-        let Looked { digests, read, diverged } = next.finish()?;
+        let Looked { digests, read, diverged, begun } = next.finish()?;
         events.tell(&LaneEvent::Looked(read));
         if diverged > 0 {
             events.tell(&LaneEvent::Diverged { segment, blocks: diverged });
         }
         let groups = told(&key.groups(&digests));
-        known.keep(segment, digests)?;
+        known.keep(segment, There { digests, begun })?;
         answers.send(LaneAnswer::Groups { segment, digests: groups }).map_err(gone)?;
     }
     Ok(())

@@ -13,7 +13,7 @@ use super::super::broken;
 use super::super::crew::gone;
 use super::super::direct::Input;
 use super::super::readers::{block_count, is_sane};
-use super::compare::Told;
+use super::compare::{There, Told};
 use super::{Item, Target};
 use crate::stream::FrameReader;
 
@@ -120,7 +120,7 @@ impl Receiving {
 struct Incoming {
     segment: Segment,
     /// What is there already; none where the image is new.
-    base: Option<Vec<Digest>>,
+    base: Option<There>,
     /// What it will be: what is there, with what has arrived.
     digests: Vec<Digest>,
     /// Where the next block may lie.
@@ -136,11 +136,14 @@ pub(super) struct Complete {
     /// Blocks to be read back, by their numbers.
     pub(super) written: Vec<Range<usize>>,
     pub(super) compared: Compared,
+    /// Bytes of data that an interrupted try had left, and that were right.
+    pub(super) kept: u64,
 }
 
 impl Incoming {
-    fn new(segment: Segment, base: Option<Vec<Digest>>) -> Self {
-        let digests = base.clone().unwrap_or_else(|| vec![Digest::ZERO; block_count(segment.len)]);
+    fn new(segment: Segment, base: Option<There>) -> Self {
+        let there = base.as_ref().map(|there| there.digests.clone());
+        let digests = there.unwrap_or_else(|| vec![Digest::ZERO; block_count(segment.len)]);
         Self { segment, base, digests, next: segment.offset, written: Vec::new() }
     }
 
@@ -186,7 +189,7 @@ impl Incoming {
         let wrong = || broken("zeros that are not the next blocks of their segment").with("offset", offset);
         let (range, len) = self.advance(offset, u64::from(blocks)).ok_or_else(wrong)?;
         let base = self.base.as_ref().ok_or_else(wrong)?;
-        if base[range.clone()].iter().any(Digest::is_zero) {
+        if base.digests[range.clone()].iter().any(Digest::is_zero) {
             return Err(wrong());
         }
         self.digests[range].fill(Digest::ZERO);
@@ -199,16 +202,27 @@ impl Incoming {
             // What was not sent must be zero, too.
             None => {
                 let all = Range { start: 0, end: digests.len() };
-                Complete { segment, digests, written: vec![all], compared: Compared::default() }
+                Complete { segment, digests, written: vec![all], compared: Compared::default(), kept: 0 }
             }
             Some(base) => {
-                let both = digests.iter().zip(&base);
+                let both = digests.iter().zip(&base.digests);
                 let blocks = both.filter(|(now, then)| !now.is_zero() || !then.is_zero()).count() as u64;
                 let differing = written.iter().map(|range| range.len() as u64).sum();
-                Complete { segment, digests, written, compared: Compared { blocks, differing } }
+                let kept = kept(&base.begun, &written, &digests);
+                Complete { segment, digests, written, compared: Compared { blocks, differing }, kept }
             }
         }
     }
+}
+
+/// Bytes of the blocks that an interrupted try had left and that were not written again, where they hold data.
+fn kept(begun: &[Range<usize>], written: &[Range<usize>], digests: &[Digest]) -> u64 {
+    let is_written = |block: usize| {
+        let after = written.partition_point(|range| range.end <= block);
+        written.get(after).is_some_and(|range| range.contains(&block))
+    };
+    let blocks = begun.iter().cloned().flatten();
+    blocks.filter(|block| !is_written(*block) && !digests[*block].is_zero()).count() as u64 * BLOCK
 }
 
 fn compare(key: &DigestKey, offset: u64, data: &[u8], digests: &[Digest]) -> Result<()> {

@@ -41,7 +41,7 @@ impl Content {
         Self::new((0..blocks).map(|index| Block::Data(seed.wrapping_add(low(index % 200)))).collect())
     }
 
-    fn block(&self, index: usize) -> Vec<u8> {
+    pub(super) fn block(&self, index: usize) -> Vec<u8> {
         let len = usize::try_from(self.size - index as u64 * BLOCK).unwrap().min(BLOCK_LEN);
         match self.blocks[index] {
             Block::Hole | Block::Zeros => vec![0; len],

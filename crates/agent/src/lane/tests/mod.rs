@@ -2,6 +2,7 @@
 //!
 //! What stands for an overlay is an image that is filled as the base is: what is not sent must be there already.
 
+mod begun;
 mod damage;
 mod disk;
 mod divergence;
@@ -77,7 +78,7 @@ impl Case {
         let digests = trust.map(|trust| BaseDigests { manifest: name("kept"), trust });
         let target = Target {
             disks: vec![staging],
-            bases: vec![Some(Base { image: base, digests })],
+            bases: vec![Some(Base { image: base, digests, begun: false })],
             manifests: vec![name("manifest")],
             key: key(),
             verify: self.verify,

@@ -103,6 +103,10 @@ impl Came {
         self.sum(|event| if let LaneEvent::Written(bytes) = event { Some(*bytes) } else { None })
     }
 
+    pub(super) fn kept(&self) -> u64 {
+        self.sum(|event| if let LaneEvent::Done { kept, .. } = event { Some(*kept) } else { None })
+    }
+
     pub(super) fn diverged(&self) -> u64 {
         self.sum(|event| if let LaneEvent::Diverged { blocks, .. } = event { Some(*blocks) } else { None })
     }

@@ -42,7 +42,7 @@ fn key() -> DigestKey {
 /// A base of 20 blocks and a half, of a disk of 40.
 fn base(at: u64) -> Arc<OpenBase> {
     let device = Arc::new(Bad { size: 20 * BLOCK + BLOCK / 2, at });
-    let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None };
+    let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None, begun: false };
     Arc::new(OpenBase::over(device, &base, &key(), 40 * BLOCK).unwrap().0)
 }
 
@@ -70,6 +70,6 @@ fn behind_its_end_a_base_is_zero_and_is_not_read() {
 #[test]
 fn a_base_that_is_larger_than_its_disk_is_no_base() {
     let device = Arc::new(Bad { size: 41 * BLOCK, at: 0 });
-    let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None };
+    let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None, begun: false };
     assert!(OpenBase::over(device, &base, &key(), 40 * BLOCK).is_err());
 }

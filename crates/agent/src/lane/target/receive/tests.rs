@@ -59,13 +59,13 @@ fn receive(messages: &[LaneMessage]) -> Result<(Vec<Complete>, Vec<LaneAnswer>)>
     let image = ImageSpec::new("/staging", ImageFormat::Raw);
     let target = Target {
         disks: vec![image.clone()],
-        bases: vec![Some(Base { image, digests: None })],
+        bases: vec![Some(Base { image, digests: None, begun: false })],
         manifests: Vec::new(),
         key: key(),
         verify: Verify::On,
     };
     let told = Arc::new(Told::default());
-    told.keep(SEGMENT, base()).unwrap();
+    told.keep(SEGMENT, There { digests: base(), ..There::default() }).unwrap();
     let (items, received) = mpsc::sync_channel(64);
     let (answers, answered) = mpsc::sync_channel(64);
     let spares = mpsc::sync_channel(1).1;
