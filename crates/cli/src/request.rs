@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::SourceName;
@@ -12,7 +13,7 @@ use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, RoutePolicy, SshOptions};
 
-use crate::args::{CloneArgs, SyncArgs, TransferArgs, VerifyArgs};
+use crate::args::{CloneArgs, SyncArgs, VerifyArgs};
 use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, VerifyMode};
 use crate::surroundings::Surroundings;
 
@@ -146,7 +147,11 @@ fn span(seconds: Seconds) -> Duration {
 }
 
 /// How a copy is carried out, within so many seconds.
-pub(crate) fn copy_settings(args: &TransferArgs, settings: &Settings, limit: Option<Seconds>) -> Result<CloneSettings> {
+pub(crate) fn copy_settings(
+    checksum: Option<Algorithm>,
+    settings: &Settings,
+    limit: Option<Seconds>,
+) -> Result<CloneSettings> {
     Ok(CloneSettings {
         parallel: settings.transfer.parallel.value.narrow()?,
         route: match settings.transfer.route.value {
@@ -160,7 +165,7 @@ pub(crate) fn copy_settings(args: &TransferArgs, settings: &Settings, limit: Opt
             VerifyMode::Media => Verify::Media,
         },
         timeout: limit.map(span),
-        checksum: args.checksum,
+        checksum,
         scratch_limit: settings.safety.scratch_limit.value.0.map(|size| size.0),
         ..CloneSettings::default()
     })

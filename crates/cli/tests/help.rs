@@ -5,8 +5,20 @@ mod common;
 
 use common::TestEnvironment;
 
-const COMMANDS: [&str; 11] =
-    ["clone", "sync", "verify", "list", "doctor", "status", "cancel", "recover", "config", "completions", "man"];
+const COMMANDS: [&str; 12] = [
+    "clone",
+    "sync",
+    "verify",
+    "resume",
+    "list",
+    "doctor",
+    "status",
+    "cancel",
+    "recover",
+    "config",
+    "completions",
+    "man",
+];
 
 #[test]
 fn help_of_every_command() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hosts::{
     IMAGES, MIB, agent, assert_clean, assert_copied, json, program, run, stderr, stdout, two_hosts, wait_until,
 };
-use kvm_clone_lab::{HostSpec, Lab, available};
+use kvm_clone_lab::{Host, HostSpec, Lab, available};
 use serde_json::Value;
 
 #[test]
@@ -96,6 +96,70 @@ fn an_interrupt_undoes_everything_and_exits_130() {
         let names = beta.exec(&["virsh", "list", "--all", "--name"]).unwrap();
         assert_eq!(names.trim(), "");
     }
+}
+
+/// A clone that has staged some mebibytes, over a slow network.
+fn clone_midway(lab: &Lab, alpha: &Host, beta: &Host) -> std::process::Child {
+    lab.shape(beta, "100mbit").unwrap();
+    let child = alpha
+        .command("kvm-clone")
+        .env("KVM_CLONE_RETRY_BASE_DELAY", "1")
+        .args(["clone", "local", "beta", "web1", "--route", "relay", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let staged = || {
+        beta.shell(&format!("(du -ck {IMAGES}/.kvm-clone-*.staging 2>/dev/null || true) | tail -1 | cut -f1")).unwrap()
+    };
+    wait_until(|| staged().trim().parse().unwrap_or(0) > 8 << 10);
+    child
+}
+
+#[test]
+fn an_interrupted_clone_is_resumed_by_its_id() {
+    if !available("an_interrupted_clone_is_resumed_by_its_id") {
+        return;
+    }
+    let (lab, alpha, beta) = two_hosts(60 * MIB);
+    let child = clone_midway(&lab, &alpha, &beta);
+    alpha.exec(&["pkill", "-KILL", "-x", "kvm-clone"]).unwrap();
+    drop(child.wait_with_output().unwrap());
+    lab.unshape(&beta).unwrap();
+    let marker = beta.shell("ls /var/lib/kvm-clone/operations").unwrap();
+    let operation = marker.trim().trim_end_matches(".json");
+    kvm_clone_lab::fault::wait_gone(&beta, "kvm-clone-agent", Duration::from_secs(60)).unwrap();
+    kvm_clone_lab::fault::wait_gone(&alpha, "kvm-clone-agent", Duration::from_secs(60)).unwrap();
+
+    let resumed = run(&alpha, &["resume", operation, "-o", "json"]);
+    assert!(resumed.status.success(), "{}{}", stdout(&resumed), stderr(&resumed));
+    let result = json(&resumed);
+    assert_eq!((&result["operation_id"], &result["resumed"]), (&Value::from(operation), &Value::Bool(true)));
+    let (kept, sent) = (result["bytes_kept"].as_u64().unwrap(), result["bytes_transferred"].as_u64().unwrap());
+    assert!(kept > 6 * MIB && kept + sent < 64 * MIB, "{result}");
+    assert_copied(&alpha, &beta, "web1_clone");
+    [&alpha, &beta].into_iter().for_each(assert_clean);
+    let again = run(&alpha, &["resume", operation]);
+    assert_eq!(again.status.code(), Some(64), "{}", stderr(&again));
+    assert!(stderr(&again).contains("is complete"), "{}", stderr(&again));
+}
+
+#[test]
+fn a_clone_that_fails_in_passing_goes_on_by_itself() {
+    if !available("a_clone_that_fails_in_passing_goes_on_by_itself") {
+        return;
+    }
+    let (lab, alpha, beta) = two_hosts(60 * MIB);
+    let child = clone_midway(&lab, &alpha, &beta);
+    kvm_clone_lab::fault::kill(&beta, "kvm-clone-agent").unwrap();
+    lab.unshape(&beta).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}{}", stdout(&ended), stderr(&ended));
+    let result = json(&ended);
+    assert_eq!(result["resumed"], true, "{result}");
+    assert!(result["bytes_kept"].as_u64().unwrap() > 6 * MIB, "{result}");
+    assert_copied(&alpha, &beta, "web1_clone");
+    [&alpha, &beta].into_iter().for_each(assert_clean);
 }
 
 #[test]

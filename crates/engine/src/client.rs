@@ -10,6 +10,7 @@ use kvm_clone_core::inventory::{Machine, SourceMachine};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{CloneRequest, SyncRequest, sync_request};
 use kvm_clone_core::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::clone::{self, Events, Look, Prepared};
 use crate::doctor::{self, Finding};
@@ -59,7 +60,7 @@ impl ClientOptions {
 }
 
 /// A host to be used, and as whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSpec {
     /// How it is reached.
     pub addr: HostAddr,
@@ -102,8 +103,8 @@ impl From<HostAddr> for HostSpec {
 /// ```
 #[derive(Clone)]
 pub struct Client {
-    access: Arc<Access>,
-    journal: PathBuf,
+    pub(crate) access: Arc<Access>,
+    pub(crate) journal: PathBuf,
 }
 
 impl Client {
@@ -218,7 +219,7 @@ impl Client {
         let (host, _) = inventory::target(&target, &request, &seen, &fresh).await?;
         let plan = clone::plan(&seen, &target, &host, &request, &fresh)?;
         let (silence, name) = (self.access.silence, name.clone());
-        Ok(Prepared { request, fresh, source, target, plan, store, silence, name, seen, started, phases })
+        Ok(Prepared { request, fresh, source, target, plan, store, silence, name, seen, started, phases, staged: None })
     }
 
     /// Compares the disks of a stopped machine with the digests of its last point, or with the disks of another machine. Nothing
@@ -254,7 +255,7 @@ impl Client {
         recovered
     }
 
-    async fn connect(&self, spec: &HostSpec) -> Result<Site> {
+    pub(crate) async fn connect(&self, spec: &HostSpec) -> Result<Site> {
         let host = Host::connect(&spec.addr, spec.privilege, &self.access).await?;
         let libvirt = host.libvirt().await.map_err(|error: Error| error.with("host", &host.name))?;
         Ok(Site { host, libvirt })
@@ -271,7 +272,7 @@ struct Reached {
 }
 
 /// One host under two names is served by one agent, which then holds all locks.
-fn same_if_one(source: &Site, target: Site) -> Site {
+pub(crate) fn same_if_one(source: &Site, target: Site) -> Site {
     if !source.host.is(&target.host) {
         return target;
     }

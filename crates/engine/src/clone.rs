@@ -3,6 +3,7 @@
 //! The main flow of the whole program is [`Prepared::execute`]: lock and read again, then the steps of the saga, the intent of each
 //! journaled before it is done; on failure everything is undone in reverse.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,19 +14,22 @@ use kvm_clone_core::inventory::{ImageFormat, SourceMachine, TargetHost};
 use kvm_clone_core::journal::{LockKey, Mark, Status, Step, Trail};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity, plan_clone};
-use kvm_clone_core::wire::control::Request;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::boundary::{Boundary, Moment, Straight, Then};
+use crate::failure::keeps;
 use crate::inventory::{self, Site, Source};
-use crate::known;
+use crate::known::{self, Known};
 use crate::lane::{Joint, Pipes, RoutePolicy};
+use crate::locks::lock_both;
 use crate::operation::Attendance;
 use crate::outcome::{CloneResult, OperationType};
 use crate::phases::Phases;
-use crate::step::{Left, Side, Work};
+use crate::resume::Resumable;
+use crate::step::Work;
 use crate::store::{NewOperation, Store};
 
 /// Where events go. Called from the engine's tasks; must not block.
@@ -48,6 +52,11 @@ pub struct CloneSettings {
     pub discard_target_changes: bool,
     /// Of a sync: whether everything is read and compared, whatever is known.
     pub paranoid: bool,
+    /// Whether what is staged is kept when it fails in passing: then the error says `resumable`, and [`Client::resume`] goes on
+    /// without sending again what is there.
+    ///
+    /// [`Client::resume`]: crate::Client::resume
+    pub keep_staging: bool,
     /// What happens between the steps: nothing, but where tests set faults off.
     pub boundary: Arc<dyn Boundary>,
     /// The way that lanes take.
@@ -66,6 +75,7 @@ impl Default for CloneSettings {
             checksum: None,
             discard_target_changes: false,
             paranoid: false,
+            keep_staging: false,
             boundary: Arc::new(Straight),
             route: RoutePolicy::Auto,
             joint: Arc::new(Pipes),
@@ -87,6 +97,8 @@ pub struct Prepared {
     pub(crate) seen: SourceMachine,
     pub(crate) started: Instant,
     pub(crate) phases: Phases,
+    /// Of an operation that was interrupted and goes on: its staging images that are there, and the bytes that each takes.
+    pub(crate) staged: Option<BTreeMap<String, u64>>,
 }
 
 /// How closely the source is looked at.
@@ -145,7 +157,8 @@ impl Prepared {
         &self.plan
     }
 
-    /// Carries the plan out. On an error nothing of it is left at the target, or the error says what is.
+    /// Carries the plan out. On an error nothing of it is left at the target, or the error says what is; unless what is staged
+    /// is to be kept for another try.
     ///
     /// # Errors
     /// The first failed check of the plan, whatever failed later, or [`Code::Cancelled`] and [`Code::Timeout`].
@@ -159,30 +172,36 @@ impl Prepared {
             return Err(refusal);
         }
         let attendance = Attendance::begin(&self.store, self.fresh.operation, events, &cancel).await?;
-        let ended = self.carry_out(settings, Arc::clone(&attendance.events), attendance.cancel.clone()).await;
+        let ended = self.start(settings, Arc::clone(&attendance.events), attendance.cancel.clone()).await;
         attendance.end().await;
         ended
     }
 
-    async fn carry_out(
+    async fn start(
         mut self,
         settings: &CloneSettings,
         events: Events,
         cancel: CancellationToken,
     ) -> Result<CloneResult> {
-        let id = self.fresh.operation;
-        events(Event::Started { operation_id: id });
+        events(Event::Started { operation_id: self.fresh.operation });
         self.phases.enter(Phase::Prepare, &events);
         self.lock().await?;
         let (source, owner) = self.read_again().await?;
-        if let Some(replica) = self.plan.replica.as_ref().filter(|replica| replica.is_replaced())
-            && !settings.discard_target_changes
-        {
-            known::changed::refuse(&self.target, replica).await?;
-        }
-        let known = known::look(&self.source.host, &self.target.host, &source, &self.plan, settings).await?;
-        self.begin().await?;
-        let mut work = Work::new(&self, source, owner, known, settings.clone(), Arc::clone(&events))?;
+        let known = known::look(&self.source.host, &self.target, &source, &self.plan, settings).await?;
+        self.begin(&known, settings).await?;
+        let work = Work::new(&self, source, owner, known, settings.clone(), Arc::clone(&events))?;
+        self.carry_out(work, settings, events, cancel).await
+    }
+
+    /// The saga. Each of its steps can be done again after it was done, so one that was interrupted is simply begun again.
+    pub(crate) async fn carry_out(
+        mut self,
+        mut work: Work,
+        settings: &CloneSettings,
+        events: Events,
+        cancel: CancellationToken,
+    ) -> Result<CloneResult> {
+        let id = self.fresh.operation;
         let mut trail = Trail::default();
         let is_sync = self.plan.replica.is_some();
         for step in Step::ALL.into_iter().filter(|step| is_sync || !step.is_of_sync()) {
@@ -204,6 +223,9 @@ impl Prepared {
                     break;
                 }
                 Err(error) => {
+                    if settings.keep_staging && keeps(step, &error) {
+                        return Err(self.leave(work, error).await);
+                    }
                     self.phases.enter(Phase::Undo, &events);
                     return Err(self.fail(work, trail, error).await);
                 }
@@ -219,26 +241,10 @@ impl Prepared {
         Ok(result)
     }
 
-    /// Takes the locks on both hosts, never waiting: on one host all at once, so that no order can deadlock.
+    /// Takes the locks on both hosts.
     async fn lock(&self) -> Result<()> {
         let source = vec![LockKey::Machine(self.seen.uuid).to_string()];
-        let target = self.target_keys();
-        let operation = self.fresh.operation;
-        let take = |site: &Site, keys: Vec<String>| {
-            let control = site.host.control.clone();
-            async move { control.order(Request::Lock { operation, keys }).await }
-        };
-        if self.source.host.is(&self.target.host) {
-            let mut keys = [source, target].concat();
-            keys.sort();
-            keys.dedup();
-            take(&self.source, keys).await?;
-            return self.source.host.control.order(Request::ClearPoints).await;
-        }
-        take(&self.source, source).await?;
-        // Whoever holds a machine's lock is the one to end what a dead operation left running on it.
-        let cleared = self.source.host.control.order(Request::ClearPoints);
-        tokio::try_join!(cleared, take(&self.target, target)).map(drop)
+        lock_both(&self.source, &self.target, self.fresh.operation, source, self.target_keys()).await
     }
 
     pub(crate) fn target_keys(&self) -> Vec<String> {
@@ -271,7 +277,8 @@ impl Prepared {
         Ok((source, owner))
     }
 
-    async fn begin(&self) -> Result<()> {
+    async fn begin(&self, known: &Known, settings: &CloneSettings) -> Result<()> {
+        let json = |error: serde_json::Error| Error::internal(error.to_string());
         let new = NewOperation {
             id: self.fresh.operation,
             kind: self.kind(),
@@ -279,7 +286,8 @@ impl Prepared {
             dest_host: self.target.host.name.clone(),
             vm_name: self.plan.vm_name.to_string(),
             new_vm_name: self.plan.new_vm_name.to_string(),
-            plan: serde_json::to_string(&self.plan).map_err(|error| Error::internal(error.to_string()))?,
+            plan: serde_json::to_string(&self.plan).map_err(json)?,
+            resume: serde_json::to_string(&Resumable::of(self, known, settings)?).map_err(json)?,
         };
         self.store.begin(&new).await
     }
@@ -301,48 +309,6 @@ impl Prepared {
         trail.take(step, Mark::Done)
     }
 
-    /// Undoes what may have been done, journals that, and gives the error that the user sees.
-    async fn fail(&self, mut work: Work, trail: Trail, error: Error) -> Error {
-        let id = self.fresh.operation;
-        let left = self.undo(&mut work, trail).await;
-        let (status, error) = if left.is_nothing() {
-            (if error.code == Code::Cancelled { Status::Cancelled } else { Status::Failed }, error)
-        } else {
-            (Status::Interrupted, work.left_behind(&error, &left))
-        };
-        let outcome = serde_json::to_string(&error).unwrap_or_default();
-        let _ = self.store.end(id, status, &outcome).await;
-        self.store.close().await;
-        error.with("operation_id", id)
-    }
-
-    /// Undoes in reverse on both hosts. One that is lost does not keep the other from being cleaned; on the one where a step
-    /// could not be undone, those before it stay, and with them the marker, which tells `recover` of them.
-    async fn undo(&self, work: &mut Work, trail: Trail) -> Left {
-        let mut left = Left::default();
-        if let Err(failure) = work.reach_target().await {
-            left.failed(Side::Target, failure);
-        }
-        for step in trail.open().iter().rev().copied() {
-            if left.has_failed(Side::of(step)) {
-                left.steps.push(step);
-                continue;
-            }
-            match work.undo(step).await {
-                // From a step that is left on, the journal keeps what came before it, too. Its failure must not stop the undoing.
-                Ok(()) if left.is_nothing() => {
-                    let _ = self.store.mark(self.fresh.operation, &[(step, Mark::Undone)]).await;
-                }
-                Ok(()) => {}
-                Err(failure) => {
-                    left.failed(Side::of(step), failure);
-                    left.steps.push(step);
-                }
-            }
-        }
-        left
-    }
-
     pub(crate) const fn kind(&self) -> OperationType {
         if self.plan.replica.is_some() { OperationType::Sync } else { OperationType::Clone }
     }
@@ -362,13 +328,13 @@ fn cancelled() -> Error {
     Error::new(Code::Cancelled, "stopped by the user")
 }
 
-fn too_long(timeout: Option<Duration>) -> Error {
+pub(crate) fn too_long(timeout: Option<Duration>) -> Error {
     let seconds = timeout.unwrap_or_default().as_secs();
     Error::timeout(format!("the operation took longer than {seconds} s")).help("Give it more time with --timeout")
 }
 
 /// Resolves when the operation has taken too long.
-async fn deadline(started: Instant, timeout: Option<Duration>) {
+pub(crate) async fn deadline(started: Instant, timeout: Option<Duration>) {
     match timeout {
         Some(timeout) => tokio::time::sleep_until((started + timeout).into()).await,
         None => std::future::pending().await,
@@ -388,9 +354,9 @@ pub(crate) fn fresh_identity(interfaces: usize) -> Result<FreshIdentity> {
         getrandom::fill(mac).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
     }
     Ok(FreshIdentity {
-        operation: uuid::Uuid::now_v7(),
-        uuid: uuid::Uuid::new_v4(),
-        genid: uuid::Uuid::new_v4(),
+        operation: Uuid::now_v7(),
+        uuid: Uuid::new_v4(),
+        genid: Uuid::new_v4(),
         macs,
         now: jiff::Timestamp::now().to_string(),
     })

@@ -1,7 +1,7 @@
 //! What is known of a replica before it is compared: the digests of its last point, and whether its images, and the source's,
 //! are still what they were then.
 
-pub(crate) mod changed;
+mod changed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::clone::CloneSettings;
 use crate::host::Host;
 use crate::host::control::unexpected;
-use crate::inventory::{self, Source};
+use crate::inventory::{self, Site, Source};
 
 /// What is known of a replica's disks.
 #[derive(Debug, Clone, Default)]
@@ -44,16 +44,20 @@ struct Kept {
 /// Asks both hosts. Nothing is known of a machine that is new at the target.
 ///
 /// # Errors
-/// [`kvm_clone_core::Code::Conflict`] where it cannot be told whether a replica was changed since its last point, unless its
-/// changes are to be discarded anyway.
+/// [`kvm_clone_core::Code::Conflict`] where a replica that is to be replaced was changed since its last point, or where it cannot
+/// be told whether one was, unless its changes are to be discarded anyway.
 pub(crate) async fn look(
     source: &Host,
-    target: &Host,
+    site: &Site,
     seen: &Source,
     plan: &ClonePlan,
     settings: &CloneSettings,
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
+    if replica.is_replaced() && !settings.discard_target_changes {
+        changed::refuse(site, replica).await?;
+    }
+    let target = &site.host;
     let mut known = Known::default();
     let mut all = Vec::new();
     for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {

@@ -9,24 +9,27 @@
 //! 5. everything is written down before it is done: `store`;
 //! 6. others see it, and may stop it: `operation`;
 //! 7. disks are compared with their digests, or with those of another machine: `verify`;
-//! 8. what a dead process left is finished or undone: `recover`.
+//! 8. what a dead process left is finished or undone: `recover`; or gone on with: `resume`.
 #![deny(unsafe_code)]
 
 mod boundary;
 mod client;
 mod clone;
 mod doctor;
+mod failure;
 mod host;
 mod inventory;
 mod known;
 mod lane;
 mod list;
+mod locks;
 mod operation;
 mod outcome;
 mod phases;
 mod reconnect;
 mod recover;
 mod report;
+mod resume;
 mod retry;
 mod step;
 mod store;
@@ -43,5 +46,6 @@ pub use lane::{Ends, Joint, Pipes, RoutePolicy};
 pub use operation::{Operation, Operations, Outcome, Shown};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
-pub use retry::retrying;
+pub use resume::Resumed;
+pub use retry::{Kept, retrying};
 pub use verify::{Against, Method, VerifiedDisk, VerifiedSide, VerifyRequest, VerifyResult};

@@ -61,6 +61,10 @@ pub struct CloneResult {
     pub bytes_transferred: u64,
     /// Bytes written to the target's disks.
     pub bytes_written: u64,
+    /// Whether it was interrupted and went on.
+    pub resumed: bool,
+    /// Bytes that were at the target already when it went on, and that were right.
+    pub bytes_kept: u64,
     /// Blocks of all disks.
     pub blocks_total: u64,
     /// Blocks that hold data and were copied; of a sync, those that differed.

@@ -14,7 +14,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// … to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// Beyond the time that the old control agent may take to notice, so long we try.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// So long a libvirt that is being restarted is waited for.
 const LIBVIRT_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,7 +47,7 @@ pub(crate) async fn revive(site: &Site) -> Result<Site> {
 }
 
 /// Tries until it works, cannot work, or took too long.
-async fn again<T, F: Future<Output = Result<T>>>(patience: Duration, attempt: impl Fn() -> F) -> Result<T> {
+pub(crate) async fn again<T, F: Future<Output = Result<T>>>(patience: Duration, attempt: impl Fn() -> F) -> Result<T> {
     let end = Instant::now() + patience;
     let mut pause = FIRST_PAUSE;
     loop {

@@ -42,6 +42,20 @@ pub struct Recovered {
     pub error: Option<Error>,
 }
 
+impl Recovered {
+    /// An operation of which nothing is decided yet.
+    fn of(marker: &Marker) -> Self {
+        Self {
+            operation_id: marker.operation,
+            source: marker.source.clone(),
+            new_vm_name: marker.machine.clone(),
+            action: Action::InProgress,
+            files: Vec::new(),
+            error: None,
+        }
+    }
+}
+
 /// What is done with an operation that left something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,12 +98,7 @@ pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) ->
         other => return Err(unexpected(&other)),
     };
     for marker in markers.into_iter().filter(|marker| marker.uuid == machine) {
-        let done = one(site, store, &marker, Recovery::Act).await;
-        match (done.error, done.action) {
-            (Some(error), _) => return Err(error.with("operation_id", marker.operation)),
-            (None, Action::InProgress) => return Err(worked_on(site, &marker)),
-            (None, _) => {}
-        }
+        end(site, store, &marker).await?;
     }
     Ok(())
 }
@@ -105,14 +114,7 @@ fn worked_on(site: &Site, marker: &Marker) -> Error {
 }
 
 async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Recovered {
-    let mut entry = Recovered {
-        operation_id: marker.operation,
-        source: marker.source.clone(),
-        new_vm_name: marker.machine.clone(),
-        action: Action::InProgress,
-        files: Vec::new(),
-        error: None,
-    };
+    let mut entry = Recovered::of(marker);
     let lock = Request::Lock { operation: marker.operation, keys: marker.keys.clone() };
     match site.host.control.order(lock).await {
         Ok(()) => {}
@@ -159,6 +161,26 @@ async fn one_point(site: &Site, note: PointNote, mode: Recovery) -> Recovered {
     let unlocked = control.order(Request::Unlock).await;
     entry.error = outcome.and(unlocked).err();
     entry
+}
+
+/// Finishes an operation whose machine stands and whose locks are held.
+pub(crate) async fn finish_held(site: &Site, store: &Store, marker: &Marker) -> Result<Recovered> {
+    let mut entry = Recovered::of(marker);
+    locked(site, store, marker, Recovery::Act, &mut entry).await?;
+    Ok(entry)
+}
+
+/// Finishes or undoes one operation.
+///
+/// # Errors
+/// Somebody works on it ([`Code::Locked`]), or it cannot be done.
+pub(crate) async fn end(site: &Site, store: &Store, marker: &Marker) -> Result<()> {
+    let done = one(site, store, marker, Recovery::Act).await;
+    match (done.error, done.action) {
+        (Some(error), _) => Err(error.with("operation_id", marker.operation)),
+        (None, Action::InProgress) => Err(worked_on(site, marker)),
+        (None, _) => Ok(()),
+    }
 }
 
 /// Under the locks: decides and acts.
@@ -224,19 +246,23 @@ async fn outlived(site: &Site, marker: &Marker, mode: Recovery) -> Result<Vec<St
 async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()> {
     for operation in store.unfinished(&site.host.name).await? {
         // Between its beginning and its marker, and between its last step and its end, its target knows nothing of one that runs.
-        if known.contains(&operation) || store.place().is_present(operation) {
-            continue;
+        if !known.contains(&operation) && !store.place().is_present(operation) {
+            close_forgotten(site, store, operation).await?;
         }
-        let machine = match store.doubtful(operation).await? {
-            Some(machine) => site.libvirt.definition(machine).await?,
-            None => None,
-        };
-        let told = match machine {
-            Some(xml) if made_by(&xml, operation) => Told::Stands,
-            Some(_) => Told::Another,
-            None => Told::Nothing,
-        };
-        store.close_forgotten(operation, told).await?;
     }
     operation::sweep(store).await
+}
+
+/// Closes an operation of which this host, its target, knows nothing any more.
+pub(crate) async fn close_forgotten(site: &Site, store: &Store, operation: Uuid) -> Result<()> {
+    let machine = match store.doubtful(operation).await? {
+        Some(machine) => site.libvirt.definition(machine).await?,
+        None => None,
+    };
+    let told = match machine {
+        Some(xml) if made_by(&xml, operation) => Told::Stands,
+        Some(_) => Told::Another,
+        None => Told::Nothing,
+    };
+    store.close_forgotten(operation, told).await
 }

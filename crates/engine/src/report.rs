@@ -53,6 +53,8 @@ impl Prepared {
             bytes_read_dest: moved.looked,
             bytes_transferred: moved.sent + moved.digests,
             bytes_written: moved.written,
+            resumed: self.staged.is_some(),
+            bytes_kept: moved.kept,
             blocks_total: self.plan.lengths().map(|len| len.div_ceil(BLOCK)).sum(),
             blocks_synchronized: match self.way(work) {
                 Way::Full => moved.data_blocks,

@@ -7,16 +7,76 @@ use kvm_clone_core::retry::{RetryPolicy, is_our_own_lock};
 use kvm_clone_core::{Code, Error, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::client::Client;
 use crate::clone::Events;
+use crate::resume::RESUMABLE;
 
 /// So long the agent of a former try may hold its locks: until it has noticed the silence (30 s), and until a job of libvirt's
 /// can come up no more ([`kvm_clone_core::wire::point::COMING`]), with a margin.
 const OURS_ENDS_WITHIN: Duration = Duration::from_secs(90);
 
+/// What failed tries of one operation have left for the next one to go on with.
+#[derive(Debug, Default)]
+pub struct Kept(Option<Uuid>);
+
+impl Kept {
+    /// The operation that the next try goes on with.
+    #[must_use]
+    pub const fn operation(&self) -> Option<Uuid> {
+        self.0
+    }
+
+    /// Notes what came of a try.
+    ///
+    /// # Errors
+    /// That of the try.
+    pub fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        let id = |error: &Error| error.context.get("operation_id")?.parse().ok();
+        self.0 = outcome.as_ref().err().filter(|error| error.context.contains_key(RESUMABLE)).and_then(id);
+        outcome
+    }
+
+    /// After the last try: what a failure has left is undone.
+    ///
+    /// # Errors
+    /// That of the last try; [`Code::UndoFailed`] where undoing failed too.
+    pub async fn give_up<T>(self, client: &Client, outcome: Result<T>) -> Result<T> {
+        let Some(operation) = self.0 else { return outcome };
+        let mut error = match outcome {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        match client.give_up(operation).await {
+            Ok(()) => {
+                error.context.remove(RESUMABLE);
+                Err(error.with("operation_id", operation))
+            }
+            Err(failure) => Err(left_staged(&error, &failure, operation)),
+        }
+    }
+}
+
+/// The operation failed, and what it staged is still there.
+fn left_staged(cause: &Error, failure: &Error, operation: Uuid) -> Error {
+    let mut error = Error::new(Code::UndoFailed, format!("{cause}; and it could not be undone: {failure}"))
+        .with("cause_code", cause.code.number())
+        .with("operation_id", operation)
+        .with(RESUMABLE, true)
+        .help(format!("kvm-clone resume {operation} goes on, once the hosts can be reached"))
+        .help("kvm-clone recover TARGET removes what is left there");
+    if let Some(host) = failure.context.get("host") {
+        error = error.with("host", host);
+    }
+    error.context.extend(cause.context.iter().map(|(name, value)| (format!("cause_{name}"), value.clone())));
+    error
+}
+
 /// Tries until it succeeds, until it fails for good, or until there were enough tries; each further try is told as an
-/// event. What is tried must leave nothing behind when it fails, as an operation does. Where the lock of our own former try
-/// is still held, it is waited for: that is no try of its own, and what counts in the end is why the former one failed.
+/// event. A try is told whether it is the last one: that one must leave nothing behind when it fails; what the others leave
+/// is for the next one ([`Kept`]). Where the lock of our own former try is still held, it is waited for: that is no try of its
+/// own, and what counts in the end is why the former one failed.
 ///
 /// # Errors
 /// That of the last try; [`Code::Cancelled`] where it was stopped between two.
@@ -24,13 +84,13 @@ pub async fn retrying<T>(
     policy: &RetryPolicy,
     events: &Events,
     cancel: &CancellationToken,
-    mut attempt: impl AsyncFnMut() -> Result<T>,
+    mut attempt: impl AsyncFnMut(bool) -> Result<T>,
 ) -> Result<T> {
     let mut tried = 1;
     let mut former: Option<Error> = None;
     let mut held_since = None;
     loop {
-        let error = match attempt().await {
+        let error = match attempt(tried >= policy.attempts).await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
@@ -97,7 +157,7 @@ mod tests {
         });
         let mut failures = failures.into_iter();
         let mut calls = 0;
-        let outcome = retrying(&policy(), &events, &cancel, async || {
+        let outcome = retrying(&policy(), &events, &cancel, async |_| {
             calls += 1;
             failures.next().map_or(Ok(calls), Err)
         })
@@ -126,6 +186,30 @@ mod tests {
     async fn tries_end() {
         let (outcome, told) = run(vec![lost(), lost(), lost(), lost()], CancellationToken::new()).await;
         assert_eq!((outcome.unwrap_err().context["attempts"].as_str(), told), ("3", vec![2, 3]));
+    }
+
+    #[tokio::test]
+    async fn the_last_try_is_told_that_it_is_the_last() {
+        let told = Mutex::new(Vec::new());
+        let events: Events = Arc::new(|_| {});
+        let outcome = retrying(&policy(), &events, &CancellationToken::new(), async |last| {
+            told.lock().unwrap().push(last);
+            Err::<(), _>(lost())
+        })
+        .await;
+        outcome.unwrap_err();
+        assert_eq!(*told.lock().unwrap(), [false, false, true]);
+    }
+
+    #[test]
+    fn what_a_try_kept_is_known_until_one_keeps_nothing() {
+        let mut kept = Kept::default();
+        let id = Uuid::now_v7();
+        let resumable = lost().with("operation_id", id).with(RESUMABLE, true);
+        kept.note::<()>(Err(resumable)).unwrap_err();
+        assert_eq!(kept.operation(), Some(id));
+        kept.note::<()>(Err(lost().with("operation_id", id))).unwrap_err();
+        assert_eq!(kept.operation(), None);
     }
 
     fn held(holder: &str) -> Error {

@@ -11,22 +11,23 @@ mod merge;
 mod point;
 mod seal;
 mod source;
+mod stage;
 mod undo;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest, DirectoryPlan, DiskPlan, FileKind, FreshIdentity};
-use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, NewDirectory, NewImage, Request};
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, DiskPlan, FileKind, FreshIdentity};
+use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, Request};
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
 use kvm_clone_core::wire::replica::OverlayFile;
-use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared, random_key};
@@ -61,6 +62,8 @@ pub(crate) struct Work {
     settings: CloneSettings,
     events: Events,
     marker: Marker,
+    /// Staging images of an earlier try.
+    staged: BTreeSet<String>,
     disks: Vec<CopyDisk>,
     finished: Vec<FinishedImage>,
     /// The machine that is replaced, once it is known to be still replaceable.
@@ -127,6 +130,7 @@ impl Work {
             settings,
             events,
             marker,
+            staged: prepared.staged.iter().flatten().map(|(path, _)| path.clone()).collect(),
             disks,
             finished: Vec::new(),
             old: None,
@@ -162,25 +166,6 @@ impl Work {
     /// Whether no disk had to be read.
     pub(crate) fn all_untouched(&self) -> bool {
         !self.disks.is_empty() && self.disks.iter().all(|disk| disk.untouched)
-    }
-
-    /// Whatever an earlier try of this operation staged goes first.
-    async fn stage(&self) -> Result<()> {
-        self.remove(self.marker.staged()).await?;
-        for directory in self.new_directories().map(|directory| NewDirectory { owner: None, ..directory }) {
-            self.target.host.control.order(Request::MakeDirectory(directory)).await?;
-        }
-        for image in self.new_images() {
-            self.target.host.control.order(Request::CreateImage(image)).await?;
-        }
-        // What did not change has the digests that it had.
-        for disk in self.disks.iter().filter(|disk| disk.untouched) {
-            let digests = disk.base.as_ref().and_then(|base| base.digests.as_ref());
-            let from = digests.ok_or_else(|| Error::internal("an untouched disk has no digests"))?.manifest.clone();
-            let adopt = Request::AdoptManifest { operation: self.operation, from, to: disk.manifest.clone() };
-            self.target.host.control.order(adopt).await?;
-        }
-        Ok(())
     }
 
     /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.
@@ -281,31 +266,6 @@ impl Work {
         (self.events)(Event::Warning { message: message.clone() });
         self.warnings.push(message);
     }
-
-    fn new_images(&self) -> Vec<NewImage> {
-        let new = |(index, disk): (u16, &CopyDisk)| NewImage {
-            operation: self.operation,
-            disk: index,
-            image: disk.staging.clone(),
-            virtual_size: disk.size,
-            manifest: disk.manifest.clone(),
-            key: self.key.clone(),
-            owner: disk.owner,
-            mode: IMAGE_MODE,
-        };
-        (0..).zip(&self.disks).map(new).collect()
-    }
-
-    /// With owners and modes as libvirt gives them when it makes them itself: `qemu_tpm.c`, `qemuTPMEmulatorCreateStorage`.
-    fn new_directories(&self) -> impl Iterator<Item = NewDirectory> {
-        let new = |directory: &DirectoryPlan| NewDirectory {
-            operation: self.operation,
-            path: directory.path.clone(),
-            owner: self.target.host.facts.tpm_owner.filter(|_| directory.private),
-            mode: if directory.private { 0o700 } else { 0o711 },
-        };
-        self.plan.directories.iter().map(new)
-    }
 }
 
 fn pools(plan: &ClonePlan) -> Vec<String> {
@@ -361,6 +321,7 @@ fn copy_disks(
             source,
             staging: ImageSpec::new(staging, format),
             base: None,
+            begun: false,
             untouched: false,
             manifest: manifest_path(target, operation, &name),
             size,

@@ -25,7 +25,7 @@ use crate::outcome::OperationType;
 pub(crate) use record::{Record, Which};
 
 /// The schema; `user_version` says which one a file has.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE operation (
         id TEXT PRIMARY KEY,
@@ -38,7 +38,8 @@ const SCHEMA: &str = "
         created TEXT NOT NULL,
         ended TEXT,
         plan TEXT NOT NULL,
-        outcome TEXT
+        outcome TEXT,
+        resume TEXT
     ) STRICT;
     CREATE TABLE step (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -49,7 +50,12 @@ const SCHEMA: &str = "
         detail TEXT
     ) STRICT;
     CREATE INDEX step_operation ON step (operation);
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
+";
+/// From the first schema to the second.
+const TO_SECOND: &str = "
+    ALTER TABLE operation ADD COLUMN resume TEXT;
+    PRAGMA user_version = 2;
 ";
 
 /// How long another controller may hold the store.
@@ -73,6 +79,16 @@ pub(crate) struct NewOperation {
     pub(crate) new_vm_name: String,
     /// The plan as JSON.
     pub(crate) plan: String,
+    /// What going on with it needs, as JSON.
+    pub(crate) resume: String,
+}
+
+/// An operation that is to be gone on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) status: Status,
+    /// What going on with it needs, as JSON; none where an older program began it.
+    pub(crate) resume: Option<String>,
 }
 
 /// What the target tells of the machine of an operation whose records leave open whether it was committed.
@@ -136,14 +152,19 @@ impl Store {
             connection.execute("BEGIN IMMEDIATE").await?;
             let row = connection.fetch_one("PRAGMA user_version").await?;
             let version: i64 = row.try_get(0)?;
-            if version == 0 {
-                connection.execute(SCHEMA).await?;
+            let missing = match version {
+                0 => Some(SCHEMA),
+                1 => Some(TO_SECOND),
+                _ => None,
+            };
+            if let Some(missing) = missing {
+                connection.execute(missing).await?;
             }
             connection.execute("COMMIT").await?;
             Ok::<i64, sqlx::Error>(version)
         };
         match made.await {
-            Ok(0 | SCHEMA_VERSION) => Ok(()),
+            Ok(0..=SCHEMA_VERSION) => Ok(()),
             Ok(newer) => Err(unusable(&self.path, &format!("it was written by a newer kvm-clone (schema {newer})"))),
             Err(error) => Err(self.failed(&error)),
         }
@@ -157,8 +178,8 @@ impl Store {
     /// Writes a new operation down, as running.
     pub(crate) async fn begin(&self, new: &NewOperation) -> Result<()> {
         let insert = sqlx::query(
-            "INSERT INTO operation (id, type, status, source_host, dest_host, vm_name, new_vm_name, created, plan) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO operation (id, type, status, source_host, dest_host, vm_name, new_vm_name, created, plan, resume) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(new.id.to_string())
         .bind(new.kind.word())
@@ -168,7 +189,8 @@ impl Store {
         .bind(&new.vm_name)
         .bind(&new.new_vm_name)
         .bind(Timestamp::now().to_string())
-        .bind(&new.plan);
+        .bind(&new.plan)
+        .bind(&new.resume);
         insert.execute(&self.pool).await.map_err(|error| self.failed(&error))?;
         Ok(())
     }
@@ -196,6 +218,40 @@ impl Store {
             .await
             .map_err(|error| self.failed(&error))?;
         Ok(())
+    }
+
+    /// An operation, if this store knows it.
+    pub(crate) async fn find(&self, operation: Uuid) -> Result<Option<Found>> {
+        let row = sqlx::query("SELECT status, resume FROM operation WHERE id = ?")
+            .bind(operation.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let Some(row) = row else { return Ok(None) };
+        let status: String = row.try_get(0).map_err(|error| self.failed(&error))?;
+        let status = serde_json::from_value(status.into()).map_err(|error| unusable(&self.path, &error.to_string()))?;
+        Ok(Some(Found { status, resume: row.try_get(1).map_err(|error| self.failed(&error))? }))
+    }
+
+    /// Writes down that an interrupted operation goes on, from its first step.
+    pub(crate) async fn resume(&self, operation: Uuid) -> Result<()> {
+        let written = async {
+            let mut transaction = self.pool.begin().await?;
+            sqlx::query("UPDATE operation SET status = ?, ended = NULL, outcome = NULL WHERE id = ?")
+                .bind(Status::Running.word())
+                .bind(operation.to_string())
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query("INSERT INTO step (operation, step, mark, time) VALUES (?, ?, ?, ?)")
+                .bind(operation.to_string())
+                .bind(Step::Mark.word())
+                .bind(Mark::Resumed.word())
+                .bind(Timestamp::now().to_string())
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await
+        };
+        written.await.map_err(|error: sqlx::Error| self.failed(&error))
     }
 
     /// Operations that this store thinks are running or interrupted and that have this host as their target.

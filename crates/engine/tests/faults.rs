@@ -144,7 +144,7 @@ async fn a_source_whose_link_was_cut_is_copied_by_the_next_try() {
     let (client, settings, name) = (scene.client().await, gate.settings(), "web1".parse().unwrap());
     let policy = RetryPolicy { attempts: 2, base_delay: Duration::from_millis(200), max_delay: SILENCE };
     let events = seen.sink();
-    let clone = retrying(&policy, &events, &cancel, async || {
+    let clone = retrying(&policy, &events, &cancel, async |_| {
         let (alpha, beta) = (spec("alpha"), spec("beta"));
         let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), seen.sink()).await?;
         prepared.execute(&settings, seen.sink(), cancel.clone()).await

@@ -221,15 +221,21 @@ async fn an_empty_tpm_is_never_that_of_the_machine_that_is_replaced() {
 }
 
 /// A controller that dies with everything in its place: whoever comes later finds it by the marker.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_state_of_a_tpm_that_a_dead_controller_left_is_recovered() {
-    let Some(mut scene) = Scene::new("the_state_of_a_tpm_that_a_dead_controller_left") else { return };
+/// A machine with a TPM that has a state, which is to be copied.
+fn with_a_state(test: &str) -> Option<Scene> {
+    let mut scene = Scene::new(test)?;
     let xml = scene.source.xml().unwrap().replace("</devices>", &format!("{TPM}</devices>"));
     std::fs::write(scene.alpha.path("/root/machine.xml"), xml).unwrap();
     scene.alpha.exec(&["virsh", "-q", "define", "/root/machine.xml"]).unwrap();
     start_once(&scene.source);
     scene.request = copied();
     scene.remember();
+    Some(scene)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_tpm_that_a_dead_controller_left_is_recovered() {
+    let Some(scene) = with_a_state("the_state_of_a_tpm_that_a_dead_controller_left") else { return };
     let mut controller = Task::new(&scene).hold_at("commit").start();
     controller.says("held");
     assert!(states(&scene.beta).contains("tpm2-00.permall"), "{}", states(&scene.beta));
@@ -239,4 +245,27 @@ async fn the_state_of_a_tpm_that_a_dead_controller_left_is_recovered() {
     assert!(matches!(recovered.as_slice(), [one] if one.action == Action::Undo), "{recovered:?}");
     assert_eq!(states(&scene.beta), "");
     assert!(scene.client().await.recover(&spec("beta"), Recovery::Act).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_tpm_comes_along_where_the_clone_is_resumed() {
+    let Some(scene) = with_a_state("the_state_of_a_tpm_where_the_clone_is_resumed") else { return };
+    let before = state(&scene.alpha, scene.source.uuid());
+    for held in ["finish", "commit"] {
+        let mut controller = Task::new(&scene).hold_at(held).start();
+        controller.says("held");
+        controller.kill();
+        scene.await_dead_man();
+        let marker = scene.beta.shell("ls /var/lib/kvm-clone/operations").unwrap();
+        let operation = marker.trim().trim_end_matches(".json").parse().unwrap();
+        let client = scene.client_with("child.db").await;
+        let (settings, cancel) = (CloneSettings::default(), tokio_util::sync::CancellationToken::new());
+        client.resume(operation, &settings, silent(), cancel).await.unwrap();
+        let copy = scene.beta.machine("web1_clone").unwrap();
+        assert_eq!(state(&scene.beta, copy.uuid()), before);
+        start_once(&copy);
+        assert_nothing_left(&scene.beta);
+        scene.beta.exec(&["virsh", "-q", "undefine", "--tpm", "web1_clone"]).unwrap();
+        scene.beta.shell("rm -f /var/lib/libvirt/images/web1_clone-* /var/lib/kvm-clone/manifests/*").unwrap();
+    }
 }

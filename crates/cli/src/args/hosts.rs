@@ -100,7 +100,8 @@ const RECOVER_EXAMPLES: &str = "Examples:
 
 /// Finish or undo what interrupted operations left on hosts.
 ///
-/// Works with and without the journal of the controller that began them. What somebody still works on is left alone.
+/// Works with and without the journal of the controller that began them. What somebody still works on is left alone. To go on with an operation
+/// instead of undoing it: kvm-clone resume ID.
 #[derive(Debug, Args)]
 #[command(after_help = RECOVER_EXAMPLES)]
 pub(crate) struct RecoverArgs {

@@ -6,6 +6,7 @@ mod global;
 mod hosts;
 mod operations;
 mod pages;
+mod resume;
 mod sync;
 mod transfer;
 mod usage;
@@ -21,6 +22,7 @@ pub(crate) use global::{Global, SshArgs};
 pub(crate) use hosts::{DoctorArgs, ListArgs, ListFormat, RecoverArgs};
 pub(crate) use operations::{CancelArgs, StatusArgs};
 pub(crate) use pages::{CompletionsArgs, ManArgs};
+pub(crate) use resume::ResumeArgs;
 pub(crate) use sync::SyncArgs;
 pub(crate) use transfer::TransferArgs;
 pub(crate) use usage::Stop;
@@ -55,6 +57,7 @@ pub(crate) enum Command {
     Clone(Box<CloneArgs>),
     Sync(Box<SyncArgs>),
     Verify(VerifyArgs),
+    Resume(ResumeArgs),
     List(ListArgs),
     Doctor(DoctorArgs),
     Status(StatusArgs),

@@ -60,7 +60,7 @@ async fn job<'a>(args: &CloneArgs, session: &'a Session) -> Result<Job<'a>> {
         request.new_name(machine)?;
     }
     let limit = session.settings.timeouts.clone.value.0;
-    let settings = request::copy_settings(&args.transfer, &session.settings, limit)?;
+    let settings = request::copy_settings(args.transfer.checksum, &session.settings, limit)?;
     let retry = request::retry_policy(&session.settings)?;
     let client = session.client().await?;
     let task = Task::Clone(Box::new(request));

@@ -8,8 +8,10 @@ use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, Replaced, SyncRequest};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events, Prepared, Recovery, retrying};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events, Kept, Prepared, Recovery, Resumed, retrying};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::confirm;
 use crate::exit;
@@ -46,17 +48,41 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Copies one machine; what fails in passing is tried again, from the start.
+    /// Copies one machine; what fails in passing is tried again, and goes on with what the try before has staged.
     pub(crate) async fn one(&self, machine: &SourceName) -> Result<(Outcome, ExitCode)> {
         let until = self.settings.timeout.map(|timeout| Instant::now() + timeout);
         let mut accepted = None;
+        let mut kept = Kept::default();
         let cancel = &self.session.interrupts.cancel;
-        retrying(&self.retry, &self.retry_events(), cancel, async || {
+        let events = retry_events(self.session);
+        let ended = retrying(&self.retry, &events, cancel, async |last| {
             let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let settings = CloneSettings { timeout, ..self.settings.clone() };
-            self.attempt(machine, settings, &mut accepted).await
-        })
-        .await
+            let settings = CloneSettings { timeout, keep_staging: !last, ..self.settings.clone() };
+            kept.note(match kept.operation() {
+                Some(operation) => self.go_on(operation, settings).await,
+                None => self.attempt(machine, settings, &mut accepted).await,
+            })
+        });
+        let ended = ended.await;
+        kept.give_up(&self.client, ended).await.map_err(undone)
+    }
+
+    /// What the try before has staged is not sent again. What was agreed to is written down with it.
+    async fn go_on(&self, operation: Uuid, settings: CloneSettings) -> Result<(Outcome, ExitCode)> {
+        let resumed = self.shown(async |events, cancel| self.client.resume(operation, &settings, events, cancel).await);
+        match resumed.await? {
+            Resumed::Copied(result) => Ok(self.done(*result)),
+            // A commit of which we have not heard.
+            Resumed::Finished(entry) => Err(Error::internal(format!("operation {operation} was complete"))
+                .with("vm", entry.new_vm_name)
+                .help("Its machine stands, and nothing of it is left over")),
+        }
+    }
+
+    fn done(&self, mut result: CloneResult) -> (Outcome, ExitCode) {
+        result.source_host.clone_from(&self.source.name);
+        result.dest_host.clone_from(&self.dest.name);
+        (Outcome::Done(Box::new(result)), ExitCode::SUCCESS)
     }
 
     async fn attempt(
@@ -76,25 +102,13 @@ impl Job<'_> {
             confirm::replacement(&plan, self.session).await?;
             accepted.clone_from(&plan.replaces);
         }
-        let mut result = self.execute(prepared, &settings).await?;
-        result.source_host.clone_from(&self.source.name);
-        result.dest_host.clone_from(&self.dest.name);
-        Ok((Outcome::Done(Box::new(result)), ExitCode::SUCCESS))
-    }
-
-    /// Tries are logged; as JSON they are events like all others.
-    fn retry_events(&self) -> Events {
-        let (screen, is_json) = (self.session.screen.clone(), matches!(self.session.style, Style::Json));
-        Arc::new(move |event| {
-            if is_json {
-                screen.event(&event);
-            }
-        })
+        let result = self.shown(async |events, cancel| prepared.execute(&settings, events, cancel).await).await?;
+        Ok(self.done(result))
     }
 
     /// Reaches both hosts and plans; nothing is to be undone when this is stopped.
     async fn prepare(&self, machine: &SourceName, settings: &CloneSettings) -> Result<Prepared> {
-        let progress = self.progress();
+        let progress = progress(self.session);
         let (source, dest, events) = (&self.source.spec, &self.dest.spec, progress.events());
         let prepare = async {
             match &self.task {
@@ -116,26 +130,16 @@ impl Job<'_> {
         interrupt::unless_stopped(&self.session.interrupts, in_time).await
     }
 
-    async fn execute(&self, prepared: Prepared, settings: &CloneSettings) -> Result<CloneResult> {
-        let progress = self.progress();
-        let cancel = self.session.interrupts.cancel.clone();
-        let ended = prepared.execute(settings, Arc::clone(&progress.events()), cancel).await;
+    /// Carries something out, with its progress on the screen.
+    async fn shown<T>(&self, work: impl AsyncFnOnce(Events, CancellationToken) -> Result<T>) -> Result<T> {
+        let progress = progress(self.session);
+        let ended = work(progress.events(), self.session.interrupts.cancel.clone()).await;
         let warnings = progress.end();
         // The result has the warnings too; a failure has not.
         if ended.is_err() && matches!(self.session.style, Style::Bars | Style::Lines) {
             warnings.iter().for_each(|warning| self.session.output.note(&format!("warning: {warning}")));
         }
-        ended.map_err(|error| {
-            if error.code == Code::Cancelled {
-                error.help("Everything was undone; run it again when you like")
-            } else {
-                error
-            }
-        })
-    }
-
-    fn progress(&self) -> Progress {
-        Progress::start(self.session.style, self.session.screen.clone())
+        ended
     }
 
     /// The plan with the hosts as the user named them.
@@ -152,5 +156,27 @@ impl Job<'_> {
             Outcome::Done(result) => clone_report(result, self.session.output.paint),
             Outcome::Failed(_) => String::new(),
         }
+    }
+}
+
+/// Tries are logged; as JSON they are events like all others.
+pub(crate) fn retry_events(session: &Session) -> Events {
+    let (screen, is_json) = (session.screen.clone(), matches!(session.style, Style::Json));
+    Arc::new(move |event| {
+        if is_json {
+            screen.event(&event);
+        }
+    })
+}
+
+pub(crate) fn progress(session: &Session) -> Progress {
+    Progress::start(session.style, session.screen.clone())
+}
+
+/// What a user who stopped it wants to know.
+pub(crate) fn undone(error: Error) -> Error {
+    match error.code == Code::Cancelled && error.context.contains_key("operation_id") {
+        true => error.help("Everything was undone; run it again when you like"),
+        false => error,
     }
 }

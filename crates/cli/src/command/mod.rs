@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod pages;
 pub(crate) mod recover;
+pub(crate) mod resume;
 pub(crate) mod status;
 pub(crate) mod sync;
 pub(crate) mod verify;

@@ -16,7 +16,7 @@ pub(crate) async fn run(args: &SyncArgs, session: &Session) -> Result<ExitCode> 
     let settings = CloneSettings {
         discard_target_changes: args.update.discard_target_changes,
         paranoid: args.update.paranoid,
-        ..request::copy_settings(&args.transfer, &session.settings, limit)?
+        ..request::copy_settings(args.transfer.checksum, &session.settings, limit)?
     };
     let job = Job {
         session,

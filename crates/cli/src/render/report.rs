@@ -40,6 +40,9 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
         format!("  uuid       {}", result.new_uuid),
         format!("  operation  {}", result.operation_id),
     ];
+    if result.resumed {
+        lines.push(format!("  resumed    {} were there already, and right", ByteSize(result.bytes_kept)));
+    }
     lines.extend(sums);
     lines.extend(result.warnings.iter().map(|warning| format!("{} {}", paint.warn("warning:"), harmless(warning))));
     lines.join("\n") + "\n"

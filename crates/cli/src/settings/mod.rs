@@ -245,6 +245,7 @@ impl Settings {
             Command::List(args) => self.take_ssh(&args.ssh),
             Command::Doctor(args) => self.take_ssh(&args.ssh),
             Command::Recover(args) => self.take_ssh(&args.ssh),
+            Command::Resume(args) => self.take_ssh(&args.ssh),
             Command::Status(_)
             | Command::Cancel(_)
             | Command::Config(_)

@@ -20,6 +20,7 @@ use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
 use kvm_clone_core::{Code, Error, Result};
 use tempfile::TempDir;
 
+use crate::client::HostSpec;
 use control::{Control, NoAgent, Patience, unexpected};
 use install::{AgentFile, AgentProgram, Privilege};
 use libvirt::Libvirt;
@@ -98,6 +99,12 @@ impl Host {
     /// The same host, reached anew with an agent of its own.
     pub(crate) async fn again(&self) -> Result<Self> {
         Self::connect(&self.addr, self.privilege, &self.access).await
+    }
+
+    /// How the user named it, and as whom we are there.
+    pub(crate) fn spec(&self) -> Result<HostSpec> {
+        // The address may be that of another name for the same host.
+        Ok(HostSpec { addr: self.name.parse()?, privilege: self.privilege })
     }
 
     /// The digest of the agent that runs there.

@@ -17,7 +17,7 @@ use crate::verify::{Digests, by_digests};
 ///
 /// # Errors
 /// [`kvm_clone_core::Code::Conflict`] where a disk was changed, or where that cannot be told.
-pub(crate) async fn refuse(target: &Site, replica: &ReplicaPlan) -> Result<()> {
+pub(super) async fn refuse(target: &Site, replica: &ReplicaPlan) -> Result<()> {
     let domain = Domain::parse(&replica.before)?;
     for (disk, seen) in inventory::disk_images(target, &domain).await? {
         let size = seen.images.first().map_or(0, |image| image.virtual_size);

@@ -46,6 +46,8 @@ pub(crate) struct CopyDisk {
     pub(crate) staging: ImageSpec,
     /// What the target has of it: then only what differs is sent, and the staging image is an overlay over this one.
     pub(crate) base: Option<Base>,
+    /// Whether an interrupted try has left something in the staging image: what is right in it is not sent again.
+    pub(crate) begun: bool,
     /// Whether both sides are known to hold the same, so that nothing of it is read.
     pub(crate) untouched: bool,
     pub(crate) manifest: String,
@@ -55,6 +57,27 @@ pub(crate) struct CopyDisk {
     pub(crate) kind: Kind,
     /// Whose the finished image is; none leaves it to libvirt.
     pub(crate) owner: Option<(u32, u32)>,
+}
+
+impl CopyDisk {
+    /// What the target has of it, to a lane: a new image that was begun is its own base.
+    fn there(&self) -> Option<Base> {
+        let begun = self.begun;
+        match &self.base {
+            Some(base) => Some(Base { begun, ..base.clone() }),
+            None => begun.then(|| Base { image: self.staging.clone(), digests: None, begun: false }),
+        }
+    }
+
+    /// Whether only what differs is sent.
+    fn is_compared(&self) -> bool {
+        self.base.is_some() || self.begun
+    }
+
+    /// The images that hold what the target has of it.
+    fn images_there(&self) -> impl Iterator<Item = &ImageSpec> {
+        self.base.iter().map(|base| &base.image).chain(self.begun.then_some(&self.staging))
+    }
 }
 
 /// What a thing to be copied is to its machine.
@@ -97,6 +120,8 @@ pub(crate) struct Moved {
     pub(crate) digests: u64,
     /// Bytes written at the target.
     pub(crate) written: u64,
+    /// Bytes that an interrupted try had left at the target, and that were right.
+    pub(crate) kept: u64,
     /// Of the disks that were compared, the blocks that hold data at either end, and those that differed.
     pub(crate) compared: Compared,
     /// Blocks, by disk, that had been changed at the target, and were discarded.
@@ -186,8 +211,8 @@ async fn find_work(copy: &Copy<'_>) -> Result<Work> {
     for (index, disk) in (0..).zip(copy.disks).filter(|(_, disk)| !disk.untouched) {
         let named = |error: Error| error.with("disk", &disk.target);
         let mut found = segments(copy.source, &disk.source).await.map_err(named)?;
-        if let Some(base) = &disk.base {
-            for (number, bytes) in segments(copy.target, &base.image).await.map_err(named)? {
+        for image in disk.images_there() {
+            for (number, bytes) in segments(copy.target, image).await.map_err(named)? {
                 // Mostly the same bytes as at the source.
                 let both = found.entry(number).or_default();
                 *both = bytes.max(*both);
@@ -197,7 +222,7 @@ async fn find_work(copy: &Copy<'_>) -> Result<Work> {
             let offset = number * SEGMENT_LEN;
             let len = SEGMENT_LEN.min(disk.size.saturating_sub(offset));
             let segment = Segment { disk: index, offset, len };
-            if disk.base.is_some() { work.add_compared(segment, bytes) } else { work.add(segment, bytes) }
+            if disk.is_compared() { work.add_compared(segment, bytes) } else { work.add(segment, bytes) }
         }
     }
     Ok(work)
@@ -279,13 +304,13 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
     for lane in lanes {
         let source = LaneCommand::Source {
             disks: disks().map(|disk| disk.source.clone()).collect(),
-            compared: (0..).zip(disks()).filter(|(_, disk)| disk.base.is_some()).map(|(index, _)| index).collect(),
+            compared: (0..).zip(disks()).filter(|(_, disk)| disk.is_compared()).map(|(index, _)| index).collect(),
             key: copy.key.clone(),
             route: lane.route,
         };
         let target = LaneCommand::Target {
             disks: disks().map(|disk| disk.staging.clone()).collect(),
-            bases: disks().map(|disk| disk.base.clone()).collect(),
+            bases: disks().map(CopyDisk::there).collect(),
             manifests: disks().map(|disk| disk.manifest.clone()).collect(),
             key: copy.key.clone(),
             verify: copy.verify,
@@ -302,7 +327,7 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
 async fn deal(copy: &Copy<'_>, lanes: &[Lane], schedule: &mut Schedule, lane: usize) -> Result<()> {
     for command in schedule.next(lane) {
         if let LaneCommand::Send(segment) = command
-            && copy.disks.get(usize::from(segment.disk)).is_some_and(|disk| disk.base.is_some())
+            && copy.disks.get(usize::from(segment.disk)).is_some_and(CopyDisk::is_compared)
         {
             copy.target.control.lane(lanes[lane].target, LaneCommand::Compare(segment)).await?;
         }

@@ -42,7 +42,8 @@ impl Tally {
                 self.disbelieved.insert((*disk, why.clone()));
             }
             LaneEvent::Written(bytes) => moved.written += bytes,
-            LaneEvent::Done { data_blocks, compared, .. } => {
+            LaneEvent::Done { data_blocks, compared, kept, .. } => {
+                moved.kept += kept;
                 moved.data_blocks += data_blocks;
                 moved.compared.blocks += compared.blocks;
                 moved.compared.differing += compared.differing;

@@ -99,6 +99,7 @@ fn interrupted(operation: &Operation) -> Error {
         .with("operation_id", operation.id)
         .with("status", operation.status.word())
         .help(format!("kvm-clone recover {host} finishes or undoes what it left"))
+        .help(format!("kvm-clone resume {} goes on", operation.id))
 }
 
 fn too_slow(operation: &Operation) -> Error {

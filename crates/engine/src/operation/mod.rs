@@ -243,6 +243,7 @@ impl Operation {
                 let host = &self.dest_host;
                 Error::new(Code::UndoFailed, "the controller of the operation is gone before it ended")
                     .with("host", host)
+                    .help(format!("kvm-clone resume {} goes on", self.id))
                     .help(format!("kvm-clone recover {host} finishes or undoes what it left"))
             }
             (Status::Failed, _) => {

@@ -33,6 +33,7 @@ impl Scene {
             vm_name: text("web1"),
             new_vm_name: text("web1_clone"),
             plan: text("{}"),
+            resume: "{}".to_owned(),
         };
         self.store.begin(&new).await.unwrap();
         new.id

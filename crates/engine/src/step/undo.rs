@@ -59,6 +59,17 @@ impl Work {
         Ok(())
     }
 
+    /// Has nothing work for the operation any more, on hosts that can be talked to; the agents of others see to it themselves.
+    pub(crate) async fn let_go(&mut self) {
+        if self.seen.machine.live.is_some() && !self.source.host.control.is_gone() {
+            let _ = self.source.host.control.order(Request::EndPoint { settled: self.point_settled }).await;
+        }
+        let _ = tokio::join!(
+            self.source.host.control.order(Request::EndLanes),
+            self.target.host.control.order(Request::EndLanes)
+        );
+    }
+
     /// Undoes a step that may have been done, wholly or in part; once more where the target was lost meanwhile.
     pub(crate) async fn undo(&mut self, step: Step) -> Result<()> {
         match self.undo_once(step).await {

@@ -13,6 +13,7 @@ fn new(id: Uuid) -> NewOperation {
         vm_name: text("web1"),
         new_vm_name: text("web1_clone"),
         plan: text("{}"),
+        resume: text("{}"),
     }
 }
 
@@ -29,6 +30,41 @@ async fn an_operation_is_unfinished_until_its_end_is_written() {
     store.close().await;
     let again = Store::open(&dir.path().join("deep/state.db")).await.unwrap();
     assert_eq!(again.unfinished("beta").await.unwrap(), Vec::<Uuid>::new());
+}
+
+#[tokio::test]
+async fn an_older_journal_is_taken_over_and_its_operations_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let (old, new_one) = (Uuid::now_v7(), Uuid::now_v7());
+    let store = Store::open(&path).await.unwrap();
+    store.begin(&new(old)).await.unwrap();
+    let back = "ALTER TABLE operation DROP COLUMN resume; PRAGMA user_version = 1;";
+    store.pool.execute(back).await.unwrap();
+    store.close().await;
+    let store = Store::open(&path).await.unwrap();
+    store.begin(&new(new_one)).await.unwrap();
+    let found = async |id| store.find(id).await.unwrap();
+    assert_eq!(found(old).await, Some(Found { status: Status::Running, resume: None }));
+    assert_eq!(found(new_one).await, Some(Found { status: Status::Running, resume: Some("{}".to_owned()) }));
+    assert_eq!(found(Uuid::now_v7()).await, None);
+}
+
+#[tokio::test]
+async fn an_operation_that_goes_on_is_unfinished_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+    let id = Uuid::now_v7();
+    store.begin(&new(id)).await.unwrap();
+    store
+        .mark(id, &[(Step::Mark, Mark::Intended), (Step::Mark, Mark::Done), (Step::Stage, Mark::Intended)])
+        .await
+        .unwrap();
+    store.end(id, Status::Interrupted, "{}").await.unwrap();
+    store.resume(id).await.unwrap();
+    store.mark(id, &[(Step::Mark, Mark::Intended)]).await.unwrap();
+    assert_eq!(store.find(id).await.unwrap().unwrap().status, Status::Running);
+    assert_eq!(store.trail(id).await.unwrap().to_undo(), Some(Step::Mark));
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub struct Task {
     die_at: Option<String>,
     /// Whether the copy stands still midway.
     gate: bool,
+    /// After how many bytes of each lane it does.
+    gate_after: u64,
     /// Whether it is cancelled when it stands there.
     cancel: bool,
 }
@@ -56,6 +58,7 @@ impl Task {
             hold_at: None,
             die_at: None,
             gate: false,
+            gate_after: 4 * MIB,
             cancel: false,
         }
     }
@@ -81,6 +84,12 @@ impl Task {
     /// Stands still in the middle of the copy.
     pub fn gate(mut self) -> Self {
         self.gate = true;
+        self
+    }
+
+    /// Stands still after so many bytes of each lane.
+    pub fn gate_after(mut self, bytes: u64) -> Self {
+        (self.gate, self.gate_after) = (true, bytes);
         self
     }
 
@@ -204,7 +213,7 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
     let cancel = CancellationToken::new();
     let mut settings = CloneSettings::default();
     if task.gate {
-        let (gate, cancel, task) = (Gate::after(4 * MIB), cancel.clone(), task.clone());
+        let (gate, cancel, task) = (Gate::after(task.gate_after), cancel.clone(), task.clone());
         settings = gate.settings();
         tokio::spawn(async move {
             gate.reached().await;

@@ -1,0 +1,73 @@
+//! `kvm-clone resume`: an interrupted operation goes on.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use kvm_clone_core::{Code, Error, Result};
+use kvm_clone_engine::{CloneSettings, Recovered, Resumed, retrying};
+use serde::Serialize;
+
+use super::copying::{progress, retry_events, undone};
+use crate::args::ResumeArgs;
+use crate::render::{Style, clone_report, harmless};
+use crate::request;
+use crate::session::Session;
+
+/// How it ended, as data: the result of the whole operation, or what was left to tidy up.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome<'a> {
+    Copied(&'a kvm_clone_engine::CloneResult),
+    Finished(&'a Recovered),
+}
+
+/// Resumes one operation; what fails in passing is tried again.
+pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode> {
+    let client = session.client().await?;
+    let retry = request::retry_policy(&session.settings)?;
+    let settings = CloneSettings {
+        // What is staged was meant to be gone on with: only a failure for good undoes it.
+        keep_staging: true,
+        ..request::copy_settings(None, &session.settings, None)?
+    };
+    let until = args.timeout.map(|limit| Instant::now() + Duration::from_secs(limit.get()));
+    let cancel = &session.interrupts.cancel;
+    let events = retry_events(session);
+    let resumed = retrying(&retry, &events, cancel, async |_| {
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let settings = CloneSettings { timeout, ..settings.clone() };
+        let progress = progress(session);
+        let ended = client.resume(args.operation, &settings, progress.events(), cancel.clone()).await;
+        let warnings = progress.end();
+        if ended.is_err() && matches!(session.style, Style::Bars | Style::Lines) {
+            warnings.iter().for_each(|warning| session.output.note(&format!("warning: {warning}")));
+        }
+        ended
+    });
+    match resumed.await.map_err(|error| explained(error, args))? {
+        Resumed::Copied(result) => {
+            session.output.data(&Outcome::Copied(&result), || clone_report(&result, session.output.paint))?;
+        }
+        Resumed::Finished(entry) => session.output.data(&Outcome::Finished(&entry), || finished(&entry))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explained(error: Error, args: &ResumeArgs) -> Error {
+    match error.context.contains_key("resumable") {
+        true if error.code != Code::Cancelled => {
+            let again = format!("What is staged is still there: kvm-clone resume {} goes on", args.operation);
+            error.help(again)
+        }
+        true => error,
+        false => undone(error),
+    }
+}
+
+fn finished(entry: &Recovered) -> String {
+    format!(
+        "{}: machine {} stood already; what was left is tidied up\n",
+        entry.operation_id,
+        harmless(&entry.new_vm_name)
+    )
+}

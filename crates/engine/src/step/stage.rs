@@ -1,0 +1,91 @@
+//! Staging: empty images, or those that an interrupted try has begun, and the directories that files beside the disks need.
+
+use std::collections::BTreeSet;
+
+use kvm_clone_core::plan::DirectoryPlan;
+use kvm_clone_core::wire::control::{Marker, NewDirectory, NewImage, Reply, Request};
+use kvm_clone_core::{Error, Result};
+
+use super::{IMAGE_MODE, Work};
+use crate::host::control::unexpected;
+use crate::lane::CopyDisk;
+
+impl Work {
+    /// Whatever an earlier try of this operation staged goes first, but for the images that are gone on with.
+    pub(super) async fn stage(&mut self) -> Result<()> {
+        let begun = self.begun_images();
+        let removed = self.marker.staged().into_iter().filter(|path| !begun.contains(path)).collect();
+        self.remove(removed).await?;
+        for directory in self.new_directories().map(|directory| NewDirectory { owner: None, ..directory }) {
+            self.target.host.control.order(Request::MakeDirectory(directory)).await?;
+        }
+        for (index, image) in self.new_images().into_iter().enumerate() {
+            if begun.contains(&image.image.path) {
+                self.take_up(index, image).await?;
+            } else {
+                self.target.host.control.order(Request::CreateImage(image)).await?;
+            }
+        }
+        // What did not change has the digests that it had.
+        for disk in self.disks.iter().filter(|disk| disk.untouched) {
+            let digests = disk.base.as_ref().and_then(|base| base.digests.as_ref());
+            let from = digests.ok_or_else(|| Error::internal("an untouched disk has no digests"))?.manifest.clone();
+            let adopt = Request::AdoptManifest { operation: self.operation, from, to: disk.manifest.clone() };
+            self.target.host.control.order(adopt).await?;
+        }
+        Ok(())
+    }
+
+    /// The staging images of an earlier try, as long as anything is to be read of their disks.
+    fn begun_images(&self) -> BTreeSet<String> {
+        let paths = self.disks.iter().filter(|disk| !disk.untouched).map(|disk| disk.staging.path.clone());
+        paths.filter(|path| self.staged.contains(path)).collect()
+    }
+
+    /// Goes on with an image that is there, or begins it anew and says so.
+    async fn take_up(&mut self, index: usize, image: NewImage) -> Result<()> {
+        let taken = match self.target.host.control.ask(Request::TakeUpImage(image)).await? {
+            Reply::TakenUp(taken) => taken,
+            other => return Err(unexpected(&other)),
+        };
+        let Some(disk) = self.disks.get_mut(index) else { return Ok(()) };
+        disk.begun = taken.is_ok();
+        if let Err(why) = taken {
+            let message = format!("what was staged of disk {} is of no use, so it begins anew: {why}", disk.target);
+            self.warn(message);
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier try staged, as its marker says, and what this one has no use for.
+    pub(crate) async fn drop_leftover(&self, before: &Marker) -> Result<()> {
+        let now = self.marker.staged();
+        let leftover: Vec<String> = before.staged().into_iter().filter(|path| !now.contains(path)).collect();
+        if leftover.is_empty() { Ok(()) } else { self.remove(leftover).await }
+    }
+
+    pub(super) fn new_images(&self) -> Vec<NewImage> {
+        let new = |(index, disk): (u16, &CopyDisk)| NewImage {
+            operation: self.operation,
+            disk: index,
+            image: disk.staging.clone(),
+            virtual_size: disk.size,
+            manifest: disk.manifest.clone(),
+            key: self.key.clone(),
+            owner: disk.owner,
+            mode: IMAGE_MODE,
+        };
+        (0..).zip(&self.disks).map(new).collect()
+    }
+
+    /// With owners and modes as libvirt gives them when it makes them itself: `qemu_tpm.c`, `qemuTPMEmulatorCreateStorage`.
+    pub(super) fn new_directories(&self) -> impl Iterator<Item = NewDirectory> {
+        let new = |directory: &DirectoryPlan| NewDirectory {
+            operation: self.operation,
+            path: directory.path.clone(),
+            owner: self.target.host.facts.tpm_owner.filter(|_| directory.private),
+            mode: if directory.private { 0o700 } else { 0o711 },
+        };
+        self.plan.directories.iter().map(new)
+    }
+}
