@@ -12,7 +12,8 @@ const STATUS_EXAMPLES: &str = "Examples:
 /// Show operations: those that run, those that were interrupted, and those that ended.
 ///
 /// An operation is pending, running, completed, failed (everything is undone), cancelled (everything is undone) or
-/// interrupted: its controller is gone, or undoing failed, and "kvm-clone recover HOST" finishes or undoes it. Known are the
+/// interrupted: its controller is gone, or undoing failed; "kvm-clone resume ID" goes on with it, and "kvm-clone recover HOST"
+/// finishes or undoes it. Known are the
 /// operations that this user began on this computer. The exit status of --follow with an ID is 0 if the operation was
 /// completed, else that of its error.
 #[derive(Debug, Args)]

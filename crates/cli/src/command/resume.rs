@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{CloneSettings, Recovered, Resumed, retrying};
+use kvm_clone_engine::{CloneSettings, Operations, Recovered, Resumed, retrying};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::copying::{progress, retry_events, undone};
 use crate::args::ResumeArgs;
@@ -23,6 +24,7 @@ enum Outcome<'a> {
 
 /// Resumes one operation; what fails in passing is tried again.
 pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode> {
+    let operation = find(args, session).await?;
     let client = session.client().await?;
     let retry = request::retry_policy(&session.settings)?;
     let settings = CloneSettings {
@@ -37,14 +39,14 @@ pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         let settings = CloneSettings { timeout, ..settings.clone() };
         let progress = progress(session);
-        let ended = client.resume(args.operation, &settings, progress.events(), cancel.clone()).await;
+        let ended = client.resume(operation, &settings, progress.events(), cancel.clone()).await;
         let warnings = progress.end();
         if ended.is_err() && matches!(session.style, Style::Bars | Style::Lines) {
             warnings.iter().for_each(|warning| session.output.note(&format!("warning: {warning}")));
         }
         ended
     });
-    match resumed.await.map_err(|error| explained(error, args))? {
+    match resumed.await.map_err(|error| explained(error, operation))? {
         Resumed::Copied(result) => {
             session.output.data(&Outcome::Copied(&result), || clone_report(&result, session.output.paint))?;
         }
@@ -53,10 +55,18 @@ pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-fn explained(error: Error, args: &ResumeArgs) -> Error {
+/// The operation that is meant.
+async fn find(args: &ResumeArgs, session: &Session) -> Result<Uuid> {
+    let operations = Operations::open(&request::journal(&session.settings, &session.surroundings)?).await?;
+    let found = operations.find(&args.id).await;
+    operations.close().await;
+    found.map(|operation| operation.id)
+}
+
+fn explained(error: Error, operation: Uuid) -> Error {
     match error.context.contains_key("resumable") {
         true if error.code != Code::Cancelled => {
-            let again = format!("What is staged is still there: kvm-clone resume {} goes on", args.operation);
+            let again = format!("What is staged is still there: kvm-clone resume {operation} goes on");
             error.help(again)
         }
         true => error,
