@@ -20,10 +20,15 @@ struct Running {
 
 impl Running {
     fn begin(bytes: u64) -> Self {
+        Self::begin_with(bytes, &[])
+    }
+
+    fn begin_with(bytes: u64, environment: &[(&str, &str)]) -> Self {
         let (lab, alpha, beta) = two_hosts(bytes);
         lab.shape(&beta, "100mbit").unwrap();
         let child = alpha
             .command("kvm-clone")
+            .envs(environment.iter().copied())
             .args(["clone", "local", "beta", "web1", "-o", "json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -84,6 +89,30 @@ fn a_clone_is_seen_and_cancelled_from_another_terminal() {
     [&alpha, &beta].into_iter().for_each(assert_clean);
     assert_eq!(Running::beside_the_journal(&alpha), "");
     assert_eq!(beta.exec(&["virsh", "list", "--all", "--name"]).unwrap().trim(), "");
+}
+
+#[test]
+fn a_clone_that_waits_for_its_next_try_is_still_seen_left_alone_and_stopped() {
+    if !available("a_clone_that_waits_for_its_next_try") {
+        return;
+    }
+    let long = [("KVM_CLONE_RETRY_BASE_DELAY", "600"), ("KVM_CLONE_RETRY_MAX_DELAY", "600")];
+    let running = Running::begin_with(200 * MIB, &long);
+    kvm_clone_lab::fault::kill(&running.beta, "kvm-clone-agent").unwrap();
+    // What was told of the try is gone when it has ended.
+    wait_until(|| running.status()["progress"]["bytes_transferred"] == 0);
+    let waiting = running.status();
+    assert_eq!((&waiting["status"], &waiting["result"]), (&"running".into(), &Value::Null), "{waiting}");
+    let left_alone = json(&run(&running.alpha, &["recover", "beta", "-o", "json"]));
+    assert_eq!(left_alone["beta"][0]["action"], "in_progress", "{left_alone}");
+
+    let cancelled = run(&running.alpha, &["cancel", &running.id, "-o", "json"]);
+    let (ended, alpha, beta, _lab) = running.ended();
+    assert_eq!((ended.status.code(), &json(&ended)["error"]["code"]), (Some(130), &1008.into()), "{}", stderr(&ended));
+    assert!(cancelled.status.success(), "{}{}", stdout(&cancelled), stderr(&cancelled));
+    assert_eq!(json(&cancelled)["status"], "cancelled");
+    [&alpha, &beta].into_iter().for_each(assert_clean);
+    assert_eq!(Running::beside_the_journal(&alpha), "");
 }
 
 #[test]

@@ -173,8 +173,7 @@ impl Prepared {
         }
         let attendance = Attendance::begin(&self.store, self.fresh.operation, events, &cancel).await?;
         let ended = self.start(settings, Arc::clone(&attendance.events), attendance.cancel.clone()).await;
-        attendance.end().await;
-        ended
+        attendance.close(ended).await
     }
 
     async fn start(

@@ -43,7 +43,7 @@ pub use host::install::{AgentProgram, Privilege};
 pub use host::ssh::SshOptions;
 pub use kvm_clone_core as core;
 pub use lane::{Ends, Joint, Pipes, RoutePolicy};
-pub use operation::{Operation, Operations, Outcome, Shown};
+pub use operation::{Operation, Operations, Outcome, Shown, Waiting};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
 pub use resume::Resumed;

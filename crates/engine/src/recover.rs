@@ -77,7 +77,9 @@ pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Resul
     let known: Vec<Uuid> = markers.iter().map(|marker| marker.operation).collect();
     let mut all = Vec::new();
     for marker in markers {
-        all.push(one(site, store, &marker, mode).await);
+        // Between two tries nobody holds its locks.
+        let is_waiting = store.place().is_present(marker.operation);
+        all.push(if is_waiting { Recovered::of(&marker) } else { one(site, store, &marker, mode).await });
     }
     for note in points(site).await? {
         all.push(one_point(site, note, mode).await);
@@ -98,6 +100,9 @@ pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) ->
         other => return Err(unexpected(&other)),
     };
     for marker in markers.into_iter().filter(|marker| marker.uuid == machine) {
+        if store.place().is_present(marker.operation) {
+            return Err(worked_on(site, &marker));
+        }
         end(site, store, &marker).await?;
     }
     Ok(())

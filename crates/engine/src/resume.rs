@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::inventory::SourceMachine;
-use kvm_clone_core::journal::LockKey;
+use kvm_clone_core::journal::{LockKey, Status};
 use kvm_clone_core::plan::{ClonePlan, FreshIdentity};
 use kvm_clone_core::wire::control::{Marker, Reply, Request};
 use kvm_clone_core::{Code, Error, Result};
@@ -78,8 +78,7 @@ impl Client {
         }
         let attendance = Attendance::begin(&store, operation, events, &cancel).await?;
         let ended = self.go_on(store, noted, settings, &attendance).await;
-        attendance.end().await;
-        ended
+        attendance.close(ended).await
     }
 
     async fn go_on(
@@ -184,22 +183,42 @@ impl Client {
         })
     }
 
-    /// Undoes an operation that failed in passing and was kept for another try.
+    /// Undoes an operation that failed in passing and was kept for another try, and journals why there is none.
     ///
     /// # Errors
     /// The target cannot be reached, or undoing fails there.
-    pub async fn give_up(&self, operation: Uuid) -> Result<()> {
+    pub async fn give_up(&self, operation: Uuid, cause: &Error) -> Result<()> {
         let store = Store::open(&self.journal).await?;
-        let noted = noted(&store, operation).await?;
-        let undone = crate::reconnect::again(self.access.silence + crate::reconnect::PATIENCE, || async {
-            let target = self.connect(&noted.target).await?;
-            let Some(marker) = marker(&target, &noted).await? else { return Ok(()) };
-            recover::end(&target, &store, &marker).await
-        });
-        let undone = undone.await;
+        let undone = self.undo_kept(&store, operation, cause).await;
         store.close().await;
         undone
     }
+
+    async fn undo_kept(&self, store: &Store, operation: Uuid, cause: &Error) -> Result<()> {
+        // Somebody else may have ended it.
+        if ended(store, operation).await?.is_some() {
+            return Ok(());
+        }
+        let noted = noted(store, operation).await?;
+        let undone = crate::reconnect::again(self.access.silence + crate::reconnect::PATIENCE, || async {
+            let target = self.connect(&noted.target).await?;
+            match marker(&target, &noted).await? {
+                Some(marker) => recover::end(&target, store, &marker).await,
+                None => recover::close_forgotten(&target, store, operation).await,
+            }
+        });
+        undone.await.map_err(|error| error.with("host", &noted.target.addr))?;
+        if ended(store, operation).await? != Some(Status::Failed) {
+            return Ok(());
+        }
+        let status = if cause.code == Code::Cancelled { Status::Cancelled } else { Status::Failed };
+        store.end(operation, status, &serde_json::to_string(cause).unwrap_or_default()).await
+    }
+}
+
+/// How an operation ended, if it did.
+async fn ended(store: &Store, operation: Uuid) -> Result<Option<Status>> {
+    Ok(store.find(operation).await?.map(|found| found.status).filter(|status| status.is_final()))
 }
 
 enum Ready {
@@ -273,8 +292,7 @@ fn in_progress(operation: Uuid) -> Error {
 }
 
 fn stopped(operation: Uuid) -> Error {
-    Error::new(Code::Cancelled, "stopped by the user before it went on; what is staged is left as it was")
+    Error::new(Code::Cancelled, "stopped by the user before it went on")
         .with("operation_id", operation)
         .with(RESUMABLE, true)
-        .help(format!("kvm-clone resume {operation} goes on; kvm-clone recover undoes it"))
 }

@@ -33,8 +33,15 @@ impl Kept {
     /// # Errors
     /// That of the try.
     pub fn note<T>(&mut self, outcome: Result<T>) -> Result<T> {
-        let id = |error: &Error| error.context.get("operation_id")?.parse().ok();
-        self.0 = outcome.as_ref().err().filter(|error| error.context.contains_key(RESUMABLE)).and_then(id);
+        match &outcome {
+            Ok(_) => self.0 = None,
+            Err(error) => {
+                // An error without an id is of before the operation was even looked at: what it left is there still.
+                if let Some(id) = error.context.get("operation_id") {
+                    self.0 = id.parse().ok().filter(|_| error.context.contains_key(RESUMABLE));
+                }
+            }
+        }
         outcome
     }
 
@@ -48,7 +55,7 @@ impl Kept {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        match client.give_up(operation).await {
+        match client.give_up(operation, &error).await {
             Ok(()) => {
                 error.context.remove(RESUMABLE);
                 Err(error.with("operation_id", operation))
@@ -64,10 +71,9 @@ fn left_staged(cause: &Error, failure: &Error, operation: Uuid) -> Error {
         .with("cause_code", cause.code.number())
         .with("operation_id", operation)
         .with(RESUMABLE, true)
-        .help(format!("kvm-clone resume {operation} goes on, once the hosts can be reached"))
-        .help("kvm-clone recover TARGET removes what is left there");
+        .help(format!("kvm-clone resume {operation} goes on, once the hosts can be reached"));
     if let Some(host) = failure.context.get("host") {
-        error = error.with("host", host);
+        error = error.with("host", host).help(format!("kvm-clone recover {host} removes what is left there"));
     }
     error.context.extend(cause.context.iter().map(|(name, value)| (format!("cause_{name}"), value.clone())));
     error
@@ -208,6 +214,8 @@ mod tests {
         let resumable = lost().with("operation_id", id).with(RESUMABLE, true);
         kept.note::<()>(Err(resumable)).unwrap_err();
         assert_eq!(kept.operation(), Some(id));
+        kept.note::<()>(Err(lost())).unwrap_err();
+        assert_eq!(kept.operation(), Some(id), "the journal could not even be opened");
         kept.note::<()>(Err(lost().with("operation_id", id))).unwrap_err();
         assert_eq!(kept.operation(), None);
     }

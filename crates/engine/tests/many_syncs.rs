@@ -32,7 +32,7 @@ async fn a_controller_of_its_own() {
 }
 
 /// How many syncs, where nobody says.
-const SYNCS: u64 = 16;
+const SYNCS: u64 = 8;
 /// The sizes of the disks that [`Standby::new`] makes.
 const DISKS: [(&str, u64); 2] = [("vda", 32 * MIB), ("vdb", 8 * MIB)];
 const SECTOR: u64 = 512;

@@ -9,8 +9,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
+use kvm_clone_core::Result;
 use kvm_clone_core::wire::control::{Marker, NewImage};
-use kvm_clone_core::{Error, Result};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use uuid::Uuid;
 
@@ -84,6 +84,8 @@ fn begun(new: &NewImage, progress: &Progress) -> Result<std::result::Result<(), 
     if let Err(why) = own(path, new)? {
         return Ok(Err(why));
     }
+    // Before anything of it is judged: tables are read from the storage, too.
+    durable::waiting(path, progress, || device::read_anew(path, &|bytes| progress.add(bytes)))?;
     let fits = match known(&new.image.format, &new.image.path)? {
         ImageFormat::Raw => {
             let len = fs::metadata(path).map_err(|error| io_error("looking at", path, &error))?.len();
@@ -95,14 +97,11 @@ fn begun(new: &NewImage, progress: &Progress) -> Result<std::result::Result<(), 
                 .and_then(|fits| if fits { new_qcow2::recover(path).map(|()| true) } else { Ok(false) })
         }
     };
-    match fits {
-        Ok(true) => {}
-        Ok(false) => return Ok(Err("it is of a disk of another size, or stands on another image".to_owned())),
-        Err(error) => return Ok(Err(error.to_string())),
-    }
-    durable::waiting(path, progress, || device::read_anew(path, &|bytes| progress.add(bytes)))
-        .map(Ok)
-        .map_err(Error::from)
+    Ok(match fits {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it is of a disk of another size, or stands on another image".to_owned()),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 /// Whether it is the file that we made, for us alone to write from now on. Who may write to the directory could have put

@@ -36,10 +36,9 @@ pub fn write_out(path: &Path, written: &dyn Fn(u64)) -> Result<()> {
 /// As [`write_out`].
 pub fn read_anew(path: &Path, written: &dyn Fn(u64)) -> Result<()> {
     write_out(path, written)?;
-    let (file, size) = file::open_staging(path)?;
+    let (file, _) = file::open_staging(path)?;
     file.sync_all().map_err(|error| DeviceError::io(path, "make it durable", error))?;
-    file::forget(&file, 0, size);
-    Ok(())
+    file::forget_file(path)
 }
 
 #[cfg(test)]

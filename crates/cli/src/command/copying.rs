@@ -8,7 +8,9 @@ use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, Replaced, SyncRequest};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events, Kept, Prepared, Recovery, Resumed, retrying};
+use kvm_clone_engine::{
+    Client, CloneResult, CloneSettings, Events, Kept, Prepared, Recovery, Resumed, Waiting, retrying,
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,18 +55,32 @@ impl Job<'_> {
         let until = self.settings.timeout.map(|timeout| Instant::now() + timeout);
         let mut accepted = None;
         let mut kept = Kept::default();
-        let cancel = &self.session.interrupts.cancel;
+        let mut waiting: Option<Waiting> = None;
+        // Of this machine alone: `cancel` stops one operation, and the next machine is begun.
+        let stop = self.session.interrupts.cancel.child_token();
         let events = retry_events(self.session);
-        let ended = retrying(&self.retry, &events, cancel, async |last| {
+        let ended = retrying(&self.retry, &events, &stop, async |last| {
+            if let Some(over) = waiting.take() {
+                over.end().await;
+            }
             let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
             let settings = CloneSettings { timeout, keep_staging: !last, ..self.settings.clone() };
-            kept.note(match kept.operation() {
+            let came = kept.note(match kept.operation() {
                 Some(operation) => self.go_on(operation, settings).await,
                 None => self.attempt(machine, settings, &mut accepted).await,
-            })
+            });
+            if let (Err(_), Some(operation)) = (&came, kept.operation()) {
+                // Without it the operation only looks interrupted until the next try.
+                waiting = Waiting::begin(&self.client, operation, &stop).await.ok();
+            }
+            came
         });
         let ended = ended.await;
-        kept.give_up(&self.client, ended).await.map_err(undone)
+        let ended = kept.give_up(&self.client, ended).await;
+        if let Some(over) = waiting {
+            over.end().await;
+        }
+        ended.map_err(undone)
     }
 
     /// What the try before has staged is not sent again. What was agreed to is written down with it.
@@ -73,9 +89,11 @@ impl Job<'_> {
         match resumed.await? {
             Resumed::Copied(result) => Ok(self.done(*result)),
             // A commit of which we have not heard.
-            Resumed::Finished(entry) => Err(Error::internal(format!("operation {operation} was complete"))
-                .with("vm", entry.new_vm_name)
-                .help("Its machine stands, and nothing of it is left over")),
+            Resumed::Finished(entry) => {
+                Err(Error::conflict(format!("operation {operation} was completed by somebody else"))
+                    .with("vm", entry.new_vm_name)
+                    .help("Its machine stands, and nothing of it is left over"))
+            }
         }
     }
 

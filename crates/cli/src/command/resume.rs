@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use kvm_clone_core::{Code, Error, Result};
+use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneSettings, Operations, Recovered, Resumed, retrying};
 use serde::Serialize;
 use uuid::Uuid;
@@ -44,7 +44,8 @@ pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode
         if ended.is_err() && matches!(session.style, Style::Bars | Style::Lines) {
             warnings.iter().for_each(|warning| session.output.note(&format!("warning: {warning}")));
         }
-        ended
+        // What was undone is not there to be gone on with.
+        ended.map_err(|error| Error { transient: error.transient && error.context.contains_key("resumable"), ..error })
     });
     match resumed.await.map_err(|error| explained(error, operation))? {
         Resumed::Copied(result) => {
@@ -65,11 +66,9 @@ async fn find(args: &ResumeArgs, session: &Session) -> Result<Uuid> {
 
 fn explained(error: Error, operation: Uuid) -> Error {
     match error.context.contains_key("resumable") {
-        true if error.code != Code::Cancelled => {
-            let again = format!("What is staged is still there: kvm-clone resume {operation} goes on");
-            error.help(again)
-        }
-        true => error,
+        true => error
+            .help(format!("What is staged is still there: kvm-clone resume {operation} goes on"))
+            .help("kvm-clone recover HOST undoes it"),
         false => undone(error),
     }
 }

@@ -7,13 +7,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::progress::{Progress, State};
-use kvm_clone_core::{Error, Result};
+use kvm_clone_core::{Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::place::Presence;
 use super::sweep;
 use crate::clone::Events;
+use crate::resume::RESUMABLE;
 use crate::store::Store;
 
 /// How often it is looked whether the operation is asked to stop.
@@ -57,6 +58,22 @@ impl Attendance {
             events(event);
         });
         Ok(Self { events, cancel, end, thread })
+    }
+
+    /// Ends with what came of the operation. Who stopped it just when a try failed in passing wants no other try.
+    ///
+    /// # Errors
+    /// That of the operation.
+    pub(crate) async fn close<T>(self, ended: Result<T>) -> Result<T> {
+        let is_stopped = self.cancel.is_cancelled();
+        self.end().await;
+        ended.map_err(|error| {
+            if !is_stopped || !error.context.contains_key(RESUMABLE) || error.code == Code::Cancelled {
+                return error;
+            }
+            let stopped = Error::new(Code::Cancelled, format!("stopped by the user, while it failed: {error}"));
+            Error { context: error.context, ..stopped }
+        })
     }
 
     /// Ends, after the operation's end is journaled; waits until nothing is left.

@@ -7,6 +7,7 @@ mod cancel;
 mod place;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 pub(crate) use attendance::Attendance;
 pub(crate) use place::Place;
+pub use waiting::Waiting;
 
 use crate::outcome::OperationType;
 use crate::store::{Record, Store, Which};
@@ -143,6 +145,9 @@ impl Operations {
             if record.status == Status::Running {
                 record.status = Status::Interrupted;
             }
+        } else if record.status == Status::Interrupted && place.is_present(record.id) {
+            // It waits for its next try, or is being taken up again.
+            (record.status, record.outcome) = (Status::Running, None);
         }
         let told = if record.status.is_final() { None } else { place.progress(record.id) };
         Ok(operation(record, told))

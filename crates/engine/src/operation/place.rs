@@ -64,6 +64,10 @@ impl Place {
             let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
             // Who sweeps may have removed it between the two.
             if locked && file.metadata().is_ok_and(|metadata| metadata.nlink() == 1) {
+                // What was said to a controller that is dead is not meant for this one.
+                for ending in [CANCEL, PROGRESS] {
+                    let _ = std::fs::remove_file(self.file(operation, ending));
+                }
                 return Ok(Presence { place: self.clone(), operation, file });
             }
             std::thread::sleep(PAUSE);
