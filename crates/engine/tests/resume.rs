@@ -269,7 +269,7 @@ async fn outdated(test: &str) -> Option<Standby> {
     Some(standby)
 }
 
-async fn childs(standby: &Standby) -> Client {
+async fn client_of_the_dead(standby: &Standby) -> Client {
     let mut options = common::options(&standby.lab);
     options.journal = standby.lab.dir().join("child.db");
     options.silence = oracle::SILENCE;
@@ -302,7 +302,7 @@ async fn a_sync_whose_controller_was_killed_goes_on_in_its_overlays() {
     // The source goes on, too: what was staged of it is not right any more, and something else is.
     standby.write("vda", &["write -P 9 8M 256k", "write -z 9M 256k", "write -P 3 30M 64k"]);
     let there = staged(&standby.beta);
-    let result = copied(resume(&childs(&standby).await, operation).await);
+    let result = copied(resume(&client_of_the_dead(&standby).await, operation).await);
     standby.assert_synced();
     assert!(result.resumed && result.way == Way::Compare, "{result:?}");
     assert!(result.bytes_kept + 2 * MIB >= there && result.bytes_kept >= MIB / 2, "{} of {there}", result.bytes_kept);
@@ -323,7 +323,7 @@ async fn a_sync_that_was_interrupted_at_any_moment_goes_on() {
         if (step, moment) == (Step::Mark, Moment::Intended) {
             standby.sync().await.unwrap();
         } else if (step, moment) != (Step::Clean, Moment::Acted) {
-            let resumed = resume(&childs(&standby).await, interrupted(&standby.beta)).await;
+            let resumed = resume(&client_of_the_dead(&standby).await, interrupted(&standby.beta)).await;
             let resumed = resumed.unwrap_or_else(|error| panic!("{step} {moment:?}: {error:?}"));
             let finished = step > Step::Define || (step, moment) == (Step::Define, Moment::Acted);
             assert_eq!(matches!(resumed, Resumed::Finished(_)), finished, "{step} {moment:?}");
@@ -339,7 +339,7 @@ async fn a_replica_that_was_changed_meanwhile_is_not_gone_on_with() {
     let operation = sync_killed_midway(&standby);
     standby::write(&standby.beta, standby::NAME, "vdb", &["write -P 3 5M 64k"]);
     let changed = standby.replica_contents();
-    let client = childs(&standby).await;
+    let client = client_of_the_dead(&standby).await;
     let error = resume(&client, operation).await.unwrap_err();
     assert_eq!(number(&error), 1014, "{error:?}");
     assert_eq!(standby.replica_contents(), changed);
