@@ -46,7 +46,8 @@ fn records(bytes: &[u8]) {
     let mut trail = Trail::default();
     let (mut begun, mut undoing) = (Vec::new(), false);
     for byte in bytes {
-        let (step, mark) = (Step::ALL[usize::from(byte >> 2) % Step::ALL.len()], Mark::ALL[usize::from(byte & 3) % Mark::ALL.len()]);
+        let (step, mark) =
+            (Step::ALL[usize::from(byte >> 2) % Step::ALL.len()], Mark::ALL[usize::from(byte & 3) % Mark::ALL.len()]);
         let before = trail;
         if trail.take(step, mark).is_err() {
             assert_eq!(trail, before, "a record that was refused changed something");

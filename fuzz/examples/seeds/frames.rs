@@ -68,7 +68,12 @@ pub(super) fn write(dir: &Path) {
     let want = LaneMessage::Want { segment: segment(), groups: vec![0, 63] };
     seed(dir, "lane-want", 3, &body(Encoder::default().encode(Kind::Lane, &want, 0).unwrap()));
     seed(dir, "lane-target", 4, &body(Encoder::default().encode(Kind::Message, &target(), 0).unwrap()));
-    let done = LaneEvent::Done { segment: segment(), data_blocks: 2, compared: Compared { blocks: 3, differing: 1 }, kept: 65536 };
+    let done = LaneEvent::Done {
+        segment: segment(),
+        data_blocks: 2,
+        compared: Compared { blocks: 3, differing: 1 },
+        kept: 65536,
+    };
     seed(dir, "lane-done", 5, &body(Encoder::default().encode(Kind::Message, &done, 0).unwrap()));
     let groups = LaneAnswer::Groups { segment: segment(), digests: vec![(1, Digest([7; 16])), (63, Digest([8; 16]))] };
     seed(dir, "lane-groups", 7, &body(Encoder::default().encode(Kind::Lane, &groups, 0).unwrap()));
@@ -89,7 +94,11 @@ fn source() -> LaneCommand {
 fn target() -> LaneCommand {
     let trust = Trust::Checked(OnDivergence::Discard);
     let sealed = Trust::Sealed(Root([9; 32]));
-    let base = |trust| Base { image: image(), digests: Some(BaseDigests { manifest: "/kept".to_owned(), trust }), begun: true };
+    let base = |trust| Base {
+        image: image(),
+        digests: Some(BaseDigests { manifest: "/kept".to_owned(), trust }),
+        begun: true,
+    };
     LaneCommand::Target {
         disks: vec![image(), image(), image()],
         bases: vec![Some(base(trust)), None, Some(base(sealed))],
