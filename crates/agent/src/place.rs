@@ -128,6 +128,14 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
         .help("Remove it, or give it to this user with mode 0700"))
 }
 
+/// Removes a file; one that is not there is fine.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// An error of the file system, with the path and a code that fits.
 pub(crate) fn io_error(doing: &str, path: &Path, error: &io::Error) -> Error {
     let code = match error.kind() {

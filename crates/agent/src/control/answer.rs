@@ -86,7 +86,7 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
             session.require_locks().and_then(|()| seal::take(&session.place, &orders)).map(done)
         }
         Request::Seals(queries) => seal::states(&session.place, &queries).map(Reply::Seals),
-        Request::Manifest(query) => manifest::state(session, &query, progress).map(Reply::Manifest),
+        Request::Manifest(query) => manifest::state(&query, progress).map(Reply::Manifest),
         Request::AdoptManifest { operation, from, to } => {
             session.require_locks().and_then(|()| manifest::adopt(&session.place, operation, &from, &to)).map(done)
         }

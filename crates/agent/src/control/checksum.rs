@@ -1,8 +1,8 @@
 //! The checksum of a whole disk, read in order as a guest would read it.
 
+use kvm_clone_core::Result;
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::{Code, Error, Result};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
@@ -20,9 +20,7 @@ pub(super) fn compute(image: &ImageSpec, algorithm: Algorithm, progress: &Progre
     let (zeroes, mut buffer) = (vec![0; PIECE], vec![0; PIECE]);
     let mut offset = 0;
     while offset < device.size() {
-        if progress.is_stopping() {
-            return Err(Error::new(Code::Cancelled, "the checksum was stopped"));
-        }
+        progress.go_on("the checksum")?;
         let len = (PIECE as u64).min(device.size() - offset);
         let piece = usize::try_from(len).unwrap_or(PIECE);
         let extents = device.extents(offset, len)?;

@@ -12,7 +12,7 @@ use kvm_clone_core::blocks::groups::told;
 use kvm_clone_core::blocks::{BlockIndex, Digest, GROUP, ListKey};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::verify::{BYTES_ASKED, DigestQuery, Digested, GROUPS_ASKED};
-use kvm_clone_core::{Code, Error, Result};
+use kvm_clone_core::{Error, Result};
 
 use super::progress::Progress;
 use crate::device::ReadDevice;
@@ -28,6 +28,8 @@ const AHEAD: usize = 2;
 const PAGE: u64 = 1 << 30;
 /// Groups of a manifest in one answer.
 const PAGE_GROUPS: usize = 4096;
+/// What is stopped where the request is.
+const WORK: &str = "the comparing";
 /// Groups whose blocks are digested at a time.
 const AT_ONCE: usize = 16;
 
@@ -102,7 +104,7 @@ fn disk_groups(device: &Arc<dyn ReadDevice>, query: &DigestQuery, from: u64, pro
     let (mut at, mut read) = (from * GROUP_LEN, 0);
     loop {
         while at < query.size && read < PAGE && waiting.len() < AHEAD {
-            go_on(progress)?;
+            progress.go_on(WORK)?;
             let len = STRETCH.min(query.size - at);
             let digesting = readers.digest(device, at, len)?;
             read += digesting.bytes();
@@ -132,7 +134,7 @@ fn disk_blocks(
     let readers = Readers::start(&query.key);
     let mut digests = Vec::new();
     for some in groups.chunks(AT_ONCE) {
-        go_on(progress)?;
+        progress.go_on(WORK)?;
         let place = |group: &u64| (group * GROUP_LEN, GROUP_LEN.min(query.size - group * GROUP_LEN));
         let places: Vec<(u64, u64)> = some.iter().map(place).collect();
         let digesting = places.iter().map(|(offset, len)| readers.digest(device, *offset, *len));
@@ -150,7 +152,7 @@ fn manifest_groups(manifest: &Manifest, from: u64, progress: &Progress) -> Resul
     let mut page = GroupPage { groups: Vec::new(), next: None };
     let in_group = GROUP as u64;
     manifest.for_each_run(BlockIndex(from * in_group), |first, digests| {
-        go_on(progress)?;
+        progress.go_on(WORK)?;
         progress.add(digests.len() as u64);
         let first = first.0 / in_group;
         let found = lists.groups(digests);
@@ -162,10 +164,6 @@ fn manifest_groups(manifest: &Manifest, from: u64, progress: &Progress) -> Resul
         Ok(ControlFlow::Break(()))
     })?;
     Ok(page)
-}
-
-fn go_on(progress: &Progress) -> Result<()> {
-    if progress.is_stopping() { Err(Error::new(Code::Cancelled, "the comparing was stopped")) } else { Ok(()) }
 }
 
 #[cfg(test)]

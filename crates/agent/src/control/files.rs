@@ -73,18 +73,28 @@ pub(super) fn rename(place: &Place, operation: Uuid, from: &str, to: &str) -> Re
         return Ok(());
     }
     let (from, to) = (Path::new(from), Path::new(to));
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => {
-            return Err(Error::new(Code::VmExists, format!("{} exists and is not ours", to.display()))
-                .with("path", to.display())
-                .help("Move it away, or choose another name with --new-name"));
-        }
-        // Some network file systems know no such rename; a hard link refuses an existing name as well.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_then_unlink(from, to)?,
-        Err(error) => return Err(io_error("renaming", from, &error.into())),
+    if !move_to_free(from, to)? {
+        return Err(Error::new(Code::VmExists, format!("{} exists and is not ours", to.display()))
+            .with("path", to.display())
+            .help("Move it away, or choose another name with --new-name"));
     }
-    let dir = to.parent().unwrap_or(Path::new("/"));
+    sync_parent(to)
+}
+
+/// Gives a file another name, unless something has that name: then it is not given.
+pub(super) fn move_to_free(from: &Path, to: &Path) -> Result<bool> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::EXIST) => Ok(false),
+        // Some network file systems know no such rename; a hard link refuses an existing name as well.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_then_unlink(from, to).map(|()| true),
+        Err(error) => Err(io_error("renaming", from, &error.into())),
+    }
+}
+
+/// Makes the names of a file durable.
+pub(super) fn sync_parent(path: &Path) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
     sync_dir(dir).map_err(|error| io_error("syncing", dir, &error))
 }
 

@@ -1,23 +1,21 @@
 //! Manifests of points that stand: whether one counts, and one taken over for a disk that did not change.
 
-use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use kvm_clone_core::blocks::Header;
 use kvm_clone_core::wire::replica::{ManifestQuery, ManifestState};
-use kvm_clone_core::{Code, Error, Result};
+use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
 use super::marker::{self, sync_dir};
 use super::progress::Progress;
-use super::session::Session;
 use crate::manifest::Manifest;
-use crate::place::{Place, io_error};
+use crate::place::{Place, io_error, remove_if_there};
 
 /// Reads a manifest to its end: what it is worth. Ends early where programs are told to stop.
-pub(super) fn state(session: &Session, query: &ManifestQuery, progress: &Progress) -> Result<ManifestState> {
+pub(super) fn state(query: &ManifestQuery, progress: &Progress) -> Result<ManifestState> {
     let path = Path::new(&query.path);
     if !path.try_exists().map_err(|error| io_error("looking at", path, &error))? {
         return Ok(ManifestState::Absent);
@@ -32,10 +30,7 @@ pub(super) fn state(session: &Session, query: &ManifestQuery, progress: &Progres
     }
     let proved = manifest.prove(&mut |bytes| {
         progress.add(bytes);
-        if session.is_stopping() {
-            return Err(Error::new(Code::Cancelled, "the reading of the manifest was stopped"));
-        }
-        Ok(())
+        progress.go_on("the reading of the manifest")
     })?;
     let (disk_size, key, root) = (manifest.disk_size(), header.key.clone(), manifest.root());
     Ok(match proved {
@@ -57,10 +52,7 @@ pub(super) fn adopt(place: &Place, operation: Uuid, from: &str, to: &str) -> Res
     };
     let old = Manifest::open(from)?.map_err(|why| unusable(&why))?;
     let failed = |error| io_error("making the manifest", to, &error);
-    match fs::remove_file(to) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    remove_if_there(to).map_err(failed)?;
     let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
     new.set_len(old.file_len()).map_err(failed)?;
     old.for_each_piece(|offset, bytes| new.write_all_at(bytes, offset).map_err(failed))?;

@@ -3,7 +3,7 @@
 //! With them anybody who can take the operation's locks can finish or undo it, also without the controller's journal.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use kvm_clone_core::wire::control::Marker;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
-use crate::place::{Place, io_error};
+use crate::place::{Place, io_error, remove_if_there};
 
 /// No marker of ours is longer.
 const SIZE_LIMIT: u64 = 1 << 20;
@@ -83,10 +83,8 @@ fn read(path: &Path) -> Result<Marker> {
 /// Takes a marker away, durably; one that is not there is fine.
 pub(super) fn remove(place: &Place, operation: Uuid) -> Result<()> {
     let path = path(place, operation);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("removing", &path, &error)),
-        _ => sync_dir(&place.markers()).map_err(|error| io_error("syncing", &place.markers(), &error)),
-    }
+    remove_if_there(&path).map_err(|error| io_error("removing", &path, &error))?;
+    sync_dir(&place.markers()).map_err(|error| io_error("syncing", &place.markers(), &error))
 }
 
 fn path(place: &Place, operation: Uuid) -> PathBuf {

@@ -29,6 +29,8 @@ mod session;
 mod settle;
 mod storage;
 mod take_up;
+#[cfg(test)]
+mod test_host;
 mod tpm;
 mod writers;
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::marker::sync_dir;
 use super::scratch::{self, Limit};
 use super::session::Session;
-use crate::place::{Place, io_error};
+use crate::place::{Place, io_error, remove_if_there};
 use crate::program::{self, Watch};
 
 /// How long `virsh` may take to end a job.
@@ -225,12 +225,8 @@ fn age(place: &Place, note: &PointNote) -> Duration {
 fn clear(note: &PointNote) -> Result<()> {
     end_job(note)?;
     for file in note.scratch.iter().chain([&note.socket]) {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io_error("removing", Path::new(file), &error));
-            }
-            _ => {}
-        }
+        let file = Path::new(file);
+        remove_if_there(file).map_err(|error| io_error("removing", file, &error))?;
     }
     Ok(())
 }
@@ -287,10 +283,7 @@ fn put(place: &Place, note: &PointNote) -> Result<()> {
 
 fn forget(place: &Place, note: &PointNote) -> Result<()> {
     let path = note_path(place, note.operation);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("removing", &path, &error)),
-        _ => Ok(()),
-    }
+    remove_if_there(&path).map_err(|error| io_error("removing", &path, &error))
 }
 
 /// Every note on this host: of operations that run, and of dead ones.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::wire::control::FromAgent;
+use kvm_clone_core::{Code, Error, Result};
 
 use super::session::Session;
 
@@ -40,9 +41,12 @@ impl Progress {
         }
     }
 
-    /// Whether the request is to be broken off.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.session.is_stopping()
+    /// Says whether the request goes on: an error, with what is being done, where it is to be broken off.
+    pub(super) fn go_on(&self, what: &str) -> Result<()> {
+        if self.session.is_stopping() {
+            return Err(Error::new(Code::Cancelled, format!("{what} was stopped")));
+        }
+        Ok(())
     }
 
     fn tell(&self, done: u64) {

@@ -11,16 +11,15 @@ use std::path::Path;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::wire::control::{Marker, NewImage};
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use super::marker::sync_dir;
 use super::progress::Progress;
 use super::session::Session;
 use super::{durable, files, image, marker};
 use crate::device::{self, ImageFormat, new_qcow2};
 use crate::lane::known;
-use crate::place::{Place, io_error};
+use crate::place::{Place, io_error, remove_if_there};
 
 /// Has everything where it was before it got its final name, and takes away the operation's directories with what it put into
 /// them: these are planned as if they were new. Returns the staging images that are there, and what each takes.
@@ -50,16 +49,10 @@ fn within_directories(marker: &Marker) -> Vec<String> {
 
 /// Gives a finished image its staging name back, durably. Half a hard link may have been left of the way there.
 fn take_back(from: &Path, to: &Path) -> Result<()> {
-    let failed = |error: std::io::Error| io_error("renaming", from, &error);
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => fs::remove_file(from).map_err(failed)?,
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::hard_link(from, to).and_then(|()| fs::remove_file(from)).map_err(failed)?;
-        }
-        Err(error) => return Err(failed(error.into())),
+    if !files::move_to_free(from, to)? {
+        fs::remove_file(from).map_err(|error| io_error("renaming", from, &error))?;
     }
-    sync_dir(to.parent().unwrap_or(Path::new("/"))).map_err(failed)
+    files::sync_parent(to)
 }
 
 /// Goes on with a staging image, or makes an empty one in the place of one that is of no use; then says why.
@@ -69,10 +62,7 @@ pub(super) fn image(session: &Session, new: &NewImage, progress: &Progress) -> R
     match begun(new, progress)? {
         Ok(()) => image::register(session, new).map(Ok),
         Err(why) => {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error("removing", path, &error)),
-                _ => {}
-            }
+            remove_if_there(path).map_err(|error| io_error("removing", path, &error))?;
             image::create(session, new).map(|()| Err(why))
         }
     }
@@ -132,6 +122,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use kvm_clone_core::blocks::DigestKey;
     use kvm_clone_core::inventory::ImageFormat as Format;
@@ -139,14 +130,14 @@ mod tests {
     use kvm_clone_core::wire::lane::ImageSpec;
 
     use super::super::inspect::identity;
+    use super::super::test_host::TestHost;
     use super::*;
 
     #[test]
     fn finished_images_get_their_staging_names_back_and_directories_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
-        let (session, _outgoing, _ended) = Session::open(place, "").unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
+        let host = TestHost::new();
+        let (session, progress) = (&host.session, host.progress());
+        let path = |name: &str| host.path(name);
         fs::create_dir(path("own")).unwrap();
         for (name, text) in [("a.final", "a"), ("b.final", "not ours"), ("b.staging", "b"), ("own/c.staging", "c")] {
             fs::write(path(name), text).unwrap();
@@ -164,7 +155,6 @@ mod tests {
             ..Marker::default()
         };
         marker::put(&session.place, &marker).unwrap();
-        let progress = Progress::of(&session, 0);
         for _ in 0..2 {
             let staged = take_up(&session.place, Uuid::nil(), &progress).unwrap();
             assert_eq!(staged.keys().cloned().collect::<Vec<_>>(), [path("a.staging"), path("b.staging")]);
@@ -172,19 +162,15 @@ mod tests {
             assert_eq!(fs::read_to_string(path("b.final")).unwrap(), "not ours");
             assert!(!Path::new(&path("a.final")).exists() && !Path::new(&path("own")).exists());
         }
-        session.close();
     }
 
     #[test]
     fn only_a_file_of_ours_is_taken_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let place = Place { run: path("run"), state: path("state") }.make().unwrap();
-        let name = |name: &str| path(name).display().to_string();
+        let host = TestHost::new();
+        let path = |name: &str| PathBuf::from(host.path(name));
+        let name = |name: &str| host.path(name);
         let marker = Marker { staging: vec![name("image")], manifests: vec![name("manifest")], ..Marker::default() };
-        marker::put(&place, &marker).unwrap();
-        let (session, _outgoing, _ended) = Session::open(place, "").unwrap();
-        let progress = Progress::of(&session, 0);
+        marker::put(&host.session.place, &marker).unwrap();
         let take = |format: Format, size| {
             let new = NewImage {
                 operation: Uuid::nil(),
@@ -196,7 +182,7 @@ mod tests {
                 owner: None,
                 mode: 0o600,
             };
-            image(&session, &new, &progress).unwrap()
+            image(&host.session, &new, &host.progress()).unwrap()
         };
         take(Format::Raw, 4096).unwrap_err();
         fs::write(path("image"), [7; 4096]).unwrap();
@@ -218,6 +204,5 @@ mod tests {
             assert_eq!(fs::read(path("image")).unwrap(), [0; 4096]);
             assert_eq!(fs::read(path("other")).unwrap(), [9; 4096]);
         }
-        session.close();
     }
 }

@@ -2,47 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io;
-use std::sync::mpsc::Receiver;
 
+use kvm_clone_core::Code;
 use kvm_clone_core::blocks::compare::{Differences, differing_groups};
 use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, DigestKey, Extent};
 use kvm_clone_core::inventory::ImageFormat;
 use rustix::io::Errno;
-use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::super::session::{Outgoing, Session};
+use super::super::test_host::TestHost;
 use super::*;
 use crate::device::DeviceError;
 use crate::manifest::ManifestFile;
-use crate::place::Place;
 
 /// Its last block is short, and so is its last group; most of it is a hole.
 const SIZE: u64 = 40 * GROUP_LEN + 3 * BLOCK + 1000;
 const DATA: [u64; 5] = [0, 17, 18, 320, 643];
 
-struct Host {
-    dir: TempDir,
-    session: Arc<Session>,
-    _ends: (Receiver<Outgoing>, Receiver<Result<()>>),
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
-        let (session, outgoing, ended) = Session::open(place, "").unwrap();
-        Self { dir, session, _ends: (outgoing, ended) }
-    }
-
-    fn progress(&self) -> Progress {
-        Progress::of(&self.session, 0)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
+impl TestHost {
     /// A raw disk with data in some blocks.
     fn disk(&self, name: &str, blocks: &[u64]) -> Digested {
         use std::os::unix::fs::FileExt;
@@ -94,12 +71,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.session.close();
-    }
-}
-
 fn key() -> DigestKey {
     DigestKey::new([9; 32])
 }
@@ -110,7 +81,7 @@ fn query(of: &Digested) -> DigestQuery {
 
 #[test]
 fn a_disk_and_its_manifest_are_alike_and_what_differs_is_found() {
-    let host = Host::new();
+    let host = TestHost::new();
     let (disk, manifest) = (host.disk("disk", &DATA), host.manifest("manifest", &DATA));
     assert_eq!(host.groups(&disk).len(), 4);
     assert_eq!(host.compare(&disk, &manifest), []);
@@ -124,7 +95,7 @@ fn a_disk_and_its_manifest_are_alike_and_what_differs_is_found() {
 
 #[test]
 fn a_manifest_that_is_another_now_is_not_read() {
-    let host = Host::new();
+    let host = TestHost::new();
     let manifest = host.manifest("manifest", &DATA);
     let another = [
         DigestQuery { key: DigestKey::new([8; 32]), ..query(&manifest) },
@@ -139,7 +110,7 @@ fn a_manifest_that_is_another_now_is_not_read() {
 
 #[test]
 fn what_cannot_be_asked_for_is_refused() {
-    let host = Host::new();
+    let host = TestHost::new();
     let disk = host.disk("disk", &DATA);
     let all = groups_of(SIZE);
     assert!(groups(&query(&disk), all + 1, &host.progress()).is_err());
@@ -178,7 +149,7 @@ impl ReadDevice for Unreadable {
 
 #[test]
 fn a_sector_that_cannot_be_read_is_named() {
-    let host = Host::new();
+    let host = TestHost::new();
     let device: Arc<dyn ReadDevice> = Arc::new(Unreadable);
     let query = query(&Digested::Disk(ImageSpec::new("/dev/worn", ImageFormat::Raw)));
     for error in [

@@ -3,26 +3,21 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use kvm_clone_core::wire::control::Marker;
-use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::super::session::Outgoing;
+use super::super::test_host::TestHost;
 use super::*;
 use crate::device::{AtomicChunks, NamedImage, Qcow2Writer, WriteDevice, new_qcow2};
 use crate::lane::open_reader;
-use crate::place::Place;
 
 const BLOCK: usize = 65536;
 
 /// An image with an overlay of ours over it, both named by a marker.
 struct Pair {
-    dir: TempDir,
-    session: Arc<Session>,
-    _ends: (Receiver<Outgoing>, Receiver<Result<()>>),
+    host: TestHost,
     order: Flatten,
     /// What the new point of the disk is.
     model: Vec<u8>,
@@ -36,8 +31,8 @@ fn qemu(program: &str, args: &[&str]) {
 impl Pair {
     /// An image of `old` blocks of ones, brought to `size` bytes with some blocks new and some zero.
     fn new(format: Format, old: usize, size: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
+        let host = TestHost::new();
+        let path = |name: &str| host.path(name);
         std::fs::write(path("raw"), vec![1; old]).unwrap();
         let image = if format == Format::Raw { path("raw") } else { path("qcow2") };
         if format == Format::Qcow2 {
@@ -45,12 +40,10 @@ impl Pair {
         }
         let mut model = vec![1; old];
         model.resize(size, 0);
-        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
-        let (session, outgoing, ended) = Session::open(place, "").unwrap();
         let backing = vec![(image, format)];
         let overlay = ImageSpec { backing, ..ImageSpec::new(path("overlay"), Format::Qcow2) };
         let order = Flatten { operation: Uuid::nil(), overlay, exact_size: size as u64 };
-        let mut pair = Self { dir, session, _ends: (outgoing, ended), order, model };
+        let mut pair = Self { host, order, model };
         pair.mark(None);
         pair.make_overlay();
         pair
@@ -65,7 +58,7 @@ impl Pair {
         let (path, exact_size) = (self.order.overlay.path.clone(), self.order.exact_size);
         let overlay = OverlayFile { disk: "vda".parse().unwrap(), path, image, format, exact_size, flattened };
         let marker = Marker { overlays: vec![overlay], ..Marker::default() };
-        marker::put(&self.session.place, &marker).unwrap();
+        marker::put(&self.host.session.place, &marker).unwrap();
     }
 
     fn make_overlay(&mut self) {
@@ -86,7 +79,7 @@ impl Pair {
     }
 
     fn flatten(&self) -> Result<Flattened> {
-        flatten(&self.session, &self.order, &Progress::of(&self.session, 0))
+        flatten(&self.host.session, &self.order, &self.host.progress())
     }
 
     fn read(spec: &ImageSpec) -> Vec<u8> {
@@ -108,12 +101,6 @@ impl Pair {
     fn info(&self) -> String {
         let out = Command::new("qemu-img").args(["info", "--output=json", self.image()]).output().unwrap();
         String::from_utf8(out.stdout).unwrap()
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        self.session.close();
     }
 }
 
@@ -145,8 +132,8 @@ fn interrupted_anywhere_it_reads_as_the_new_point_and_is_done_again() {
         let pair = Pair::new(format, 600 * BLOCK, 600 * BLOCK);
         let mut stopped = 0;
         for delay in 0..12 {
-            pair.session.set_stopping(false);
-            let session = Arc::clone(&pair.session);
+            pair.host.session.set_stopping(false);
+            let session = Arc::clone(&pair.host.session);
             // Not a wait for anything: the moment of the kill is what is varied.
             let killer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(delay * 8));
@@ -158,7 +145,7 @@ fn interrupted_anywhere_it_reads_as_the_new_point_and_is_done_again() {
             pair.expect_new_point(false);
         }
         assert!(stopped > 0);
-        pair.session.set_stopping(false);
+        pair.host.session.set_stopping(false);
         pair.flatten().unwrap();
         pair.expect_new_point(true);
     }
@@ -175,7 +162,7 @@ fn a_commit_by_hand_that_emptied_the_overlay_does_no_harm() {
 #[test]
 fn a_missing_overlay_is_fine_only_once_it_was_flattened() {
     let pair = Pair::new(Format::Raw, 20 * BLOCK + 100, 20 * BLOCK + 100);
-    let kept = pair.dir.path().join("kept");
+    let kept = pair.host.path("kept");
     std::fs::rename(&pair.order.overlay.path, &kept).unwrap();
     assert_eq!(pair.flatten().unwrap_err().code, Code::Conflict);
     std::fs::rename(&kept, &pair.order.overlay.path).unwrap();
@@ -230,7 +217,7 @@ fn only_what_the_marker_names_is_flattened_and_never_cut() {
     let other = |change: fn(&mut Flatten)| {
         let mut order = pair.order.clone();
         change(&mut order);
-        flatten(&pair.session, &order, &Progress::of(&pair.session, 0)).unwrap_err().code
+        flatten(&pair.host.session, &order, &pair.host.progress()).unwrap_err().code
     };
     assert_eq!(other(|order| order.overlay.path += "x"), Code::Internal);
     assert_eq!(other(|order| order.overlay.backing[0].0 += "x"), Code::Internal);
@@ -239,7 +226,7 @@ fn only_what_the_marker_names_is_flattened_and_never_cut() {
     trim(Path::new(pair.image()), 19 * BLOCK as u64).unwrap_err();
     // Another file under the overlay's name, which has its data elsewhere.
     std::fs::remove_file(&pair.order.overlay.path).unwrap();
-    let data = format!("data_file={}", pair.dir.path().join("secret").display());
+    let data = format!("data_file={}", pair.host.path("secret"));
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, &pair.order.overlay.path, "1280k"]);
     assert_eq!(pair.flatten().unwrap_err().code, Code::Verification);
 }

@@ -1,15 +1,14 @@
 //! On real manifests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::fs;
 
+use kvm_clone_core::Code;
 use kvm_clone_core::blocks::manifest::{ENTRY_LEN, entry_offset};
 use kvm_clone_core::blocks::{BLOCK, BlockIndex, Digest, DigestKey};
 use kvm_clone_core::wire::control::Marker;
-use tempfile::TempDir;
 
-use super::super::session::Outgoing;
+use super::super::test_host::TestHost;
 use super::*;
 use crate::manifest::ManifestFile;
 
@@ -18,24 +17,7 @@ const NEW: Uuid = Uuid::from_u128(2);
 /// A disk whose manifest has a hole between two runs of entries.
 const SIZE: u64 = 40_000 * BLOCK + 1;
 
-struct Host {
-    dir: TempDir,
-    session: Arc<Session>,
-    _ends: (Receiver<Outgoing>, Receiver<Result<()>>),
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place { run: dir.path().join("run"), state: dir.path().join("state") }.make().unwrap();
-        let (session, outgoing, ended) = Session::open(place, "").unwrap();
-        Self { dir, session, _ends: (outgoing, ended) }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
+impl TestHost {
     /// A manifest that is not complete yet.
     fn begin(&self, name: &str) -> ManifestFile {
         let path = self.path(name);
@@ -48,8 +30,7 @@ impl Host {
     }
 
     fn state_as(&self, name: &str, operation: Uuid) -> ManifestState {
-        state(&self.session, &ManifestQuery { path: self.path(name), operation }, &Progress::of(&self.session, 0))
-            .unwrap()
+        state(&ManifestQuery { path: self.path(name), operation }, &self.progress()).unwrap()
     }
 
     fn state(&self, name: &str) -> ManifestState {
@@ -59,12 +40,6 @@ impl Host {
     fn bend(&self, name: &str, offset: u64) {
         let file = OpenOptions::new().write(true).open(self.path(name)).unwrap();
         file.write_all_at(&[0x55], offset).unwrap();
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.session.close();
     }
 }
 
@@ -78,7 +53,7 @@ fn is_unusable(state: &ManifestState) -> bool {
 
 #[test]
 fn only_a_whole_one_of_that_point_counts() {
-    let host = Host::new();
+    let host = TestHost::new();
     assert_eq!(host.state("none"), ManifestState::Absent);
     let manifest = host.begin("m");
     assert!(is_unusable(&host.state("m")));
@@ -101,7 +76,7 @@ fn only_a_whole_one_of_that_point_counts() {
 
 #[test]
 fn one_of_an_unchanged_disk_is_taken_over() {
-    let host = Host::new();
+    let host = TestHost::new();
     let manifest = host.begin("m");
     let marker = Marker { operation: NEW, manifests: vec![host.path("new")], ..Marker::default() };
     marker::put(&host.session.place, &marker).unwrap();
