@@ -1,6 +1,6 @@
 //! The public library: [`Client`].
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -253,11 +253,6 @@ impl Client {
         let recovered = recover::recover(&site, &store, mode).await;
         store.close().await;
         recovered
-    }
-
-    /// Where its journal is.
-    pub(crate) fn journal(&self) -> &Path {
-        &self.journal
     }
 
     pub(crate) async fn connect(&self, spec: &HostSpec) -> Result<Site> {

@@ -15,14 +15,18 @@ pub(crate) const fn keeps(step: Step, error: &Error) -> bool {
         && matches!(step, Step::Stage | Step::Point | Step::Copy | Step::Finish | Step::Place)
 }
 
+/// What an operation is that ended with this error and is undone.
+pub(crate) fn undone_as(error: &Error) -> Status {
+    if error.code == Code::Cancelled { Status::Cancelled } else { Status::Failed }
+}
+
 impl Prepared {
     /// Leaves what is staged for another try. Nothing works on it any more; the point of a source that runs ends, and where the
     /// source is lost, its own agent ends it.
     pub(crate) async fn leave(&self, mut work: Work, error: Error) -> Error {
         let id = self.fresh.operation;
         work.let_go().await;
-        let outcome = serde_json::to_string(&error).unwrap_or_default();
-        let _ = self.store.end(id, Status::Interrupted, &outcome).await;
+        let _ = self.store.fail(id, Status::Interrupted, &error).await;
         self.store.close().await;
         error.with("operation_id", id).with(RESUMABLE, true)
     }
@@ -32,12 +36,11 @@ impl Prepared {
         let id = self.fresh.operation;
         let left = self.undo(&mut work, trail).await;
         let (status, error) = if left.is_nothing() {
-            (if error.code == Code::Cancelled { Status::Cancelled } else { Status::Failed }, error)
+            (undone_as(&error), error)
         } else {
             (Status::Interrupted, work.left_behind(&error, &left))
         };
-        let outcome = serde_json::to_string(&error).unwrap_or_default();
-        let _ = self.store.end(id, status, &outcome).await;
+        let _ = self.store.fail(id, status, &error).await;
         self.store.close().await;
         error.with("operation_id", id)
     }

@@ -33,14 +33,6 @@ pub(crate) struct Known {
     pub(crate) untouched: BTreeSet<DiskTarget>,
 }
 
-/// The digests of a disk's last point.
-struct Kept {
-    disk: DiskTarget,
-    manifest: String,
-    key: DigestKey,
-    root: Root,
-}
-
 /// Asks both hosts. Nothing is known of a machine that is new at the target.
 ///
 /// # Errors
@@ -63,10 +55,11 @@ pub(crate) async fn look(
     for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {
         let identities = inventory::inspect(target, base_image(disk)?).await?.identities;
         known.identities.insert(disk.target.clone(), identities);
-        match kept(target, replica, disk).await? {
+        let size = disk.base.as_ref().map_or(0, |base| base.size);
+        match kept_digests(target, replica.operation, &disk.target, size).await? {
             Ok(kept) if known.key.as_ref().is_none_or(|key| *key == kept.key) => {
                 known.key = Some(kept.key.clone());
-                all.push(kept);
+                all.push((disk.target.clone(), kept));
             }
             Ok(_) if settings.discard_target_changes => {}
             Ok(_) => return Err(untold(target, replica, &disk.target, "its digests are of another lineage")),
@@ -85,9 +78,9 @@ pub(crate) async fn look(
     };
     known.untouched = ours.intersection(&theirs).cloned().collect();
     let on_divergence = if settings.discard_target_changes { OnDivergence::Discard } else { OnDivergence::Refuse };
-    for kept in all {
-        let trust = if ours.contains(&kept.disk) { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
-        known.digests.insert(kept.disk, BaseDigests { manifest: kept.manifest, trust });
+    for (disk, kept) in all {
+        let trust = if ours.contains(&disk) { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
+        known.digests.insert(disk, BaseDigests { manifest: kept.manifest, trust });
     }
     Ok(known)
 }
@@ -101,13 +94,6 @@ fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
 /// Where the digests of a disk are kept at the target.
 pub(crate) fn manifest_path(target: &Host, operation: Uuid, disk: &DiskTarget) -> String {
     format!("{}/manifests/{operation}-{disk}", target.facts.state_dir)
-}
-
-/// The digests of a disk's last point, or why there are none.
-async fn kept(target: &Host, replica: &ReplicaPlan, disk: &DiskPlan) -> Result<Result<Kept, String>> {
-    let size = disk.base.as_ref().map_or(0, |base| base.size);
-    let kept = kept_digests(target, replica.operation, &disk.target, size).await?;
-    Ok(kept.map(|KeptDigests { manifest, key, root, .. }| Kept { disk: disk.target.clone(), manifest, key, root }))
 }
 
 /// Digests of a disk that are all there.
@@ -146,19 +132,23 @@ pub(crate) async fn kept_digests(
 async fn sealed(
     host: &Host,
     operation: Uuid,
-    all: &[Kept],
+    all: &[(DiskTarget, KeptDigests)],
     image: impl Fn(&DiskTarget) -> Option<ImageSpec>,
 ) -> Result<BTreeSet<DiskTarget>> {
-    let asked: Vec<(&Kept, ImageSpec)> = all.iter().filter_map(|kept| Some((kept, image(&kept.disk)?))).collect();
-    let query =
-        |(kept, image): &(&Kept, ImageSpec)| SealQuery { operation, disk: kept.disk.clone(), image: image.clone() };
+    let asked: Vec<_> = all.iter().filter_map(|(disk, kept)| Some((disk, kept, image(disk)?))).collect();
+    let query = |(disk, _, image): &(&DiskTarget, &KeptDigests, ImageSpec)| SealQuery {
+        operation,
+        disk: (*disk).clone(),
+        image: image.clone(),
+    };
     let states = match host.control.ask(Request::Seals(asked.iter().map(query).collect())).await? {
         Reply::Seals(states) => states,
         other => return Err(unexpected(&other)),
     };
-    let holds = |kept: &Kept, state: &SealState| *state == SealState::Trusted { root: kept.root, key: kept.key.id() };
+    let holds =
+        |kept: &KeptDigests, state: &SealState| *state == SealState::Trusted { root: kept.root, key: kept.key.id() };
     let both = asked.iter().zip(&states);
-    Ok(both.filter(|((kept, _), state)| holds(kept, state)).map(|((kept, _), _)| kept.disk.clone()).collect())
+    Ok(both.filter(|((_, kept, _), state)| holds(kept, state)).map(|((disk, ..), _)| (*disk).clone()).collect())
 }
 
 fn untold(target: &Host, replica: &ReplicaPlan, disk: &DiskTarget, why: &str) -> Error {

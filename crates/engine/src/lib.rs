@@ -46,6 +46,6 @@ pub use lane::{Ends, Joint, Pipes, RoutePolicy};
 pub use operation::{Operation, Operations, Outcome, Shown, Waiting};
 pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, PhaseTime, Way};
 pub use recover::{Action, Recovered, Recovery};
-pub use resume::Resumed;
+pub use resume::{Resumed, is_resumable};
 pub use retry::{Kept, retrying};
 pub use verify::{Against, Method, VerifiedDisk, VerifiedSide, VerifyRequest, VerifyResult};

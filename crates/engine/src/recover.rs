@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
-use crate::step::{flatten, made_by, settle};
+use crate::step::{flatten, made_by, settle, stands};
 use crate::store::{RECOVERED, Store, Told};
 
 /// Whether `recover` acts.
@@ -70,15 +70,12 @@ pub enum Action {
 
 /// Goes through every marker of the host.
 pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Result<Vec<Recovered>> {
-    let markers = match site.host.control.ask(Request::Markers).await? {
-        Reply::Markers(markers) => markers,
-        other => return Err(unexpected(&other)),
-    };
+    let markers = markers(site).await?;
     let known: Vec<Uuid> = markers.iter().map(|marker| marker.operation).collect();
     let mut all = Vec::new();
     for marker in markers {
         // Between two tries nobody holds its locks.
-        let is_waiting = store.place().is_present(marker.operation);
+        let is_waiting = store.place().lives(marker.operation).await?;
         all.push(if is_waiting { Recovered::of(&marker) } else { one(site, store, &marker, mode).await });
     }
     for note in points(site).await? {
@@ -90,17 +87,22 @@ pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Resul
     Ok(all)
 }
 
+/// What says on a host which operations made something there.
+pub(crate) async fn markers(site: &Site) -> Result<Vec<Marker>> {
+    match site.host.control.ask(Request::Markers).await? {
+        Reply::Markers(markers) => Ok(markers),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// Finishes or undoes what earlier operations left of one machine, before another one works on it.
 ///
 /// # Errors
 /// Somebody works on it ([`Code::Locked`]), or it cannot be done.
 pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) -> Result<()> {
-    let markers = match site.host.control.ask(Request::Markers).await? {
-        Reply::Markers(markers) => markers,
-        other => return Err(unexpected(&other)),
-    };
+    let markers = markers(site).await?;
     for marker in markers.into_iter().filter(|marker| marker.uuid == machine) {
-        if store.place().is_present(marker.operation) {
+        if store.place().lives(marker.operation).await? {
             return Err(worked_on(site, &marker));
         }
         end(site, store, &marker).await?;
@@ -190,8 +192,7 @@ pub(crate) async fn end(site: &Site, store: &Store, marker: &Marker) -> Result<(
 
 /// Under the locks: decides and acts.
 async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, entry: &mut Recovered) -> Result<()> {
-    let definition = site.libvirt.definition(marker.uuid).await?;
-    let stands = definition.is_some_and(|xml| made_by(&xml, marker.operation));
+    let stands = stands(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
     let status = match journal::recovery(stands) {
         journal::Recovery::Finish => {
@@ -251,7 +252,7 @@ async fn outlived(site: &Site, marker: &Marker, mode: Recovery) -> Result<Vec<St
 async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()> {
     for operation in store.unfinished(&site.host.name).await? {
         // Between its beginning and its marker, and between its last step and its end, its target knows nothing of one that runs.
-        if !known.contains(&operation) && !store.place().is_present(operation) {
+        if !known.contains(&operation) && !store.place().lives(operation).await? {
             close_forgotten(site, store, operation).await?;
         }
     }

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::client::{Client, same_if_one};
 use crate::clone::{self, CloneSettings, Events, Look, Prepared};
+use crate::failure::undone_as;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::known::{self, Known};
@@ -31,13 +32,19 @@ use crate::operation::Attendance;
 use crate::outcome::CloneResult;
 use crate::phases::Phases;
 use crate::recover::{self, Recovered};
-use crate::step::{Work, made_by};
+use crate::step::{Work, stands};
 use crate::store::Store;
 pub(crate) use noted::Resumable;
 use noted::noted;
 
 /// The piece of evidence that an operation can be gone on with.
 pub(crate) const RESUMABLE: &str = "resumable";
+
+/// Whether an operation that ended with this error can be gone on with: what it staged is kept.
+#[must_use]
+pub fn is_resumable(error: &Error) -> bool {
+    error.context.contains_key(RESUMABLE)
+}
 
 /// How a resumed operation ended.
 #[derive(Debug)]
@@ -73,7 +80,7 @@ impl Client {
     ) -> Result<Resumed> {
         let store = Store::open(&self.journal).await?;
         let noted = noted(&store, operation).await?;
-        if store.place().is_present(operation) {
+        if store.place().lives(operation).await? {
             return Err(in_progress(operation));
         }
         let attendance = Attendance::begin(&store, operation, events, &cancel).await?;
@@ -131,8 +138,7 @@ impl Client {
         };
         let Held { source, target, marker } = held;
         let resumable = |error: Error| error.with(RESUMABLE, true);
-        let definition = target.libvirt.definition(marker.uuid).await.map_err(resumable)?;
-        if definition.is_some_and(|xml| made_by(&xml, marker.operation)) {
+        if stands(&target, marker.uuid, marker.operation).await.map_err(resumable)? {
             let entry = recover::finish_held(&target, store, &marker).await.map_err(resumable)?;
             return Ok(Ready::Finished(entry));
         }
@@ -211,8 +217,7 @@ impl Client {
         if ended(store, operation).await? != Some(Status::Failed) {
             return Ok(());
         }
-        let status = if cause.code == Code::Cancelled { Status::Cancelled } else { Status::Failed };
-        store.end(operation, status, &serde_json::to_string(cause).unwrap_or_default()).await
+        store.fail(operation, undone_as(cause), cause).await
     }
 }
 
@@ -270,10 +275,8 @@ async fn plan_again(
 }
 
 async fn marker(target: &Site, noted: &Resumable) -> Result<Option<Marker>> {
-    match target.host.control.ask(Request::Markers).await? {
-        Reply::Markers(markers) => Ok(markers.into_iter().find(|marker| marker.operation == noted.fresh.operation)),
-        other => Err(unexpected(&other)),
-    }
+    let markers = recover::markers(target).await?;
+    Ok(markers.into_iter().find(|marker| marker.operation == noted.fresh.operation))
 }
 
 /// The target knows nothing of the operation: the journal is told.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::client::Client;
 use crate::clone::Events;
-use crate::resume::RESUMABLE;
+use crate::resume::{RESUMABLE, is_resumable};
 
 /// So long the agent of a former try may hold its locks: until it has noticed the silence (30 s), and until a job of libvirt's
 /// can come up no more ([`kvm_clone_core::wire::point::COMING`]), with a margin.
@@ -38,7 +38,7 @@ impl Kept {
             Err(error) => {
                 // An error without an id is of before the operation was even looked at: what it left is there still.
                 if let Some(id) = error.context.get("operation_id") {
-                    self.0 = id.parse().ok().filter(|_| error.context.contains_key(RESUMABLE));
+                    self.0 = id.parse().ok().filter(|_| is_resumable(error));
                 }
             }
         }

@@ -38,12 +38,10 @@ use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
 use define::OldMachine;
-pub(crate) use define::made_by;
+pub(crate) use define::{made_by, stands};
 pub(crate) use merge::{flatten, settle};
+pub(crate) use source::export;
 pub(crate) use undo::{Left, Side};
-
-/// Images belong to qemu alone.
-const IMAGE_MODE: u32 = 0o600;
 
 /// What the steps of one clone work on.
 pub(crate) struct Work {

@@ -5,7 +5,7 @@
 
 mod record;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -220,6 +220,11 @@ impl Store {
         Ok(())
     }
 
+    /// Writes down that an operation ended with an error, and as what: nothing of it is left, or something is.
+    pub(crate) async fn fail(&self, operation: Uuid, status: Status, error: &Error) -> Result<()> {
+        self.end(operation, status, &serde_json::to_string(error).unwrap_or_default()).await
+    }
+
     /// An operation, if this store knows it.
     pub(crate) async fn find(&self, operation: Uuid) -> Result<Option<Found>> {
         let row = sqlx::query("SELECT status, resume FROM operation WHERE id = ?")
@@ -228,9 +233,8 @@ impl Store {
             .await
             .map_err(|error| self.failed(&error))?;
         let Some(row) = row else { return Ok(None) };
-        let status: String = row.try_get(0).map_err(|error| self.failed(&error))?;
-        let status = serde_json::from_value(status.into()).map_err(|error| unusable(&self.path, &error.to_string()))?;
-        Ok(Some(Found { status, resume: row.try_get(1).map_err(|error| self.failed(&error))? }))
+        let found = record::found(&row).map_err(|error| unusable(&self.path, &error.message))?;
+        Ok(Some(found))
     }
 
     /// Writes down that an interrupted operation goes on, from its first step.
@@ -284,8 +288,7 @@ impl Store {
             return self.end(operation, Status::Completed, RECOVERED).await;
         }
         if told == Told::Another {
-            let outcome = serde_json::to_string(&untold()).unwrap_or_default();
-            return self.end(operation, Status::Failed, &outcome).await;
+            return self.fail(operation, Status::Failed, &untold()).await;
         }
         self.end(operation, Status::Failed, RECOVERED).await
     }

@@ -27,8 +27,8 @@ use crate::known::{KeptDigests, kept_digests};
 use crate::outcome::Checksum;
 use crate::phases::Phases;
 use crate::step::sum;
-use compare::Bytes;
-pub(crate) use compare::{Digests, by_digests};
+pub(crate) use compare::with_digests;
+use compare::{Bytes, Digests, by_digests};
 pub use outcome::{Against, Method, VerifiedDisk, VerifiedSide, VerifyResult};
 use subject::{Subject, SubjectDisk};
 
@@ -124,13 +124,11 @@ impl Verifying<'_> {
         }
         let mut verified = Vec::new();
         for (disk, kept) in self.ours.disks.iter().zip(kept) {
-            let KeptDigests { manifest, key, size, .. } = kept;
-            let query = |of| DigestQuery { of, key: key.clone(), size };
             let control = &self.ours.site.host.control;
-            let ours = Digests { control: control.clone(), query: query(Digested::Disk(disk.image.clone())) };
-            let theirs = Digests { control: control.clone(), query: query(Digested::Manifest(manifest.clone())) };
-            let found = by_digests(&ours, &theirs, size, &self.progress(&disk.target, size)).await;
+            let progress = self.progress(&disk.target, kept.size);
+            let found = with_digests(control, &disk.image, &kept, &progress).await;
             let found = found.map_err(|error| error.with("disk", &disk.target))?;
+            let KeptDigests { manifest, size, .. } = kept;
             let sides =
                 (Some(self.side(&self.ours, disk).await?), Some(VerifiedSide { path: manifest, size, checksum: None }));
             verified.push(VerifiedDisk::compared(&disk.target, sides, size, found));

@@ -5,13 +5,12 @@ use kvm_clone_core::domain::Domain;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::ReplicaPlan;
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, Result};
 
-use super::{Kept, kept_digests, sealed, untold};
+use super::{kept_digests, sealed, untold};
 use crate::host::Host;
 use crate::inventory::{self, Site};
-use crate::verify::{Digests, by_digests};
+use crate::verify::with_digests;
 
 /// Reads what no seal vouches for, and compares it with the digests of the last point.
 ///
@@ -36,15 +35,12 @@ async fn refuse_disk(
     size: u64,
 ) -> Result<()> {
     let kept = kept_digests(host, replica.operation, disk, size).await?;
-    let kept = kept.map_err(|why| untold(host, replica, disk, &why))?;
-    let (size, manifest, key) = (kept.size, kept.manifest.clone(), kept.key.clone());
-    let asked = [Kept { disk: disk.clone(), manifest: kept.manifest, key: kept.key, root: kept.root }];
-    if !sealed(host, replica.operation, &asked, |_| Some(image.clone())).await?.is_empty() {
+    let kept = [(disk.clone(), kept.map_err(|why| untold(host, replica, disk, &why))?)];
+    if !sealed(host, replica.operation, &kept, |_| Some(image.clone())).await?.is_empty() {
         return Ok(());
     }
-    let digests = |of| Digests { control: host.control.clone(), query: DigestQuery { of, key: key.clone(), size } };
-    let (now, then) = (digests(Digested::Disk(image.clone())), digests(Digested::Manifest(manifest)));
-    match by_digests(&now, &then, size, &|_| ()).await?.bytes() {
+    let [(_, kept)] = kept;
+    match with_digests(&host.control, image, &kept, &|_| ()).await?.bytes() {
         0 => Ok(()),
         bytes => Err(changed(host, replica, disk, image, bytes)),
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::place::Presence;
 use super::sweep;
 use crate::clone::Events;
-use crate::resume::RESUMABLE;
+use crate::resume::is_resumable;
 use crate::store::Store;
 
 /// How often it is looked whether the operation is asked to stop.
@@ -45,9 +45,7 @@ impl Attendance {
         cancel: &CancellationToken,
     ) -> Result<Self> {
         sweep(store).await?;
-        let place = store.place();
-        let held = tokio::task::spawn_blocking(move || place.hold(operation)).await;
-        let presence = held.map_err(|error| Error::internal(format!("holding a presence: {error}")))??;
+        let presence = store.place().apart(move |place| place.hold(operation)).await??;
         let (state, begun) = (Arc::new(Mutex::new(State::default())), Instant::now());
         let (end, ended) = channel();
         let cancel = cancel.child_token();
@@ -68,7 +66,7 @@ impl Attendance {
         let is_stopped = self.cancel.is_cancelled();
         self.end().await;
         ended.map_err(|error| {
-            if !is_stopped || !error.context.contains_key(RESUMABLE) || error.code == Code::Cancelled {
+            if !is_stopped || !is_resumable(&error) || error.code == Code::Cancelled {
                 return error;
             }
             let stopped = Error::new(Code::Cancelled, format!("stopped by the user, while it failed: {error}"));

@@ -27,12 +27,12 @@ impl Operations {
         if !operation.is_active() {
             return Err(ended_before(&operation));
         }
-        let place = self.store.place();
-        place.ask_to_stop(operation.id)?;
+        let (place, id) = (self.store.place(), operation.id);
+        place.apart(move |place| place.ask_to_stop(id)).await??;
         let ended = self.await_end(&operation).await;
         // One that takes its time is to stop all the same; what it does not hear of any more goes with its other files.
         if !matches!(&ended, Err(error) if error.code == Code::Timeout) {
-            place.ask_no_more(operation.id);
+            place.apart(move |place| place.ask_no_more(id)).await?;
         }
         let ended = ended?;
         match ended.status {

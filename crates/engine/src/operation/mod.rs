@@ -139,17 +139,22 @@ impl Operations {
     /// A record, seen beside what its controller tells. The journal is read before and after the look at the controller, which
     /// lives from before the record's beginning until after its end: so one that has just ended is not taken for a dead one.
     async fn seen(&self, mut record: Record) -> Result<Operation> {
-        let place = self.store.place();
-        if record.status == Status::Running && !place.is_present(record.id) {
-            record = self.store.record(record.id).await?.unwrap_or(record);
-            if record.status == Status::Running {
-                record.status = Status::Interrupted;
-            }
-        } else if record.status == Status::Interrupted && place.is_present(record.id) {
-            // It waits for its next try, or is being taken up again.
-            (record.status, record.outcome) = (Status::Running, None);
+        if record.status.is_final() {
+            return Ok(operation(record, None));
         }
-        let told = if record.status.is_final() { None } else { place.progress(record.id) };
+        let (place, id) = (self.store.place(), record.id);
+        match (record.status, place.lives(id).await?) {
+            (Status::Running, false) => {
+                record = self.store.record(id).await?.unwrap_or(record);
+                if record.status == Status::Running {
+                    record.status = Status::Interrupted;
+                }
+            }
+            // It waits for its next try, or is being taken up again.
+            (Status::Interrupted, true) => (record.status, record.outcome) = (Status::Running, None),
+            _ => {}
+        }
+        let told = if record.status.is_final() { None } else { place.apart(move |place| place.progress(id)).await? };
         Ok(operation(record, told))
     }
 }
@@ -157,9 +162,7 @@ impl Operations {
 /// Removes what dead operations left beside the journal. Of those that wait for `recover` it stays: it says how far they were.
 pub(crate) async fn sweep(store: &Store) -> Result<()> {
     let kept = store.records(Which::Unended).await?.into_iter().map(|record| record.id).collect();
-    let place = store.place();
-    let swept = tokio::task::spawn_blocking(move || place.sweep(&kept)).await;
-    swept.map_err(|error| Error::internal(format!("sweeping: {error}")))
+    store.place().apart(move |place| place.sweep(&kept)).await
 }
 
 fn operation(record: Record, told: Option<Progress>) -> Operation {
@@ -190,10 +193,9 @@ fn outcome(text: Option<&str>) -> Outcome {
     if text == crate::store::RECOVERED {
         return Outcome::Recovered;
     }
-    match (serde_json::from_str(text), serde_json::from_str(text)) {
-        (Ok(error), _) => Outcome::Failure(error),
-        (Err(_), Ok(result)) => Outcome::Result(result),
-        (Err(_), Err(_)) => Outcome::None,
+    match serde_json::from_str(text) {
+        Ok(error) => Outcome::Failure(error),
+        Err(_) => serde_json::from_str(text).map_or(Outcome::None, Outcome::Result),
     }
 }
 

@@ -49,7 +49,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Code::Configuration`] where the file cannot be made.
-    pub(crate) fn hold(&self, operation: Uuid) -> Result<Presence> {
+    pub(super) fn hold(&self, operation: Uuid) -> Result<Presence> {
         let path = self.file(operation, "");
         let failed = |why: &str| {
             Error::new(Code::Configuration, format!("an operation cannot be made known: {why}"))
@@ -75,14 +75,26 @@ impl Place {
         Err(failed("its file is locked by somebody else"))
     }
 
+    /// Does something with these files, off the async threads.
+    pub(super) async fn apart<T: Send + 'static>(&self, act: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T> {
+        let place = self.clone();
+        let done = tokio::task::spawn_blocking(move || act(&place)).await;
+        done.map_err(|error| Error::internal(format!("the files beside the journal: {error}")))
+    }
+
+    /// Whether the controller of an operation lives, for who must not block.
+    pub(crate) async fn lives(&self, operation: Uuid) -> Result<bool> {
+        self.apart(move |place| place.is_present(operation)).await
+    }
+
     /// Whether the controller of an operation lives.
-    pub(crate) fn is_present(&self, operation: Uuid) -> bool {
+    pub(super) fn is_present(&self, operation: Uuid) -> bool {
         let Ok(file) = File::open(self.file(operation, "")) else { return false };
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
     }
 
     /// How far an operation said that it is.
-    pub(crate) fn progress(&self, operation: Uuid) -> Option<Progress> {
+    pub(super) fn progress(&self, operation: Uuid) -> Option<Progress> {
         let text = std::fs::read(self.file(operation, PROGRESS)).ok()?;
         serde_json::from_slice(&text).ok()
     }
@@ -91,7 +103,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Code::Configuration`] where that cannot be written.
-    pub(crate) fn ask_to_stop(&self, operation: Uuid) -> Result<()> {
+    pub(super) fn ask_to_stop(&self, operation: Uuid) -> Result<()> {
         let path = self.file(operation, CANCEL);
         std::fs::write(&path, "").map_err(|error| {
             Error::new(Code::Configuration, format!("the operation cannot be asked to stop: {error}"))
@@ -101,12 +113,12 @@ impl Place {
     }
 
     /// Takes that back: who asked is the one who removes what the operation did not see.
-    pub(crate) fn ask_no_more(&self, operation: Uuid) {
+    pub(super) fn ask_no_more(&self, operation: Uuid) {
         let _ = std::fs::remove_file(self.file(operation, CANCEL));
     }
 
     /// Removes what dead operations left, but for those that are to be kept.
-    pub(crate) fn sweep(&self, kept: &BTreeSet<Uuid>) {
+    pub(super) fn sweep(&self, kept: &BTreeSet<Uuid>) {
         let Ok(entries) = self.0.read_dir() else { return };
         let id = |name: &str| name.split('.').next()?.parse::<Uuid>().ok();
         let named = entries.flatten().filter_map(|entry| id(entry.file_name().to_str()?));

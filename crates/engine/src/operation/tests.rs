@@ -8,7 +8,6 @@ use kvm_clone_core::journal::{Mark, Step};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::store::NewOperation;
 
 struct Scene {
     _dir: tempfile::TempDir,
@@ -24,17 +23,7 @@ impl Scene {
     }
 
     async fn begin(&self) -> Uuid {
-        let text = |text: &str| text.to_owned();
-        let new = NewOperation {
-            id: Uuid::now_v7(),
-            kind: OperationType::Clone,
-            source_host: text("alpha"),
-            dest_host: text("beta"),
-            vm_name: text("web1"),
-            new_vm_name: text("web1_clone"),
-            plan: text("{}"),
-            resume: "{}".to_owned(),
-        };
+        let new = crate::store::tests::new(Uuid::now_v7());
         self.store.begin(&new).await.unwrap();
         new.id
     }

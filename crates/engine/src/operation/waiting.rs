@@ -24,7 +24,7 @@ impl Waiting {
     /// # Errors
     /// Its presence cannot be held, or the journal cannot be read.
     pub async fn begin(client: &Client, operation: Uuid, stop: &CancellationToken) -> Result<Self> {
-        let store = Store::open(client.journal()).await?;
+        let store = Store::open(&client.journal).await?;
         let attendance = Attendance::begin(&store, operation, Arc::new(|_| {}), stop).await;
         store.close().await;
         let attendance = attendance?;

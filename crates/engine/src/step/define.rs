@@ -7,7 +7,8 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
 use super::Work;
-use crate::{inventory, reconnect};
+use crate::inventory::{self, Site};
+use crate::reconnect;
 
 /// A machine that is to be replaced, as undoing brings it back.
 pub(super) struct OldMachine {
@@ -122,9 +123,14 @@ impl Work {
     }
 
     async fn stands(&self) -> Result<bool> {
-        let definition = self.target.libvirt.definition(self.plan.new_uuid).await?;
-        Ok(definition.is_some_and(|xml| made_by(&xml, self.operation)))
+        stands(&self.target, self.plan.new_uuid, self.operation).await
     }
+}
+
+/// Whether a machine stands as this operation defined it.
+pub(crate) async fn stands(site: &Site, machine: Uuid, operation: Uuid) -> Result<bool> {
+    let definition = site.libvirt.definition(machine).await?;
+    Ok(definition.is_some_and(|xml| made_by(&xml, operation)))
 }
 
 /// Whether a definition was made by this operation.

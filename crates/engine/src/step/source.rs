@@ -46,12 +46,7 @@ impl Work {
         if chain.iter().all(|image| image.by_qemu.is_empty()) {
             return Ok(image);
         }
-        let order = Request::Export { name: disk.target.to_string(), image: image.clone() };
-        let asked = host.control.ask(order).await;
-        match asked.map_err(|error| error.with("disk", &disk.target))? {
-            Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..image }),
-            other => Err(unexpected(&other)),
-        }
+        export(host, disk.target.to_string(), image).await.map_err(|error| error.with("disk", &disk.target))
     }
 
     /// Resolves when the source machine is not what it was any more, or cannot be watched any more.
@@ -138,5 +133,14 @@ impl Work {
             }
         }
         Ok(())
+    }
+}
+
+/// Has qemu read an image that our own readers do not understand, under a name that is its own there, until lane agents are
+/// ended or our agent is.
+pub(crate) async fn export(host: &Host, name: String, image: ImageSpec) -> Result<ImageSpec> {
+    match host.control.ask(Request::Export { name, image: image.clone() }).await? {
+        Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..image }),
+        other => Err(unexpected(&other)),
     }
 }

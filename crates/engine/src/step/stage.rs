@@ -6,9 +6,12 @@ use kvm_clone_core::plan::DirectoryPlan;
 use kvm_clone_core::wire::control::{Marker, NewDirectory, NewImage, Reply, Request};
 use kvm_clone_core::{Error, Result};
 
-use super::{IMAGE_MODE, Work};
+use super::Work;
 use crate::host::control::unexpected;
 use crate::lane::CopyDisk;
+
+/// Images belong to qemu alone.
+const IMAGE_MODE: u32 = 0o600;
 
 impl Work {
     /// Whatever an earlier try of this operation staged goes first, but for the images that are gone on with.

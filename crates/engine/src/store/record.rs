@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 use uuid::Uuid;
 
-use super::{Store, unusable};
+use super::{Found, Store, unusable};
 use crate::outcome::OperationType;
 
 /// So many operations that have ended are shown where not all are asked for.
@@ -96,6 +96,11 @@ fn read(row: &SqliteRow) -> Result<Record> {
         ended: column(row, "ended")?,
         outcome: column(row, "outcome")?,
     })
+}
+
+/// What going on with an operation needs of its row.
+pub(super) fn found(row: &SqliteRow) -> Result<Found> {
+    Ok(Found { status: word(row, "status")?, resume: column(row, "resume")? })
 }
 
 fn column<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(row: &'r SqliteRow, name: &str) -> Result<T> {

@@ -3,7 +3,8 @@
 
 use super::*;
 
-fn new(id: Uuid) -> NewOperation {
+/// A clone, as it is written down when it begins.
+pub(crate) fn new(id: Uuid) -> NewOperation {
     let text = |text: &str| text.to_owned();
     NewOperation {
         id,

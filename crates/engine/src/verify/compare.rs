@@ -7,20 +7,21 @@ use kvm_clone_core::blocks::Digest;
 use kvm_clone_core::blocks::compare::{Differences, GROUP_LEN, GroupPage, blocks_in, differing_groups, groups_of};
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::verify::{DigestQuery, GROUPS_ASKED};
+use kvm_clone_core::wire::verify::{DigestQuery, Digested, GROUPS_ASKED};
 use kvm_clone_core::{Error, Result};
 use tokio::task::JoinSet;
 
 use crate::host::control::{Control, unexpected};
+use crate::known::KeptDigests;
 
 /// Pieces of both disks that are on their way to the controller: with [`GROUP_LEN`] bytes of each, 16 MiB.
 const IN_FLIGHT: usize = 8;
 
 /// What has digests, and who tells them.
 #[derive(Clone)]
-pub(crate) struct Digests {
-    pub(crate) control: Control,
-    pub(crate) query: DigestQuery,
+pub(super) struct Digests {
+    pub(super) control: Control,
+    pub(super) query: DigestQuery,
 }
 
 impl Digests {
@@ -39,8 +40,21 @@ impl Digests {
     }
 }
 
+/// Compares a disk with the digests that were kept of it, on one host. Tells how many bytes are compared.
+pub(crate) async fn with_digests(
+    control: &Control,
+    image: &ImageSpec,
+    kept: &KeptDigests,
+    compared: &impl Fn(u64),
+) -> Result<Differences> {
+    let of =
+        |of| Digests { control: control.clone(), query: DigestQuery { of, key: kept.key.clone(), size: kept.size } };
+    let (disk, manifest) = (of(Digested::Disk(image.clone())), of(Digested::Manifest(kept.manifest.clone())));
+    by_digests(&disk, &manifest, kept.size, compared).await
+}
+
 /// Compares two disks of `size` bytes by their digests, which are under one key. Tells how many bytes are compared.
-pub(crate) async fn by_digests(
+pub(super) async fn by_digests(
     ours: &Digests,
     theirs: &Digests,
     size: u64,

@@ -7,13 +7,13 @@ use kvm_clone_core::inventory::MachineState;
 use kvm_clone_core::journal::LockKey;
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::refuse_disk;
-use kvm_clone_core::wire::control::{Identity, Reply, Request};
+use kvm_clone_core::wire::control::{Identity, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
-use crate::host::control::unexpected;
 use crate::inventory::{self, Inspected, Site};
+use crate::step::export;
 
 /// A stopped machine whose lock is held.
 pub(super) struct Subject {
@@ -132,7 +132,7 @@ impl Subject {
             let mut image = inventory::spec(&images)?;
             let named = ImageSpec::new(&image.path, image.format.clone());
             if images.iter().any(|image| !image.by_qemu.is_empty()) {
-                image = export(&site, image, format!("{side}-{}", disk.target)).await?;
+                image = export(&site.host, format!("{side}-{}", disk.target), image).await?;
             }
             let size = images.first().map_or(0, |top| top.virtual_size);
             disks.push(SubjectDisk { target: disk.target.clone(), image, size, named, identities });
@@ -164,13 +164,5 @@ impl Subject {
             }
         }
         Ok(())
-    }
-}
-
-/// Has qemu read an image that our own readers do not understand, for as long as our agent lives there.
-async fn export(site: &Site, image: ImageSpec, name: String) -> Result<ImageSpec> {
-    match site.host.control.ask(Request::Export { name, image: image.clone() }).await? {
-        Reply::Export(export) => Ok(ImageSpec { export: Some(export), ..image }),
-        other => Err(unexpected(&other)),
     }
 }
