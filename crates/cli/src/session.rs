@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::Client;
+use kvm_clone_engine::{Client, Operations};
 
 use crate::args::Global;
 use crate::interrupt::{self, Interrupts};
@@ -34,6 +34,11 @@ impl Session {
         let style = Style::choose(output.format, global.quiet, &surroundings);
         let interrupts = interrupt::watch(screen.clone(), style, surroundings.hangup_ignored)?;
         Ok(Self { settings, surroundings, output, screen, interrupts, style, yes: global.yes })
+    }
+
+    /// What the journal knows of operations.
+    pub(crate) async fn operations(&self) -> Result<Operations> {
+        Operations::open(&request::journal(&self.settings, &self.surroundings)?).await
     }
 
     /// The engine; connects to nothing yet.

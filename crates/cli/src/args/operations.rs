@@ -13,9 +13,8 @@ const STATUS_EXAMPLES: &str = "Examples:
 ///
 /// An operation is pending, running, completed, failed (everything is undone), cancelled (everything is undone) or
 /// interrupted: its controller is gone, or undoing failed; "kvm-clone resume ID" goes on with it, and "kvm-clone recover HOST"
-/// finishes or undoes it. Known are the
-/// operations that this user began on this computer. The exit status of --follow with an ID is 0 if the operation was
-/// completed, else that of its error.
+/// finishes or undoes it. Known are the operations that this user began on this computer. The exit status of --follow with an
+/// ID is 0 if the operation was completed, else that of its error.
 #[derive(Debug, Args)]
 #[command(after_help = STATUS_EXAMPLES)]
 pub(crate) struct StatusArgs {

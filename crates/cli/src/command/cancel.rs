@@ -3,17 +3,15 @@
 use std::process::ExitCode;
 
 use kvm_clone_core::Result;
-use kvm_clone_engine::Operations;
 
 use crate::args::CancelArgs;
 use crate::interrupt;
 use crate::render::{OperationView, operation_line};
-use crate::request;
 use crate::session::Session;
 
 /// Asks it to stop, and waits for its end.
 pub(crate) async fn run(args: &CancelArgs, session: &Session) -> Result<ExitCode> {
-    let operations = Operations::open(&request::journal(&session.settings, &session.surroundings)?).await?;
+    let operations = session.operations().await?;
     let ended = interrupt::unless_stopped(&session.interrupts, operations.cancel(&args.id)).await;
     operations.close().await;
     let operation = ended?;

@@ -85,7 +85,8 @@ impl Job<'_> {
 
     /// What the try before has staged is not sent again. What was agreed to is written down with it.
     async fn go_on(&self, operation: Uuid, settings: CloneSettings) -> Result<(Outcome, ExitCode)> {
-        let resumed = self.shown(async |events, cancel| self.client.resume(operation, &settings, events, cancel).await);
+        let go_on = async |events, cancel| self.client.resume(operation, &settings, events, cancel).await;
+        let resumed = shown(self.session, go_on);
         match resumed.await? {
             Resumed::Copied(result) => Ok(self.done(*result)),
             // A commit of which we have not heard.
@@ -120,7 +121,8 @@ impl Job<'_> {
             confirm::replacement(&plan, self.session).await?;
             accepted.clone_from(&plan.replaces);
         }
-        let result = self.shown(async |events, cancel| prepared.execute(&settings, events, cancel).await).await?;
+        let result =
+            shown(self.session, async |events, cancel| prepared.execute(&settings, events, cancel).await).await?;
         Ok(self.done(result))
     }
 
@@ -148,18 +150,6 @@ impl Job<'_> {
         interrupt::unless_stopped(&self.session.interrupts, in_time).await
     }
 
-    /// Carries something out, with its progress on the screen.
-    async fn shown<T>(&self, work: impl AsyncFnOnce(Events, CancellationToken) -> Result<T>) -> Result<T> {
-        let progress = progress(self.session);
-        let ended = work(progress.events(), self.session.interrupts.cancel.clone()).await;
-        let warnings = progress.end();
-        // The result has the warnings too; a failure has not.
-        if ended.is_err() && matches!(self.session.style, Style::Bars | Style::Lines) {
-            warnings.iter().for_each(|warning| self.session.output.note(&format!("warning: {warning}")));
-        }
-        ended
-    }
-
     /// The plan with the hosts as the user named them.
     fn as_named(&self, plan: &ClonePlan) -> ClonePlan {
         let mut plan = plan.clone();
@@ -177,6 +167,21 @@ impl Job<'_> {
     }
 }
 
+/// Carries something out, with its progress on the screen.
+pub(crate) async fn shown<T>(
+    session: &Session,
+    work: impl AsyncFnOnce(Events, CancellationToken) -> Result<T>,
+) -> Result<T> {
+    let progress = progress(session);
+    let ended = work(progress.events(), session.interrupts.cancel.clone()).await;
+    let warnings = progress.end();
+    // The result has the warnings too; a failure has not.
+    if ended.is_err() && matches!(session.style, Style::Bars | Style::Lines) {
+        warnings.iter().for_each(|warning| session.output.note(&format!("warning: {warning}")));
+    }
+    ended
+}
+
 /// Tries are logged; as JSON they are events like all others.
 pub(crate) fn retry_events(session: &Session) -> Events {
     let (screen, is_json) = (session.screen.clone(), matches!(session.style, Style::Json));
@@ -187,7 +192,7 @@ pub(crate) fn retry_events(session: &Session) -> Events {
     })
 }
 
-pub(crate) fn progress(session: &Session) -> Progress {
+fn progress(session: &Session) -> Progress {
     Progress::start(session.style, session.screen.clone())
 }
 

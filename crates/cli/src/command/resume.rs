@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{CloneSettings, Operations, Recovered, Resumed, retrying};
+use kvm_clone_engine::{CloneSettings, Recovered, Resumed, is_resumable, retrying};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::copying::{progress, retry_events, undone};
+use super::copying::{retry_events, shown, undone};
 use crate::args::ResumeArgs;
-use crate::render::{Style, clone_report, harmless};
+use crate::render::{clone_report, harmless};
 use crate::request;
 use crate::session::Session;
 
@@ -38,14 +38,10 @@ pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode
     let resumed = retrying(&retry, &events, cancel, async |_| {
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         let settings = CloneSettings { timeout, ..settings.clone() };
-        let progress = progress(session);
-        let ended = client.resume(operation, &settings, progress.events(), cancel.clone()).await;
-        let warnings = progress.end();
-        if ended.is_err() && matches!(session.style, Style::Bars | Style::Lines) {
-            warnings.iter().for_each(|warning| session.output.note(&format!("warning: {warning}")));
-        }
+        let ended =
+            shown(session, async |events, cancel| client.resume(operation, &settings, events, cancel).await).await;
         // What was undone is not there to be gone on with.
-        ended.map_err(|error| Error { transient: error.transient && error.context.contains_key("resumable"), ..error })
+        ended.map_err(|error| Error { transient: error.transient && is_resumable(&error), ..error })
     });
     match resumed.await.map_err(|error| explained(error, operation))? {
         Resumed::Copied(result) => {
@@ -58,14 +54,14 @@ pub(crate) async fn run(args: &ResumeArgs, session: &Session) -> Result<ExitCode
 
 /// The operation that is meant.
 async fn find(args: &ResumeArgs, session: &Session) -> Result<Uuid> {
-    let operations = Operations::open(&request::journal(&session.settings, &session.surroundings)?).await?;
+    let operations = session.operations().await?;
     let found = operations.find(&args.id).await;
     operations.close().await;
     found.map(|operation| operation.id)
 }
 
 fn explained(error: Error, operation: Uuid) -> Error {
-    match error.context.contains_key("resumable") {
+    match is_resumable(&error) {
         true => error
             .help(format!("What is staged is still there: kvm-clone resume {operation} goes on"))
             .help("kvm-clone recover HOST undoes it"),

@@ -13,7 +13,6 @@ use crate::args::StatusArgs;
 use crate::exit;
 use crate::interrupt;
 use crate::render::{Format, OperationView, operation_line, operation_text, operations_table};
-use crate::request;
 use crate::session::Session;
 
 /// How often it is looked for changes; controllers tell of themselves as often.
@@ -23,7 +22,7 @@ const BETWEEN_LINES: Duration = Duration::from_secs(2);
 
 /// Shows operations, once or until they end.
 pub(crate) async fn run(args: &StatusArgs, session: &Session) -> Result<ExitCode> {
-    let operations = Operations::open(&request::journal(&session.settings, &session.surroundings)?).await?;
+    let operations = session.operations().await?;
     let shown = async {
         match (&args.id, args.follow) {
             (id, true) => Follow::new(&operations, session).run(id.as_ref()).await,
