@@ -101,6 +101,15 @@ impl Standby {
         prepared.execute(settings, silent(), CancellationToken::new()).await
     }
 
+    /// Recovers both hosts; nothing may go wrong.
+    pub async fn recover(&self, about: &str) {
+        let client = self.client().await;
+        for host in ["alpha", "beta"] {
+            let left = client.recover(&spec(host), Recovery::Act).await.unwrap();
+            assert!(left.iter().all(|entry| entry.error.is_none()), "{about}: {left:?}");
+        }
+    }
+
     /// Writes to a disk of the source, as its guest might have.
     pub fn write(&self, target: &str, commands: &[&str]) {
         write(&self.alpha, self.source.name(), target, commands);
