@@ -78,7 +78,8 @@ impl Direct {
         let (give, taken) = mpsc::sync_channel(1);
         let closed = Arc::clone(&self.closed);
         std::thread::spawn(move || {
-            if let Some(stream) = await_other_end(&listener, &seal, &closed) {
+            // The listener goes there and is closed before the other end is handed on: no lane runs beside an open port.
+            if let Some(stream) = await_other_end(listener, &seal, &closed) {
                 let _ = give.send(stream);
             }
         });
@@ -150,7 +151,8 @@ fn sealed_end(stream: TcpStream, noise: Noise) -> io::Result<SealedEnd> {
 }
 
 /// The first comer who knows the key. The port closes with it, when nobody waits any more, or after a while.
-fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> Option<SealedEnd> {
+#[allow(clippy::needless_pass_by_value, reason = "the port is closed when this returns")]
+fn await_other_end(listener: TcpListener, seal: &Seal, closed: &AtomicBool) -> Option<SealedEnd> {
     let began = Instant::now();
     let mut comers = 0;
     while began.elapsed() < ACCEPT_DEADLINE && comers < COMERS && !closed.load(Ordering::Relaxed) {
@@ -163,7 +165,7 @@ fn await_other_end(listener: &TcpListener, seal: &Seal, closed: &AtomicBool) -> 
             }
             // Until somebody comes, or it is to be looked whether anybody waits still.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&LOOK_EVERY));
+                let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&LOOK_EVERY));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
