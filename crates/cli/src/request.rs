@@ -7,14 +7,14 @@ use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::domain::{Identity, Reduction};
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::SourceName;
-use kvm_clone_core::plan::{Candidates, CloneRequest, Existing, NetworkTarget, Presence, SyncRequest, Update};
+use kvm_clone_core::plan::{Candidates, CloneRequest, Existing, NetworkTarget, Presence, Safety, SyncRequest, Update};
 use kvm_clone_core::retry::RetryPolicy;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Code, Error, Result};
 use kvm_clone_engine::{ClientOptions, CloneSettings, HostSpec, Privilege, RoutePolicy, SshOptions};
 
 use crate::args::{CloneArgs, SyncArgs, VerifyArgs};
-use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, VerifyMode};
+use crate::settings::{HostEntry, HostKeyPolicy, Route, Seconds, Settings, Switch, VerifyMode};
 use crate::surroundings::Surroundings;
 
 /// A host as the user named it, and how it is reached.
@@ -85,6 +85,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         presence: presence(args.live, args.offline),
         discard_managed_save: args.left_out.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
+        safety: Safety::default(),
     };
     request.check()?;
     Ok(request)
@@ -120,6 +121,10 @@ pub(crate) fn sync_request(args: &SyncArgs, settings: &Settings) -> Result<SyncR
         presence: presence(args.live, args.offline),
         discard_managed_save: args.update.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,
+        safety: Safety {
+            keep: settings.safety.safety_snapshot.value == Switch::On,
+            retention: settings.safety.snapshot_retention.value,
+        },
     })
 }
 

@@ -121,6 +121,10 @@ fn set_and_unset_change_one_line_of_the_file() {
     let shown = json(&environment.run(&["config", "show", "-o", "json"]).stdout);
     assert_eq!(shown["transfer"]["parallel"]["value"], 3);
     assert_eq!(shown["hosts"]["backup"]["address"], "ops@192.0.2.1:2222");
+    for (value, status) in [("7,14d", 0), ("all", 0), ("14", 0), ("100", 78), ("14y", 78), ("7,8", 78)] {
+        let set = environment.run(&["config", "set", "safety.snapshot_retention", value]);
+        assert_eq!(set.status, status, "{value}: {}", set.stderr);
+    }
     let unset = environment.run(&["config", "unset", "hosts.backup.address"]);
     assert_eq!(unset.status, 0);
     let file = std::fs::read_to_string(environment.config()).unwrap();

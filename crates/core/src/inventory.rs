@@ -120,6 +120,30 @@ pub struct ReplicaOf {
     pub point: String,
     /// Seconds since then; filled in by who has a clock.
     pub age_seconds: Option<u64>,
+    /// Older points that are kept, the newest first.
+    pub points: Vec<PointOf>,
+}
+
+/// An older point that a replica keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointOf {
+    /// The moment whose content it holds (RFC 3339).
+    pub point: String,
+    /// Seconds since then; filled in by who has a clock.
+    pub age_seconds: Option<u64>,
+    /// Bytes that keeping it takes; filled in by who sees the images.
+    pub bytes: Option<u64>,
+    /// The image of each disk that holds it.
+    pub images: BTreeMap<DiskTarget, PointImage>,
+}
+
+/// An image that holds a disk as of an older point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointImage {
+    /// Its path.
+    pub path: String,
+    /// Its format.
+    pub format: ImageFormat,
 }
 
 /// The machine to be copied.
@@ -319,6 +343,8 @@ pub struct Replica {
     pub lineage: Lineage,
     /// The images of each of its disks.
     pub images: BTreeMap<DiskTarget, ImageChain>,
+    /// Seconds since its points, where that can be told: of its present one first, then of those that its lineage lists.
+    pub ages: Vec<Option<u64>>,
 }
 
 /// What a path of the target leads to.

@@ -23,7 +23,7 @@ use crate::host::control::unexpected;
 use crate::host::libvirt::Libvirt;
 use machines::files_of;
 pub(crate) use machines::not_in_use;
-pub(crate) use replica::find as find_replica;
+pub(crate) use replica::{age, find as find_replica};
 
 /// A host with its libvirt open.
 #[derive(Clone)]
@@ -171,7 +171,7 @@ pub(crate) async fn target(
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
         files: BTreeMap::new(),
-        replica: replica::look_at(site, request, named).await?,
+        replica: replica::look_at(site, request, named, &fresh.now).await?,
     };
     // Whose files are whose matters only where some will be removed.
     let replacing = request.existing != Existing::Refuse && named.is_some();

@@ -85,10 +85,11 @@ pub(crate) async fn look(
     Ok(known)
 }
 
-/// The image under a disk's overlay.
-fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
+/// The image under a disk's overlay, with what it stands on.
+pub(crate) fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
     let base = disk.base.as_ref().ok_or_else(|| Error::internal(format!("disk {} has no base", disk.target)))?;
-    Ok(ImageSpec::new(&base.path, base.format.clone()))
+    let backing = base.under.iter().map(|link| (link.path.clone(), link.format.clone())).collect();
+    Ok(ImageSpec { backing, ..ImageSpec::new(&base.path, base.format.clone()) })
 }
 
 /// Where the digests of a disk are kept at the target.

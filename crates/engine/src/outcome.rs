@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
-use kvm_clone_core::plan::Consistency;
+use kvm_clone_core::plan::{Consistency, PointPlan};
 use kvm_clone_core::wire::direct::Route;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -81,6 +81,8 @@ pub struct CloneResult {
     pub verified: bool,
     /// A checksum for each disk.
     pub checksums: BTreeMap<DiskTarget, Checksum>,
+    /// Of a sync: the old points that the replica keeps, the newest first.
+    pub points: Vec<PointPlan>,
     /// Each disk, and each file beside them, on both sides.
     pub disks: Vec<DiskResult>,
     /// How long each phase took.

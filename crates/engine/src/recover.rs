@@ -233,7 +233,7 @@ async fn finish(site: &Site, marker: &Marker) -> Result<()> {
         return Ok(());
     }
     let mut marker = marker.clone();
-    flatten(&site.host, &mut marker).await?;
+    flatten(site, &mut marker).await?;
     settle(site, &marker).await
 }
 

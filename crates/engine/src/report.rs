@@ -1,6 +1,7 @@
 //! What became of an operation, put together: which way was taken, why, and what was moved.
 
 use kvm_clone_core::blocks::BLOCK;
+use kvm_clone_core::plan::PointPlan;
 use kvm_clone_core::wire::lane::Verify;
 
 use crate::clone::{CloneSettings, Prepared};
@@ -32,6 +33,13 @@ impl Prepared {
                 format!("{} of {} blocks differed from the point of {point}", compared.differing, compared.blocks)
             }
         }
+    }
+
+    /// What is kept, and what that takes with what was written now: it stands on the newest of them.
+    fn points(&self, work: &Work) -> Vec<PointPlan> {
+        let mut kept = self.plan.points.kept.clone();
+        kept.iter_mut().take(1).for_each(|newest| newest.bytes = newest.bytes.saturating_add(work.overlay_bytes()));
+        kept
     }
 
     /// The result of what was done.
@@ -66,6 +74,7 @@ impl Prepared {
             consistency: self.plan.consistency,
             verified: settings.verify != Verify::Off,
             checksums: work.checksums(),
+            points: self.points(work),
             disks: work.disk_results(),
             phases,
             warnings: [self.plan.warnings.clone(), work.warnings.clone()].concat(),

@@ -24,16 +24,16 @@ use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest, DiskPlan, FileKind, FreshIdentity};
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, DiskPlan, FileKind, FreshIdentity, Merge};
 use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, Request};
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
-use kvm_clone_core::wire::replica::OverlayFile;
+use kvm_clone_core::wire::replica::{DiskChain, OverlayFile};
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared, random_key};
 use crate::host::Host;
 use crate::inventory::{self, Site, Source};
-use crate::known::{Known, manifest_path};
+use crate::known::{Known, base_image, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
@@ -55,8 +55,8 @@ pub(crate) struct Work {
     key: DigestKey,
     /// What identifies the replica's images as they were when the locks were taken.
     replica_images: BTreeMap<DiskTarget, Vec<Identity>>,
-    /// The replica's images with what was merged into them.
-    merged: BTreeMap<DiskTarget, Identity>,
+    /// What identifies images that something was merged into, and those whose header names another image now, by their paths.
+    merged: BTreeMap<String, Identity>,
     settings: CloneSettings,
     events: Events,
     marker: Marker,
@@ -92,8 +92,7 @@ impl Work {
         settings: CloneSettings,
         events: Events,
     ) -> Result<Self> {
-        let plan = prepared.plan.clone();
-        let operation = prepared.fresh.operation;
+        let (plan, operation) = (prepared.plan.clone(), prepared.fresh.operation);
         let key = known.key.clone().map_or_else(random_key, Ok)?;
         let disks = copy_disks(&plan, &seen, operation, &prepared.target.host, owner, &known);
         let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
@@ -109,7 +108,8 @@ impl Work {
             manifests: list(|disk| &disk.manifest),
             replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
             sync: plan.replica.is_some(),
-            overlays: overlays(&plan),
+            overlays: plan.disks.iter().flat_map(overlays).collect(),
+            chains: chains(&plan),
             outdated: outdated(&plan, &prepared.target.host),
             pools: pools(&plan),
             created: prepared.fresh.now.clone(),
@@ -274,19 +274,25 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
     pools
 }
 
-fn overlays(plan: &ClonePlan) -> Vec<OverlayFile> {
-    let overlay = |disk: &DiskPlan| {
-        let base = disk.base.as_ref()?;
-        Some(OverlayFile {
-            disk: disk.target.clone(),
-            path: disk.path.clone(),
-            image: base.path.clone(),
-            format: base.format.clone(),
-            exact_size: disk.size,
-            flattened: None,
-        })
+/// What is merged once the new point is there.
+fn overlays(disk: &DiskPlan) -> impl Iterator<Item = OverlayFile> {
+    let overlay = |merge: &Merge| OverlayFile {
+        disk: disk.target.clone(),
+        path: merge.overlay.clone(),
+        image: merge.image.clone(),
+        format: merge.format.clone(),
+        under: merge.under.clone(),
+        above: merge.above.clone(),
+        exact_size: if merge.overlay == disk.path { disk.size } else { merge.size },
+        flattened: None,
     };
-    plan.disks.iter().filter_map(overlay).collect()
+    disk.base.iter().flat_map(|base| &base.merges).map(overlay)
+}
+
+/// What disks lie in once that is done.
+fn chains(plan: &ClonePlan) -> Vec<DiskChain> {
+    let merged = plan.disks.iter().filter(|disk| disk.base.as_ref().is_some_and(|base| !base.merges.is_empty()));
+    merged.map(|disk| DiskChain { disk: disk.target.clone(), images: disk.in_the_end() }).collect()
 }
 
 /// What was kept of the replica's last point.
@@ -338,10 +344,10 @@ fn copy_disks(
         }
         let copied = staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size);
         let Some(base) = &disk.base else { return Some(copied) };
-        let backing = vec![(base.path.clone(), base.format.clone())];
+        let backing = base.chain().map(|link| (link.path, link.format)).collect();
         Some(CopyDisk {
             base: Some(Base {
-                image: ImageSpec::new(&base.path, base.format.clone()),
+                image: base_image(disk).ok()?,
                 digests: known.digests.get(&disk.target).cloned(),
                 begun: false,
             }),

@@ -15,7 +15,7 @@ use kvm_clone_core::wire::lane::{
     Base, BaseDigests, Compared, ImageSpec, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, OnDivergence, Segment,
     Trust, Verify,
 };
-use kvm_clone_core::wire::replica::{Flatten, OverlayFile, SealOrder, SealState};
+use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, SealOrder, SealState};
 use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
@@ -31,7 +31,12 @@ pub(super) fn write(dir: &Path) {
     let welcome =
         Welcome { protocol: wire::PROTOCOL_VERSION, silence_seconds: 30, controller: "here pid 1".to_owned() };
 
-    let flatten = Flatten { operation: Uuid::nil(), overlay: image(), exact_size: 1000 };
+    let flatten = Flatten {
+        operation: Uuid::nil(),
+        overlay: image(),
+        above: Some("/pool/top.qcow2".to_owned()),
+        exact_size: 1000,
+    };
 
     seed(dir, "stream-of-an-agent", 0, &agent_stream(&hello));
     seed(dir, "stream-of-a-lane", 0, &lane_stream());
@@ -166,6 +171,8 @@ fn overlay() -> OverlayFile {
         path: "/pool/web1_clone-vda.overlay".to_owned(),
         image: "/pool/web1_clone-vda.img".to_owned(),
         format: ImageFormat::Raw,
+        under: vec![("/pool/oldest.img".to_owned(), ImageFormat::Raw)],
+        above: Some("/pool/top.qcow2".to_owned()),
         exact_size: 1000,
         flattened: None,
     }
@@ -191,6 +198,7 @@ pub(super) fn marker() -> Marker {
         manifests: vec!["/m".to_owned()],
         sync: true,
         overlays: vec![overlay()],
+        chains: vec![DiskChain { disk: "vda".parse().unwrap(), images: image().backing }],
         outdated: vec!["/old".to_owned()],
         replaced: Vec::new(),
         created: "2030-01-02T03:04:05Z".to_owned(),

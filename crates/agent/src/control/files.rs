@@ -219,6 +219,8 @@ mod tests {
                 path: path("overlay"),
                 image: path("image"),
                 format: ImageFormat::Raw,
+                under: Vec::new(),
+                above: None,
                 exact_size: 0,
                 flattened: None,
             }],

@@ -3,6 +3,9 @@
 //!
 //! The definition names the overlay until it is done. So whatever moment this is interrupted at, the disk reads as the new
 //! point: from the overlay, which keeps all that it holds (`-d`), also where it is in the image already.
+//!
+//! An overlay may stand on the one that is merged: that of a newer point, over that of a kept one that goes. It reads the same
+//! from both, so only its header must name the image, for whoever goes by headers.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
@@ -21,23 +24,28 @@ use super::{blockdev, check, durable, image, marker, settle};
 use crate::device::inspect::Feature;
 use crate::device::{ImageFormat, inspect};
 use crate::place::io_error;
+use crate::program::Outcome;
 
 /// Brings what the overlay holds into its image, durably.
 pub(super) fn flatten(session: &Session, order: &Flatten, progress: &Progress) -> Result<Flattened> {
-    let known = marked(session, order)?;
+    let (known, is_last) = marked(session, order)?;
     let (path, image) = (Path::new(&order.overlay.path), Path::new(&known.image));
     let (mut notes, mut overlay) = (Vec::new(), None);
     if path.try_exists().map_err(|error| io_error("looking at", path, &error))? {
         expect_ours(path)?;
-        notes = make_way(session, order, &known, progress)?;
-        commit(session, &order.overlay, progress)?;
+        // What nobody wrote to since it was merged is not merged again: newer points may be in the image by now.
+        let now = identity_of(path)?;
+        if !known.flattened.is_some_and(|then| then.is_same_file(&now)) {
+            notes = make_way(session, order, &known, progress)?;
+            commit(session, &order.overlay, progress)?;
+        }
         overlay = Some(identity_of(path)?);
     } else if known.flattened.is_none() {
         return Err(Error::conflict(format!("the overlay {} is missing", path.display()))
             .with("path", path.display())
             .help("It held the newest point of the disk: bring it back, or copy the machine anew with --force"));
     }
-    if known.format == Format::Raw {
+    if known.format == Format::Raw && is_last {
         trim(image, order.exact_size)?;
     }
     let files = [&known.image].into_iter().chain(order.overlay.data_files.iter().map(|(_, data)| data));
@@ -45,17 +53,42 @@ pub(super) fn flatten(session: &Session, order: &Flatten, progress: &Progress) -
         let sync = || File::open(file)?.sync_all();
         durable::waiting(file, progress, sync).map_err(|error| io_error("syncing", file, &error))?;
     }
-    Ok(Flattened { overlay, image: identity_of(image)?, notes })
+    let above =
+        order.above.as_deref().map(|above| stand_on(session, Path::new(above), &known, progress)).transpose()?;
+    Ok(Flattened { overlay, image: identity_of(image)?, above, notes })
 }
 
-/// What the marker says of the overlay; it must name it with its image.
-fn marked(session: &Session, order: &Flatten) -> Result<OverlayFile> {
+/// Has the header of an overlay name the image, whatever it named before; nothing that it holds is touched.
+fn stand_on(session: &Session, above: &Path, known: &OverlayFile, progress: &Progress) -> Result<Identity> {
+    expect_ours(above)?;
+    let (name, format) = (above.display().to_string(), known.format.to_string());
+    let arguments = ["rebase", "-q", "-u", "-f", "qcow2", "-b", &known.image, "-F", &format, "--", &name];
+    let outcome = image::qemu_img(session, &arguments, progress)?;
+    if !outcome.status.success() {
+        return Err(refused(&outcome, &format!("{name} cannot be told that it stands on {} now", known.image), above));
+    }
+    let sync = || File::open(above)?.sync_all();
+    durable::waiting(above, progress, sync).map_err(|error| io_error("syncing", above, &error))?;
+    identity_of(above)
+}
+
+/// What the marker says of the overlay; it must name it with its image. Also whether nothing is merged into that image after it:
+/// then it gives the image its size.
+fn marked(session: &Session, order: &Flatten) -> Result<(OverlayFile, bool)> {
     let marker = marker::get(&session.place, order.operation)?;
-    let known = marker.overlays.into_iter().find(|known| known.path == order.overlay.path);
-    let below = order.overlay.backing.first();
+    let known = marker.overlays.iter().find(|known| known.path == order.overlay.path);
+    let is_last = |known: &OverlayFile| {
+        let last = marker.overlays.iter().rfind(|other| other.image == known.image);
+        last.is_some_and(|last| last.path == known.path)
+    };
+    let below = |known: &OverlayFile| {
+        let (image, under) = (&[(known.image.clone(), known.format.clone())][..], &known.under[..]);
+        order.overlay.backing == [image, under].concat()
+    };
     known
-        .filter(|known| below.is_some_and(|(path, format)| (path, format) == (&known.image, &known.format)))
-        .filter(|known| known.exact_size == order.exact_size)
+        .filter(|known| below(known))
+        .filter(|known| (known.exact_size, &known.above) == (order.exact_size, &order.above))
+        .map(|known| (known.clone(), is_last(known)))
         .ok_or_else(|| Error::internal(format!("the marker does not name {} and its image", order.overlay.path)))
 }
 
@@ -100,6 +133,12 @@ fn commit(session: &Session, overlay: &ImageSpec, progress: &Progress) -> Result
     if outcome.status.success() {
         return Ok(());
     }
+    let path = Path::new(&overlay.path);
+    Err(refused(&outcome, &format!("{} cannot be brought into the image under it", overlay.path), path))
+}
+
+/// What qemu-img would not do, and why.
+fn refused(outcome: &Outcome, what: &str, path: &Path) -> Error {
     let said = outcome.output.trim();
     // qemu says no more than this (its `block/file-posix.c`, `raw_check_lock_bytes`; strerror(3)); LC_ALL is C.
     let (code, help) = if said.contains("Failed to get") {
@@ -109,10 +148,7 @@ fn commit(session: &Session, overlay: &ImageSpec, progress: &Progress) -> Result
     } else {
         (Code::Transfer, "Look at the images: qemu-img check; the machine's newest point is whole all the same")
     };
-    Err(Error::new(code, format!("{} cannot be brought into the image under it", overlay.path))
-        .with("path", &overlay.path)
-        .with("qemu_img", said)
-        .help(help))
+    Error::new(code, what).with("path", path.display()).with("qemu_img", said).help(help)
 }
 
 /// Gives a raw image its exact size, where qemu rounded it up to whole sectors. More than that is never cut.

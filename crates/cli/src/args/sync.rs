@@ -10,6 +10,7 @@ const EXAMPLES: &str = "Examples:
   kvm-clone sync alpha beta web1                        Bring beta's replica of web1 to the present point of web1
   kvm-clone sync alpha beta web1 --dry-run              Show what would be done, and what hinders it
   kvm-clone sync alpha beta web1 -t web1-standby        ... of several replicas, this one
+  kvm-clone sync alpha beta web1 --safety-snapshot      Keep the point that the replica had before
   kvm-clone sync alpha beta web1 --full                 Copy all disks whole, into new images
   kvm-clone sync alpha beta web1 --discard-target-changes   Throw away what was written on the replica since";
 
@@ -62,6 +63,9 @@ pub(crate) struct UpdateArgs {
     /// Leave the replica's definition as it is
     #[arg(long)]
     pub(crate) disks_only: bool,
+    /// Keep the point that the replica had before, as images under its disks; safety.snapshot_retention says for how long
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) safety_snapshot: bool,
     /// Overwrite what was written on the replica since its last point; otherwise that is an error
     #[arg(long)]
     pub(crate) discard_target_changes: bool,

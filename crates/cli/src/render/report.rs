@@ -43,6 +43,10 @@ pub(crate) fn clone_report(result: &CloneResult, paint: Paint) -> String {
     if result.resumed {
         lines.push(format!("  resumed    {} were there already, and right", ByteSize(result.bytes_kept)));
     }
+    let kept = result.points.iter();
+    lines.extend(
+        kept.map(|kept| format!("  kept       {}, which takes {}", harmless(&kept.point), ByteSize(kept.bytes))),
+    );
     lines.extend(sums);
     lines.extend(result.warnings.iter().map(|warning| format!("{} {}", paint.warn("warning:"), harmless(warning))));
     lines.join("\n") + "\n"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
-use kvm_clone_core::inventory::{Machine, MachineDisk, MachineNetwork};
+use kvm_clone_core::inventory::{Machine, MachineDisk, MachineNetwork, PointOf, ReplicaOf};
 use kvm_clone_core::size::ByteSize;
 
 use super::harmless;
@@ -59,8 +59,13 @@ fn cells(machine: &Machine) -> [String; 7] {
         ByteSize(machine.memory << 20).to_string(),
         disks,
         dash(&harmless(&networks.join(", "))),
-        replica.map_or_else(|| "-".to_owned(), |of| harmless(&format!("{} on {}", of.name, of.host))),
+        replica.map_or_else(|| "-".to_owned(), |of| harmless(&replica_words(of))),
     ]
+}
+
+fn replica_words(of: &ReplicaOf) -> String {
+    let kept = if of.points.is_empty() { String::new() } else { format!(", {} old point(s)", of.points.len()) };
+    format!("{} on {}{kept}", of.name, of.host)
 }
 
 fn dash(text: &str) -> String {
@@ -84,8 +89,16 @@ fn block(machine: &Machine, paint: Paint) -> String {
     machine.networks.iter().for_each(|network| line("network", network_words(network)));
     if let Some(of) = &machine.replica_of {
         line("replica", format!("of {} on {}, as it was at {}", of.name, of.host, of.point));
+        of.points.iter().for_each(|kept| line("point", point_words(kept)));
     }
     text
+}
+
+fn point_words(kept: &PointOf) -> String {
+    let mut words = vec![kept.point.clone()];
+    words.extend(kept.bytes.map(|bytes| format!("takes {}", ByteSize(bytes))));
+    words.extend(kept.images.iter().map(|(disk, image)| format!("{disk} {} ({})", image.path, image.format)));
+    words.join(", ")
 }
 
 fn disk_words(disk: &MachineDisk) -> String {
@@ -108,7 +121,7 @@ fn network_words(network: &MachineNetwork) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use kvm_clone_core::inventory::MachineState;
+    use kvm_clone_core::inventory::{ImageFormat, MachineState, PointImage};
     use uuid::Uuid;
 
     use super::*;
@@ -148,5 +161,22 @@ mod tests {
         insta::assert_snapshot!("list", machines_list(&one, Paint { on: false }));
         let two = Hosts::from([("alpha".into(), vec![machine("web1", "alpha")]), ("beta".into(), vec![])]);
         insta::assert_snapshot!("table_of_two_hosts", machines_table(&two, Paint { on: false }));
+        let kept = |point: &str, bytes| PointOf {
+            point: point.into(),
+            age_seconds: Some(60),
+            bytes,
+            images: [("vda".parse().unwrap(), PointImage { path: "/pool/a.qcow2".into(), format: ImageFormat::Qcow2 })]
+                .into(),
+        };
+        let replica_of = Some(ReplicaOf {
+            host: "alpha".into(),
+            name: "web1".parse().unwrap(),
+            point: "2030-01-03T03:04:05Z".into(),
+            age_seconds: Some(1),
+            points: vec![kept("2030-01-02T03:04:05Z", Some(3 << 20)), kept("2030-01-01T03:04:05Z", None)],
+        });
+        let replica = Hosts::from([("beta".into(), vec![Machine { replica_of, ..machine("standby", "beta") }])]);
+        insta::assert_snapshot!("table_of_a_replica", machines_table(&replica, Paint { on: false }));
+        insta::assert_snapshot!("list_of_a_replica", machines_list(&replica, Paint { on: false }));
     }
 }

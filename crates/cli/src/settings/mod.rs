@@ -10,13 +10,14 @@ mod value;
 pub(crate) use inventory::HostEntry;
 pub(crate) use value::{
     Attempts, HostKeyPolicy, JournalUrl, KeyPath, Lanes, LogFormat, LogLevel, Optional, Percent, Port, Route, Seconds,
-    User, VerifyMode,
+    Switch, User, VerifyMode,
 };
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use kvm_clone_core::plan::Retention;
 use kvm_clone_core::size::ByteSize;
 use kvm_clone_core::{Code, Error, Result};
 
@@ -162,6 +163,8 @@ settings! {
     safety: SafetySettings {
         space_margin_percent: Percent = "15", "Space that must stay free beyond the data, in percent of it";
         scratch_limit: Optional<ByteSize> = "", "Bytes that may pile up at the source of what a running guest overwrites, e.g. 20G; unset: half of what is free";
+        safety_snapshot: Switch = "false", "Whether a sync keeps the point that the replica had before, as with --safety-snapshot";
+        snapshot_retention: Retention = "7", "Which of these points a replica keeps: a count (7), an age (36h, 14d, 8w), both (7,14d), or all";
     }
     retry: RetrySettings {
         attempts: Attempts = "3", "Tries in all of what failed in passing, 1 to 20; 1 does not try again";
@@ -237,6 +240,8 @@ impl Settings {
                 self.take_ssh(&args.ssh);
                 self.take_transfer(&args.transfer);
                 self.timeouts.sync.overrule("--timeout", args.transfer.timeout.map(Optional::some));
+                let keep = args.update.safety_snapshot.then_some(Switch::On);
+                self.safety.safety_snapshot.overrule("--safety-snapshot", keep);
             }
             Command::Verify(args) => {
                 self.take_ssh(&args.ssh);

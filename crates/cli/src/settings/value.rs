@@ -110,6 +110,13 @@ words! {
         /// Unknown ones are accepted the first time; changed ones never.
         AcceptNew = "accept-new",
     }
+    /// Whether something is done.
+    Switch {
+        /// It is.
+        On = "true" | "on",
+        /// It is not.
+        Off = "false" | "off",
+    }
     /// The way between the hosts.
     Route {
         /// Direct where that is possible.

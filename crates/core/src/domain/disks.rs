@@ -87,15 +87,22 @@ pub struct NewDisk {
     pub path: String,
     /// Its format.
     pub format: ImageFormat,
-    /// The image that it stands on, by path and format: named, so that libvirt and qemu never guess it.
-    pub over: Option<(String, ImageFormat)>,
+    /// The images that it stands on, the nearest first, by path and format: named, so that libvirt and qemu never guess them.
+    pub over: Vec<(String, ImageFormat)>,
 }
 
 impl NewDisk {
     /// An image by itself.
     #[must_use]
     pub fn new(path: impl Into<String>, format: ImageFormat) -> Self {
-        Self { path: path.into(), format, over: None }
+        Self { path: path.into(), format, over: Vec::new() }
+    }
+
+    /// Images that stand on each other, the topmost first.
+    #[must_use]
+    pub fn of_chain(images: &[(String, ImageFormat)]) -> Option<Self> {
+        let ((path, format), over) = images.split_first()?;
+        Some(Self { path: path.clone(), format: format.clone(), over: over.to_vec() })
     }
 }
 
@@ -226,13 +233,19 @@ fn new_source(source: &Element, new: &NewDisk) -> String {
     format!("<source file='{}'{}/>", escape(&new.path), policy.unwrap_or_default())
 }
 
-/// formatdomain, "Hard drives, floppy disks, CDROMs" (`backingStore`): an empty one ends the chain.
+/// formatdomain, "Hard drives, floppy disks, CDROMs" (`backingStore`): each holds the next one, an empty one ends the chain.
 fn backing_store(new: &NewDisk) -> String {
-    let Some((path, format)) = &new.over else { return String::new() };
-    format!(
-        "\n<backingStore type='file'>\n  <format type='{format}'/>\n  <source file='{}'/>\n  <backingStore/>\n</backingStore>",
-        escape(path)
-    )
+    let hold = |inner: String, (path, format): &(String, ImageFormat)| {
+        let inner = inner.replace('\n', "\n  ");
+        let path = escape(path);
+        format!(
+            "<backingStore type='file'>\n  <format type='{format}'/>\n  <source file='{path}'/>\n  {inner}\n</backingStore>"
+        )
+    };
+    if new.over.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", new.over.iter().rev().fold("<backingStore/>".to_owned(), hold))
 }
 
 fn set_driver(disk: &Element, source: &Element, new: &NewDisk, edits: &mut Edits<'_>) {

@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use super::edit::{Edits, escape};
 use super::identity::Identity;
+use super::kept::{self, KeptPoint};
 use super::tree::Element;
 use super::{Domain, Reduction, TpmState};
 use crate::inventory::{HostId, ImageFormat};
-use crate::name::{ResourceName, SourceName};
+use crate::name::{DiskTarget, ResourceName, SourceName};
 
 /// The namespace of our element; the number is the version of what stands in it.
 const NAMESPACE: &str = "https://kvm-clone.dev/lineage/1";
@@ -32,6 +33,8 @@ pub struct Lineage {
     pub point: String,
     /// The choices of the user, applied again at each sync.
     pub policy: LineagePolicy,
+    /// Older points that are kept, the newest first.
+    pub points: Vec<KeptPoint>,
 }
 
 /// The choices of the user at clone time.
@@ -57,10 +60,21 @@ pub struct LineagePolicy {
     pub reduction: Reduction,
 }
 
+impl Lineage {
+    /// Says that another image holds what this one of a disk held of a kept point: it was merged into that one.
+    pub fn move_point(&mut self, disk: &DiskTarget, from: &str, (path, format): (&str, &ImageFormat)) {
+        let images = self.points.iter_mut().filter_map(|kept| kept.images.get_mut(disk));
+        for image in images.filter(|image| image.path == from) {
+            (image.path, image.format) = (path.to_owned(), format.clone());
+        }
+    }
+}
+
 /// Reads the lineage; anything that is not wholly ours counts as none.
 pub(super) fn read(domain: &Domain) -> Option<Lineage> {
     let ours = ours(domain).find(|element| element.name == "lineage")?;
-    let part = |name: &str| ours.children.iter().find(|child| child.namespace == NAMESPACE && child.name == name);
+    let parts = |name| ours.children.iter().filter(move |child| child.namespace == NAMESPACE && child.name == name);
+    let part = |name| parts(name).next();
     let source = part("source")?;
     Some(Lineage {
         host: HostId(source.attr("host")?.to_owned()),
@@ -70,6 +84,7 @@ pub(super) fn read(domain: &Domain) -> Option<Lineage> {
         operation: ours.attr("operation")?.parse().ok()?,
         point: ours.attr("point")?.to_owned(),
         policy: part("policy").map(read_policy).unwrap_or_default(),
+        points: parts("point").filter_map(kept::read).collect(),
     })
 }
 
@@ -125,7 +140,7 @@ pub(super) fn edit(domain: &Domain, lineage: &Lineage, edits: &mut Edits<'_>) {
 fn render(lineage: &Lineage) -> String {
     format!(
         "<kvm-clone:lineage xmlns:kvm-clone='{NAMESPACE}' operation='{}' point='{}'>\n  \
-         <kvm-clone:source host='{}' host-name='{}' uuid='{}' name='{}'/>\n  {}\n\
+         <kvm-clone:source host='{}' host-name='{}' uuid='{}' name='{}'/>\n  {}{}\n\
          </kvm-clone:lineage>",
         lineage.operation,
         escape(&lineage.point),
@@ -134,6 +149,7 @@ fn render(lineage: &Lineage) -> String {
         lineage.uuid,
         escape(lineage.name.as_str()),
         render_policy(&lineage.policy),
+        lineage.points.iter().map(kept::render).collect::<String>(),
     )
 }
 

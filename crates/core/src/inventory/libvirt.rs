@@ -1,8 +1,10 @@
 //! Facts from libvirt's XML.
 
-use super::{DomainCapabilities, Machine, MachineDisk, MachineNetwork, MachineState, Pool, ReplicaOf};
+use super::{
+    DomainCapabilities, Machine, MachineDisk, MachineNetwork, MachineState, PointImage, PointOf, Pool, ReplicaOf,
+};
 use crate::domain::tree::Element;
-use crate::domain::{Domain, unreadable};
+use crate::domain::{Domain, KeptImage, KeptPoint, unreadable};
 use crate::error::Result;
 
 impl Machine {
@@ -30,6 +32,7 @@ impl Machine {
             name: lineage.name,
             point: lineage.point,
             age_seconds: None,
+            points: lineage.points.iter().map(point_of).collect(),
         });
         Ok(Self {
             name: domain.name().clone(),
@@ -43,6 +46,15 @@ impl Machine {
             replica_of,
         })
     }
+}
+
+fn point_of(kept: &KeptPoint) -> PointOf {
+    let images = kept.images.iter().map(|(disk, image)| (disk.clone(), point_image(image))).collect();
+    PointOf { point: kept.point.clone(), age_seconds: None, bytes: None, images }
+}
+
+fn point_image(image: &KeptImage) -> PointImage {
+    PointImage { path: image.path.clone(), format: image.format.clone() }
 }
 
 impl Pool {

@@ -13,7 +13,7 @@ use crate::name::DiskTarget;
 /// Makes the definition to be made, and the one that stands in the end.
 pub(super) fn make(facts: &Facts<'_>, wanted: &Transform, plan: &mut ClonePlan) -> Result<()> {
     let (definition, notes) = define(facts, wanted)?;
-    let (in_the_end, _) = define(facts, &settled(wanted))?;
+    let (in_the_end, _) = define(facts, &settled(wanted, plan))?;
     plan.target_xml = Some(domain::redact(&in_the_end)?);
     plan.definition = Some(definition);
     plan.warnings.extend(notes);
@@ -30,13 +30,14 @@ fn define(facts: &Facts<'_>, wanted: &Transform) -> Result<(String, Vec<String>)
     }
 }
 
-/// The same once overlays are merged into the images under them.
-fn settled(wanted: &Transform) -> Transform {
+/// The same once all is merged.
+fn settled(wanted: &Transform, plan: &ClonePlan) -> Transform {
     let mut settled = wanted.clone();
-    for disk in settled.disks.values_mut() {
-        if let Some((path, format)) = disk.over.take() {
-            *disk = NewDisk::new(path, format);
-        }
+    for disk in &plan.disks {
+        settled.disks.extend(NewDisk::of_chain(&disk.in_the_end()).map(|new| (disk.target.clone(), new)));
+        let merges = disk.base.iter().flat_map(|base| &base.merges);
+        merges
+            .for_each(|merge| settled.lineage.move_point(&disk.target, &merge.overlay, (&merge.image, &merge.format)));
     }
     settled
 }
@@ -51,7 +52,7 @@ pub(super) fn wanted(
 ) -> Transform {
     let Facts { request, source, fresh, .. } = facts;
     let disks = plan.disks.iter().map(|disk| {
-        let over = disk.base.as_ref().map(|base| (base.path.clone(), base.format.clone()));
+        let over = disk.base.iter().flat_map(|base| base.chain()).map(|link| (link.path, link.format)).collect();
         (disk.target.clone(), NewDisk { over, ..NewDisk::new(&disk.path, disk.format.clone()) })
     });
     let kept_macs = request.keeps_macs();
@@ -84,6 +85,7 @@ pub(super) fn wanted(
             operation: fresh.operation,
             point: fresh.now.clone(),
             policy: policy(facts),
+            points: plan.points.at_commit.clone(),
         },
     }
 }

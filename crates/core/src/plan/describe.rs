@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::{ClonePlan, DiskPlan, Outcome};
+use super::{ClonePlan, DiskPlan, Outcome, PointPlan, PointsPlan};
 use crate::size::ByteSize;
 
 impl ClonePlan {
@@ -26,6 +26,7 @@ impl ClonePlan {
         }
         writeln!(out, "  UUID {}", self.new_uuid)?;
         self.write_disks(out)?;
+        self.write_points(out)?;
         self.write_replaced(out)?;
         writeln!(out, "\nChecks")?;
         for check in &self.checks {
@@ -55,6 +56,22 @@ impl ClonePlan {
             let pool = file.pool.as_ref().map(|pool| format!(" (pool {pool})")).unwrap_or_default();
             writeln!(out, "    from {}\n    to   {}{pool}", file.source_path, file.path)
         })
+    }
+
+    fn write_points(&self, out: &mut String) -> fmt::Result {
+        let PointsPlan { kept, dropped, .. } = &self.points;
+        if kept.is_empty() && dropped.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\nOld points")?;
+        let is_new = |point: &str| self.replica.as_ref().is_some_and(|replica| replica.point == point);
+        for PointPlan { point, bytes } in kept {
+            match is_new(point) {
+                true => writeln!(out, "  {point}  is kept, and takes what differs from it")?,
+                false => writeln!(out, "  {point}  stays, and takes {}", ByteSize(*bytes))?,
+            }
+        }
+        dropped.iter().try_for_each(|point| writeln!(out, "  {point}  is dropped once the new point is there"))
     }
 
     fn write_replaced(&self, out: &mut String) -> fmt::Result {
@@ -100,7 +117,13 @@ fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
     let pool = disk.pool.as_ref().map(|pool| format!(", pool {pool}")).unwrap_or_default();
     writeln!(out, "    to   {} ({}{pool})", disk.path, disk.format)?;
     if let Some(base) = &disk.base {
-        writeln!(out, "    onto {} ({}), into which it is merged at the end", base.path, base.format)?;
+        let why = match base.merges.iter().find(|merge| merge.overlay == disk.path) {
+            None => "on which it stays".to_owned(),
+            Some(merge) if merge.image == base.path => "into which it is merged at the end".to_owned(),
+            Some(merge) => format!("with which it is merged into {} at the end", merge.image),
+        };
+        writeln!(out, "    onto {} ({}), {why}", base.path, base.format)?;
+        base.under.iter().try_for_each(|link| writeln!(out, "    over {} ({})", link.path, link.format))?;
     }
     match &disk.whole {
         Some(whole) => writeln!(out, "    as the file that it is, with {} snapshot(s) inside", whole.snapshots),

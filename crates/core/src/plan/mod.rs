@@ -11,6 +11,7 @@
 //! 4. if nothing failed, [`crate::domain::transform`] makes the new definition.
 
 mod binding;
+mod chain;
 mod check;
 mod cpu;
 mod definition;
@@ -18,9 +19,11 @@ mod describe;
 mod files;
 mod live;
 mod plug;
+mod points;
 mod replace;
 mod replica;
 mod request;
+mod retention;
 mod shared;
 mod snapshots;
 mod source;
@@ -35,14 +38,17 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use chain::{Link, Merge, costs};
 pub use check::{Check, Outcome};
 pub use files::{DirectoryPlan, FileKind, FilePlan, is_copied_medium, tpm_files};
 pub use live::{backup_xml, is_unchanged};
+pub use points::{PointPlan, PointsPlan};
 pub use replica::{Candidate, find_replica, sync_request};
 pub use request::{
     Candidates, CloneRequest, Consistency, DiskFormat, Existing, FreshIdentity, NetworkTarget, Presence, SyncRequest,
     Update,
 };
+pub use retention::{MOST_POINTS, Retention, Safety};
 pub use source::refuse_disk;
 pub use target::platform_there;
 
@@ -79,6 +85,8 @@ pub struct ClonePlan {
     pub replaces: Option<Replaced>,
     /// The replica that a sync brings to a newer point.
     pub replica: Option<ReplicaPlan>,
+    /// What becomes of the old points of that replica.
+    pub points: PointsPlan,
     /// What a user should know, and what does not hinder.
     pub warnings: Vec<String>,
     /// Bytes of data that the disks and copied media hold.
@@ -116,7 +124,8 @@ pub struct DiskPlan {
     pub pool: Option<String>,
     /// Where the image is carried as the file that it is, for the snapshots inside it.
     pub whole: Option<WholeFile>,
-    /// The replica's image, on which the copy is an overlay until it is merged into it.
+    /// The replica's image, on which the copy is an overlay: until it is merged into it, or for good, where the point that it
+    /// holds is kept.
     pub base: Option<Base>,
 }
 
@@ -131,6 +140,35 @@ pub struct Base {
     pub size: u64,
     /// Bytes that it takes on disk.
     pub allocated: u64,
+    /// The images of kept points that it stands on, the nearest first.
+    pub under: Vec<Link>,
+    /// What is merged once the new point is there, in this order.
+    pub merges: Vec<Merge>,
+}
+
+impl Base {
+    /// The image, and those that it stands on.
+    pub fn chain(&self) -> impl Iterator<Item = Link> + Clone {
+        let Self { path, format, size, allocated, .. } = self;
+        let top = Link { path: path.clone(), format: format.clone(), size: *size, allocated: *allocated };
+        [top].into_iter().chain(self.under.iter().cloned())
+    }
+}
+
+impl DiskPlan {
+    /// What the copy is in the end, the topmost image first: where it is an overlay, what is left once all is merged.
+    #[must_use]
+    pub fn in_the_end(&self) -> Vec<(String, ImageFormat)> {
+        let merges = self.base.as_ref().map_or(&[][..], |base| &base.merges);
+        chain::merged(&self.links(), merges)
+    }
+
+    /// All images of the copy at its commit, the topmost first.
+    fn links(&self) -> Vec<Link> {
+        let (path, format) = (self.path.clone(), self.format.clone());
+        let top = Link { path, format, size: self.size, allocated: 0 };
+        [top].into_iter().chain(self.base.iter().flat_map(Base::chain)).collect()
+    }
 }
 
 /// A replica, and what it is now.
@@ -253,7 +291,9 @@ pub fn plan_clone(
     binding::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);
-    let disks = storage::place(&facts, replaces.as_ref(), &mut checks);
+    let mut disks = storage::place(&facts, replaces.as_ref(), &mut checks);
+    let points = points::plan(&facts, &disks, &mut checks);
+    storage::merge(&mut disks, &points);
     let files = files::place(&facts, uuid, replaces.as_ref(), &mut checks);
     let space_needed = storage::check_space(&facts, &disks, &files.carried, &mut checks);
     let in_pools = files.carried.iter().filter(|file| file.pool.is_some()).map(|file| file.allocated);
@@ -273,6 +313,7 @@ pub fn plan_clone(
         consistency: live::consistency(source),
         replaces,
         replica: replica_plan(&facts),
+        points,
         warnings: checks.warnings,
         target_xml: None,
         definition: None,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::check::Checks;
 use super::request::{Candidates, CloneRequest, DiskFormat, Existing, NetworkTarget, SyncRequest, Update};
-use super::{Base, Facts, Replaced, replace};
+use super::{Base, Facts, Link, Replaced, points, replace};
 use crate::domain::{DiskElement, Domain, Identity, Lineage};
 use crate::error::{Code, Error, Result};
 use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
@@ -121,6 +121,7 @@ pub fn sync_request(replica: &SourceName, lineage: &Lineage, asked: &SyncRequest
         presence: asked.presence,
         discard_managed_save: asked.discard_managed_save,
         space_margin_percent: asked.space_margin_percent,
+        safety: asked.safety,
     })
 }
 
@@ -133,6 +134,7 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     let failures: Vec<Error> =
         [refuse_state(facts, existing), refuse_saved(facts, existing), replace::refuse_shared(facts, existing)]
             .into_iter()
+            .chain([points::refuse(facts, replica, update)])
             .flatten()
             .chain(refuse_disks(facts, replica, update))
             .collect();
@@ -144,8 +146,9 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     checks.ok("replica", format!("machine {} holds the point of {point}", replica.name));
     note_disks(facts, update, checks);
     let kept = |path: &String| {
-        let is_base = facts.bases(update).any(|(_, image)| image.path == *path);
-        is_base || left_over(facts).any(|disk| disk.source.as_ref() == Some(path))
+        let is_base = facts.bases(update).any(|(_, (image, _))| image.path == *path);
+        let is_below = replica.images.values().flat_map(|chain| chain.iter().skip(1)).any(|image| image.path == *path);
+        is_base || is_below || left_over(facts).any(|disk| disk.source.as_ref() == Some(path))
     };
     let files = replace::removable_files(facts, existing).into_iter().filter(|path| !kept(path) && !update.disks_only);
     Some(Replaced { name: replica.name.clone(), uuid: replica.uuid, files: files.collect() })
@@ -193,7 +196,7 @@ fn refuse_disks(facts: &Facts<'_>, replica: &Replica, update: Update) -> Vec<Err
                 Some(Error::conflict(format!("disk {} is new at the source and would be copied whole", disk.target)))
             }
             (_, None) => None,
-            (_, Some(chain)) => refuse_image(facts, replica, chain, facts.source_size(disk)),
+            (_, Some(chain)) => refuse_image(facts, replica, disk, chain),
         };
         failures.extend(refusal.map(|error| error.with("disk", &disk.target).help(WHOLE)));
     }
@@ -202,18 +205,20 @@ fn refuse_disks(facts: &Facts<'_>, replica: &Replica, update: Update) -> Vec<Err
 
 const WHOLE: &str = "sync --full copies the disks whole, into new images";
 
-fn refuse_image(facts: &Facts<'_>, replica: &Replica, chain: &[ImageFacts], size: u64) -> Option<Error> {
+fn refuse_image(facts: &Facts<'_>, replica: &Replica, disk: &DiskElement, chain: &[ImageFacts]) -> Option<Error> {
     let image = chain.first()?;
-    let path = &image.path;
+    let (path, size) = (&image.path, facts.source_size(disk));
+    let failed = chain.iter().find_map(|image| refuse_file(replica, image));
+    if let Some(error) = failed {
+        return Some(error.with("host", &facts.target.host_name));
+    }
+    let has_snapshots = chain.iter().any(|image| image.snapshots > 0);
     let refuse =
         |what: &str| Error::unsupported(format!("image {path} of replica {} {what}", replica.name)).with("path", path);
     let error = match () {
-        () if !image.regular_file => refuse("is a device, on which a new point cannot be staged"),
-        () if chain.len() > 1 => refuse("stands on other images"),
-        () if image.data_file.is_some() => refuse("keeps its data in another file"),
-        () if matches!(image.format, ImageFormat::Other(_)) => refuse(&format!("is of format {}", image.format)),
-        () if !image.by_qemu.is_empty() => refuse(&format!("uses {}", image.by_qemu.join(", "))),
-        () if !image.unsupported.is_empty() => refuse(&format!("uses {}", image.unsupported.join(", "))),
+        () if !points::are_ours(replica, &disk.target, chain) => {
+            refuse("stands on other images than old points that were kept")
+        }
         // While it has an overlay, an odd disk of the replica is as long as its sectors.
         () if image.virtual_size > whole_sectors(size) => {
             let (old, new) = (ByteSize(image.virtual_size), ByteSize(size));
@@ -223,10 +228,24 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, chain: &[ImageFacts], size
             );
             Error::conflict(message)
         }
-        () if image.virtual_size < size && image.snapshots > 0 => refuse("has snapshots inside and cannot grow"),
+        () if image.virtual_size < size && has_snapshots => refuse("has snapshots inside and cannot grow"),
         () => return None,
     };
     Some(error.with("host", &facts.target.host_name))
+}
+
+/// What no image of a disk may be, whether its present one or one that was kept.
+fn refuse_file(replica: &Replica, image: &ImageFacts) -> Option<Error> {
+    let path = &image.path;
+    let why = match () {
+        () if !image.regular_file => "is a device, on which a new point cannot be staged".to_owned(),
+        () if image.data_file.is_some() => "keeps its data in another file".to_owned(),
+        () if matches!(image.format, ImageFormat::Other(_)) => format!("is of format {}", image.format),
+        () if !image.by_qemu.is_empty() => format!("uses {}", image.by_qemu.join(", ")),
+        () if !image.unsupported.is_empty() => format!("uses {}", image.unsupported.join(", ")),
+        () => return None,
+    };
+    Some(Error::unsupported(format!("image {path} of replica {} {why}", replica.name)).with("path", path))
 }
 
 /// What becomes of each disk that is not simply compared.
@@ -253,7 +272,7 @@ fn note_disks(facts: &Facts<'_>, update: Update, checks: &mut Checks) {
 }
 
 /// Disks that the replica has and the source has not.
-fn left_over<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a DiskElement> {
+pub(super) fn left_over<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a DiskElement> {
     let disks = facts.replica.into_iter().flat_map(Domain::data_disks);
     disks.filter(|disk| facts.domain.data_disks().all(|other| !is_same_disk(other, disk)))
 }
@@ -278,21 +297,23 @@ impl<'a> Facts<'a> {
         replica.images.get(&disk.target).map(Vec::as_slice).filter(|chain| !chain.is_empty())
     }
 
-    /// The disks that get an overlay, with the replica's images.
-    fn bases(&self, update: Update) -> impl Iterator<Item = (&'a DiskTarget, &'a ImageFacts)> {
+    /// The disks that get an overlay, with the replica's image and those that it stands on.
+    fn bases(&self, update: Update) -> impl Iterator<Item = (&'a DiskTarget, (&'a ImageFacts, &'a [ImageFacts]))> {
         let disks = self.domain.data_disks().filter(move |_| update.candidates != Candidates::All);
-        disks.filter_map(|disk| Some((&disk.target, self.replica_disk(disk)?.first()?)))
+        disks.filter_map(|disk| Some((&disk.target, self.replica_disk(disk)?.split_first()?)))
     }
 
     /// The image of the replica that a disk is compared with, where it is.
     pub(super) fn base(&self, target: &DiskTarget) -> Option<Base> {
         let Existing::Update(update) = self.request.existing else { return None };
-        let (_, image) = self.bases(update).find(|(disk, _)| *disk == target)?;
+        let (_, (image, under)) = self.bases(update).find(|(disk, _)| *disk == target)?;
         Some(Base {
             path: image.path.clone(),
             format: image.format.clone(),
             size: image.virtual_size,
             allocated: image.allocated,
+            under: under.iter().map(Link::from).collect(),
+            merges: Vec::new(),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::retention::Safety;
 use crate::domain::{Identity, Reduction, TpmState};
 use crate::error::{Error, Result};
 use crate::name::{ResourceName, SourceName, VmName};
@@ -46,6 +47,9 @@ pub struct CloneRequest {
     pub discard_managed_save: bool,
     /// Space that must stay free beyond the data, in percent of it.
     pub space_margin_percent: u8,
+    /// Of a sync: what becomes of old points.
+    #[serde(default)]
+    pub safety: Safety,
 }
 
 impl Default for CloneRequest {
@@ -68,6 +72,7 @@ impl Default for CloneRequest {
             presence: Presence::Any,
             discard_managed_save: false,
             space_margin_percent: 15,
+            safety: Safety::default(),
         }
     }
 }
@@ -98,6 +103,8 @@ pub struct SyncRequest {
     pub discard_managed_save: bool,
     /// Space that must be free at the beginning, in percent of the data.
     pub space_margin_percent: u8,
+    /// `--safety-snapshot`, and how long points stay.
+    pub safety: Safety,
 }
 
 impl Default for SyncRequest {
@@ -108,6 +115,7 @@ impl Default for SyncRequest {
             presence: Presence::Any,
             discard_managed_save: false,
             space_margin_percent: 15,
+            safety: Safety::default(),
         }
     }
 }
@@ -229,6 +237,14 @@ impl CloneRequest {
         if self.keep_snapshots && self.disk_format != DiskFormat::Keep {
             return Err(Error::validation("an image that keeps its snapshots keeps its format too")
                 .help("Leave --disk-format or --keep-snapshots out"));
+        }
+        if let (Existing::Update(Update { candidates: Candidates::All, .. }), true) = (self.existing, self.safety.keep)
+        {
+            return Err(Error::validation("a sync that copies all disks into new images cannot keep the old point")
+                .help("Leave --full or --safety-snapshot out")
+                .help(
+                    "Where the configuration keeps points: KVM_CLONE_SAFETY_SAFETY_SNAPSHOT=false kvm-clone sync …",
+                ));
         }
         Ok(())
     }

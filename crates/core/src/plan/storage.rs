@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checks;
 use super::request::{DiskFormat, Existing, Update};
-use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, Replaced, snapshots};
+use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, PointsPlan, Replaced, chain, points, snapshots};
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
@@ -137,8 +137,25 @@ fn overlay(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], base: B
 
 fn overlay_path(facts: &Facts<'_>, target: &DiskTarget, base: &Base) -> String {
     let directory = base.path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let [_, with_tail] = names(facts, directory, target, "overlay");
+    // An overlay that stays has its lasting name at once.
+    let extension = if facts.request.safety.keep { "qcow2" } else { "overlay" };
+    let [_, with_tail] = names(facts, directory, target, extension);
     with_tail
+}
+
+/// Says of each overlay what is merged once it counts.
+pub(super) fn merge(disks: &mut [DiskPlan], plan: &PointsPlan) {
+    for disk in disks {
+        let links = disk.links();
+        let held = points::held(&plan.at_commit, &disk.target);
+        disk.base.iter_mut().for_each(|base| base.merges = chain::merges(&links, &held));
+    }
+}
+
+/// Bytes that an image may grow by before what is merged into it goes. What this sync brings is counted by itself.
+fn merged_bytes(disk: &DiskPlan) -> u64 {
+    let older = disk.base.iter().flat_map(|base| &base.merges).filter(|merge| merge.overlay != disk.path);
+    older.fold(0u64, |sum, merge| sum.saturating_add(merge.allocated))
 }
 
 /// A path that nothing has; files that are there are never overwritten, whosever they are.
@@ -238,7 +255,7 @@ pub(super) fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], files: &[FilePl
     // How much of a replica differs is known only when it was compared; less than the margin is no room to begin with.
     let margin = u64::from(facts.request.space_margin_percent);
     let room = |disk: &DiskPlan| match disk.base {
-        Some(_) => (disk.allocated / 100).saturating_mul(margin),
+        Some(_) => (disk.allocated / 100).saturating_mul(margin).saturating_add(merged_bytes(disk)),
         None => disk.allocated,
     };
     let disks = disks.iter().filter_map(|disk| Some((disk.pool.as_deref()?, room(disk), disk.size)));

@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
-use super::replica::{Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, SealOrder, SealQuery, SealState};
+use super::replica::{
+    DiskChain, Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, SealOrder, SealQuery, SealState,
+};
 use super::verify::DigestQuery;
 use crate::blocks::compare::GroupPage;
 use crate::blocks::{Digest, DigestKey};
@@ -283,10 +285,14 @@ pub struct Marker {
     /// Whether the machine is a replica that is brought to a newer point, not a new one.
     #[serde(default)]
     pub sync: bool,
-    /// Overlays over images of the machine. Which of them its definition names, tells whether they count: one that it names
-    /// is flattened, one that nothing names is removed.
+    /// Overlays over images of the machine that are merged into these, in this order. Which of them its definition names, tells
+    /// whether they count: one that it names is flattened, one that nothing names is removed. An overlay that stays, because the
+    /// point under it is kept, is not among them.
     #[serde(default)]
     pub overlays: Vec<OverlayFile>,
+    /// What the disks that have such overlays lie in once these are merged.
+    #[serde(default)]
+    pub chains: Vec<DiskChain>,
     /// Manifests and seals of the point before, removed once the new definition stands.
     #[serde(default)]
     pub outdated: Vec<String>,

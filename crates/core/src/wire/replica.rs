@@ -9,17 +9,25 @@ use crate::blocks::{DigestKey, KeyId, Root};
 use crate::inventory::ImageFormat;
 use crate::name::DiskTarget;
 
-/// An overlay over an image of the machine: the new point of one disk, until it is flattened.
+/// An overlay over an image of the machine that is merged into it: the new point of one disk, or a point that was kept and is
+/// not any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayFile {
     /// The disk.
     pub disk: DiskTarget,
-    /// The overlay's final name, which is also among [`super::control::Marker::finals`].
+    /// The overlay's path; that of the new point is also among [`super::control::Marker::finals`].
     pub path: String,
-    /// The image under it.
+    /// The image that it is merged into: the one under it, once what lies between them is merged.
     pub image: String,
     /// The image's format.
     pub format: ImageFormat,
+    /// Images of kept points that this image stands on, the nearest first.
+    #[serde(default)]
+    pub under: Vec<(String, ImageFormat)>,
+    /// An overlay that stands on this one, and whose header names the image instead from then on: whoever follows headers must
+    /// not find this one in use.
+    #[serde(default)]
+    pub above: Option<String>,
     /// Size that the disk shall have, in bytes.
     pub exact_size: u64,
     /// What the overlay was when all that it holds was in the image. As long as it is that, and no definition names it, it is
@@ -33,10 +41,21 @@ pub struct OverlayFile {
 pub struct Flatten {
     /// The operation whose marker names both.
     pub operation: Uuid,
-    /// The overlay, with the image first among the files behind it.
+    /// The overlay, with the image first among the files behind it, and what that stands on.
     pub overlay: ImageSpec,
+    /// The overlay over it whose header names the image from then on.
+    pub above: Option<String>,
     /// Size that the disk shall have, in bytes. A raw image gets exactly that; overlays have whole sectors.
     pub exact_size: u64,
+}
+
+/// What a disk of a replica lies in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskChain {
+    /// The disk.
+    pub disk: DiskTarget,
+    /// Its images, the topmost first.
+    pub images: Vec<(String, ImageFormat)>,
 }
 
 /// A flattened overlay.
@@ -46,6 +65,8 @@ pub struct Flattened {
     pub overlay: Option<Identity>,
     /// What identifies the image from now on.
     pub image: Identity,
+    /// What identifies the overlay over it from now on, whose header names the image.
+    pub above: Option<Identity>,
     /// What could not be preserved.
     pub notes: Vec<String>,
 }
@@ -148,9 +169,22 @@ mod tests {
     fn markers_of_older_versions_are_read() {
         let disk = "vda".parse().unwrap();
         let (path, image) = ("/a/overlay".to_owned(), "/a/image".to_owned());
-        let overlay = OverlayFile { disk, path, image, format: ImageFormat::Raw, exact_size: 1000, flattened: None };
+        let overlay = OverlayFile {
+            disk,
+            path,
+            image,
+            format: ImageFormat::Raw,
+            under: Vec::new(),
+            above: None,
+            exact_size: 1000,
+            flattened: None,
+        };
         let marker = Marker { overlays: vec![overlay], outdated: vec!["/old".to_owned()], ..Marker::default() };
         let mut text = serde_json::to_value(&marker).unwrap();
+        assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
+        let overlay = text["overlays"][0].as_object_mut().unwrap();
+        ["under", "above", "flattened"].iter().for_each(|new| drop(overlay.remove(*new)));
+        text.as_object_mut().unwrap().remove("chains");
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
         for new in ["overlays", "outdated", "directories"] {
             text.as_object_mut().unwrap().remove(new);

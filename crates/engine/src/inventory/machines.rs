@@ -101,12 +101,21 @@ async fn look_behind(
     images: Vec<ImageSpec>,
 ) -> Result<()> {
     let mut failed = Vec::new();
+    let lineage = domain.lineage();
+    let is_kept = |path: &str| {
+        let points = lineage.iter().flat_map(|lineage| &lineage.points);
+        points.flat_map(|kept| kept.standing()).any(|(_, image)| image.path == path)
+    };
     // Behind a raw image there is nothing, whatever its guest wrote into it.
     for image in images.into_iter().filter(|image| image.format != ImageFormat::Raw) {
         let path = image.path.clone();
         match inspect(&site.host, image).await {
             Ok(seen) => {
                 for image in seen.images {
+                    // A kept point belongs to the machine, as its own images do.
+                    if image.path != path && is_kept(&image.path) {
+                        machine.disk_files.push(DiskFile { path: image.path.clone(), file: None });
+                    }
                     failed.extend(image.unsupported.first().map(|why| (path.clone(), why.clone())));
                     machine.uses.insert(image.path);
                     machine.uses.extend(image.data_file);

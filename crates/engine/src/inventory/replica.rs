@@ -33,17 +33,26 @@ pub(crate) async fn find(site: &Site, source: &SourceMachine, wanted: Option<&Vm
     Ok(Found { name: found.name.clone(), uuid: found.uuid, lineage })
 }
 
-/// Looks at the replica that is to be brought to a newer point, and at the images of its disks. None where it is not there
-/// any more, or no replica.
+/// Looks at the replica that is to be brought to a newer point, at the images of its disks, and how old its points are `now`.
+/// None where it is not there any more, or no replica.
 pub(super) async fn look_at(
     site: &Site,
     request: &CloneRequest,
     machine: Option<&ExistingMachine>,
+    now: &str,
 ) -> Result<Option<Replica>> {
     let (Existing::Update(_), Some(machine)) = (request.existing, machine) else { return Ok(None) };
     let Some(xml) = site.libvirt.definition(machine.uuid).await? else { return Ok(None) };
     let domain = Domain::parse(&xml).map_err(|error| error.with("vm", &machine.name))?;
     let Some(lineage) = domain.lineage() else { return Ok(None) };
     let images = disk_images(site, &domain).await?.into_iter().map(|(disk, seen)| (disk, seen.images)).collect();
-    Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images }))
+    let points = [&lineage.point].into_iter().chain(lineage.points.iter().map(|kept| &kept.point));
+    let ages = points.map(|point| age(point, now.parse().ok()?)).collect();
+    Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images, ages }))
+}
+
+/// Seconds since a point; none where it is no time, or one to come.
+pub(crate) fn age(point: &str, now: jiff::Timestamp) -> Option<u64> {
+    let point: jiff::Timestamp = point.parse().ok()?;
+    u64::try_from(now.duration_since(point).as_secs()).ok()
 }

@@ -114,15 +114,27 @@ impl Work {
                         allocated,
                         if disk.untouched { image.data_blocks } else { *sent },
                     ),
-                    dest: side(
-                        disk.base.as_ref().map_or(&disk.path, |base| &base.image.path),
-                        stands_for(disk, disk.base.as_ref().map_or(&disk.staging, |base| &base.image)).to_string(),
-                        image.allocated,
-                        image.data_blocks,
-                    ),
+                    dest: self.dest(disk, |path, format| side(path, format, image.allocated, image.data_blocks)),
                 }
             })
             .collect()
+    }
+}
+
+impl Work {
+    /// Bytes that the overlays of this sync took when they were complete.
+    pub(crate) fn overlay_bytes(&self) -> u64 {
+        let overlays = self.disks.iter().zip(&self.finished).filter(|(disk, _)| disk.base.is_some());
+        overlays.map(|(_, image)| image.allocated).sum()
+    }
+
+    /// The image that the target has of a disk in the end.
+    fn dest(&self, disk: &CopyDisk, side: impl Fn(&str, String) -> DiskSide) -> DiskSide {
+        let planned = self.plan.disks.iter().find(|planned| planned.target == disk.target && planned.base.is_some());
+        match planned.and_then(|planned| planned.in_the_end().into_iter().next()) {
+            Some((path, format)) => side(&path, format.to_string()),
+            None => side(&disk.path, stands_for(disk, &disk.staging).to_string()),
+        }
     }
 }
 

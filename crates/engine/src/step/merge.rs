@@ -1,30 +1,31 @@
-//! After the commit of a sync: its overlays are merged into the replica's images, which the definition then names again.
+//! After the commit of a sync: overlays are merged into the images under them, and the definition names what is left.
 //!
-//! All of it can be done again at any time: an image that is merged in part, under its overlay, reads as the new point.
+//! What is merged is the new point, unless the old one is kept; and points that were kept and are not any more. All of it can be
+//! done again until the definition names the images: whatever is merged in part reads, by the definition, as the new point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_clone_core::domain::{Domain, NewDisk, repoint};
+use kvm_clone_core::domain::{Domain, Lineage, NewDisk, repoint};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{Marker, Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile};
+use kvm_clone_core::wire::replica::{DiskChain, Flatten, Flattened, OverlayFile};
 use kvm_clone_core::{Error, Result};
 
 use super::Work;
-use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::inventory::Site;
 use crate::reconnect;
 
 impl Work {
     pub(super) async fn flatten(&mut self) -> Result<()> {
-        let host = self.target.host.clone();
-        let merged = flatten(&host, &mut self.marker).await?;
-        for (disk, done) in merged {
+        self.target = reconnect::revive(&self.target).await?;
+        let site = self.target.clone();
+        for (overlay, done) in flatten(&site, &mut self.marker).await? {
             done.notes.into_iter().for_each(|note| self.warn(note));
-            self.merged.insert(disk, done.image);
+            self.merged.insert(overlay.image, done.image);
+            self.merged.extend(overlay.above.zip(done.above));
         }
         Ok(())
     }
@@ -35,45 +36,83 @@ impl Work {
     }
 }
 
-/// Merges every overlay into the image under it, and notes in the marker that they may go.
-pub(crate) async fn flatten(host: &Host, marker: &mut Marker) -> Result<Vec<(DiskTarget, Flattened)>> {
+/// Merges every overlay into its image, in order, and notes in the marker that they may go. Disks whose definition names none of
+/// their overlays any more are settled: they are let alone, for their guest may have written to them since.
+pub(crate) async fn flatten(site: &Site, marker: &mut Marker) -> Result<Vec<(OverlayFile, Flattened)>> {
     let mut merged = Vec::new();
-    for overlay in &mut marker.overlays {
-        let order = Flatten { operation: marker.operation, overlay: spec(overlay), exact_size: overlay.exact_size };
-        match host.control.ask(Request::Flatten(order)).await? {
+    let Some(domain) = definition(site, marker).await? else { return Ok(merged) };
+    let open = unsettled(&domain, marker);
+    for overlay in marker.overlays.iter_mut().filter(|overlay| open.contains(&overlay.disk)) {
+        let order = Flatten {
+            operation: marker.operation,
+            overlay: spec(overlay),
+            above: overlay.above.clone(),
+            exact_size: overlay.exact_size,
+        };
+        match site.host.control.ask(Request::Flatten(order)).await? {
             Reply::Flattened(done) => {
                 overlay.flattened = done.overlay.or(overlay.flattened);
-                merged.push((overlay.disk.clone(), done));
+                merged.push((overlay.clone(), done));
             }
             other => return Err(unexpected(&other)),
         }
     }
-    if !marker.overlays.is_empty() {
-        host.control.order(Request::PutMarker(Box::new(marker.clone()))).await?;
+    if !merged.is_empty() {
+        site.host.control.order(Request::PutMarker(Box::new(marker.clone()))).await?;
     }
     Ok(merged)
 }
 
-/// Has the definition name the images again, in the place of those overlays that it still names. Whatever else was changed
-/// in it since the commit stays.
+/// Has the definition name what is left of each disk's images, and the lineage where its kept points are, wherever overlays are
+/// named still. Whatever else was changed in it since the commit stays.
 pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
-    let Some(xml) = site.libvirt.definition(marker.uuid).await? else { return Ok(()) };
-    let domain = Domain::parse(&xml)?;
-    let lineage = domain.lineage().ok_or_else(|| Error::internal("the replica has no lineage any more"))?;
-    let named = |overlay: &&OverlayFile| {
-        domain.disks().iter().any(|disk| disk.target == overlay.disk && disk.source.as_ref() == Some(&overlay.path))
+    let Some(domain) = definition(site, marker).await? else { return Ok(()) };
+    let mut lineage = domain.lineage().ok_or_else(|| Error::internal("the replica has no lineage any more"))?;
+    let open = unsettled(&domain, marker);
+    let overlays = || marker.overlays.iter().filter(|overlay| open.contains(&overlay.disk));
+    overlays().for_each(|overlay| move_point(&mut lineage, overlay));
+    let is_named = |(disk, chain): &(DiskTarget, NewDisk)| {
+        let mut names = overlays().filter(|overlay| overlay.disk == *disk).map(|overlay| &overlay.path);
+        let source = domain.disks().iter().find(|named| named.target == *disk).and_then(|named| named.source.as_ref());
+        source.is_some_and(|source| *source == chain.path || names.any(|name| name == source))
     };
-    let image = |overlay: &OverlayFile| NewDisk::new(&overlay.image, overlay.format.clone());
     let images: BTreeMap<_, _> =
-        marker.overlays.iter().filter(named).map(|overlay| (overlay.disk.clone(), image(overlay))).collect();
-    if !images.is_empty() {
+        chains(marker).into_iter().filter(|(disk, _)| open.contains(disk)).filter(is_named).collect();
+    if !open.is_empty() {
         site.libvirt.define(repoint(&domain, &images, &lineage)?).await?;
     }
     // Durable before the overlays go: else a power cut would leave a definition without its disks.
     site.host.control.order(Request::SyncDefinitions).await
 }
 
+async fn definition(site: &Site, marker: &Marker) -> Result<Option<Domain>> {
+    let xml = site.libvirt.definition(marker.uuid).await?;
+    xml.map(|xml| Domain::parse(&xml)).transpose()
+}
+
+/// The disks of which the definition still names an overlay that is to be merged: as source, as backing store, or in the lineage.
+fn unsettled(domain: &Domain, marker: &Marker) -> BTreeSet<DiskTarget> {
+    let named = domain.named_paths();
+    let open = marker.overlays.iter().filter(|overlay| named.contains(&overlay.path));
+    open.map(|overlay| overlay.disk.clone()).collect()
+}
+
+fn move_point(lineage: &mut Lineage, overlay: &OverlayFile) {
+    lineage.move_point(&overlay.disk, &overlay.path, (&overlay.image, &overlay.format));
+}
+
+/// What each disk lies in once all is merged. Markers of older versions do not say it: their images stand by themselves.
+fn chains(marker: &Marker) -> BTreeMap<DiskTarget, NewDisk> {
+    let alone = marker
+        .overlays
+        .iter()
+        .map(|overlay| (overlay.disk.clone(), NewDisk::new(&overlay.image, overlay.format.clone())));
+    let told = |chain: &DiskChain| Some((chain.disk.clone(), NewDisk::of_chain(&chain.images)?));
+    alone.chain(marker.chains.iter().filter_map(told)).collect()
+}
+
 fn spec(overlay: &OverlayFile) -> ImageSpec {
-    let backing = vec![(overlay.image.clone(), overlay.format.clone())];
+    let image = (overlay.image.clone(), overlay.format.clone());
+    let backing = [image].into_iter().chain(overlay.under.iter().cloned()).collect();
     ImageSpec { backing, ..ImageSpec::new(&overlay.path, ImageFormat::Qcow2) }
 }

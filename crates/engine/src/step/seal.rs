@@ -1,5 +1,7 @@
 //! Seals: at the end, both hosts note what their images hold, so that the next sync need not read what nobody touched.
 
+use std::collections::BTreeMap;
+
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::Root;
 use kvm_clone_core::wire::control::{FinishedImage, Identity, Request};
@@ -14,10 +16,7 @@ impl Work {
     /// Seals the images under their final names, and those of a source that stands still. What cannot be sealed is read
     /// next time.
     pub(super) async fn seal(&self) -> Result<()> {
-        let at_target = self.seals(|disk, finished| match &disk.base {
-            Some(base) => Some((base.image.clone(), vec![*self.merged.get(&disk.target)?])),
-            None => Some((ImageSpec::new(&disk.path, disk.staging.format.clone()), vec![finished.identity])),
-        });
+        let at_target = self.seals(|disk, finished| self.made(disk, finished));
         let target = self.target.host.control.order(Request::TakeSeals(at_target));
         // On one host both would have one name; the replica's is worth more, as its source is read in any case.
         if self.seen.machine.live.is_some() || self.source.host.is(&self.target.host) {
@@ -29,6 +28,21 @@ impl Work {
         });
         let source = self.source.host.control.order(Request::TakeSeals(at_source));
         tokio::try_join!(target, source).map(drop)
+    }
+
+    /// What a disk of the copy lies in, and what these files were when they held just that.
+    fn made(&self, disk: &CopyDisk, finished: &FinishedImage) -> Option<(ImageSpec, Vec<Identity>)> {
+        let Some(base) = &disk.base else {
+            return Some((ImageSpec::new(&disk.path, disk.staging.format.clone()), vec![finished.identity]));
+        };
+        let mut known = BTreeMap::from([(disk.path.as_str(), finished.identity)]);
+        let before = [&base.image.path].into_iter().chain(base.image.backing.iter().map(|(path, _)| path));
+        known.extend(before.map(String::as_str).zip(self.replica_images.get(&disk.target)?.iter().copied()));
+        known.extend(self.merged.iter().map(|(path, identity)| (path.as_str(), *identity)));
+        let images = self.plan.disks.iter().find(|planned| planned.target == disk.target)?.in_the_end();
+        let seen = images.iter().map(|(path, _)| known.get(path.as_str()).copied()).collect::<Option<_>>()?;
+        let ((path, format), behind) = images.split_first()?;
+        Some((ImageSpec { backing: behind.to_vec(), ..ImageSpec::new(path, format.clone()) }, seen))
     }
 
     /// One for each disk; an image that was carried as a file has digests of the file, not of what its guest sees.

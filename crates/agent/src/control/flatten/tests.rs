@@ -42,7 +42,7 @@ impl Pair {
         model.resize(size, 0);
         let backing = vec![(image, format)];
         let overlay = ImageSpec { backing, ..ImageSpec::new(path("overlay"), Format::Qcow2) };
-        let order = Flatten { operation: Uuid::nil(), overlay, exact_size: size as u64 };
+        let order = Flatten { operation: Uuid::nil(), overlay, above: None, exact_size: size as u64 };
         let mut pair = Self { host, order, model };
         pair.mark(None);
         pair.make_overlay();
@@ -56,7 +56,9 @@ impl Pair {
     fn mark(&self, flattened: Option<Identity>) {
         let (image, format) = self.order.overlay.backing[0].clone();
         let (path, exact_size) = (self.order.overlay.path.clone(), self.order.exact_size);
-        let overlay = OverlayFile { disk: "vda".parse().unwrap(), path, image, format, exact_size, flattened };
+        let (disk, under, above) =
+            ("vda".parse().unwrap(), self.order.overlay.backing[1..].to_vec(), self.order.above.clone());
+        let overlay = OverlayFile { disk, path, image, format, under, above, exact_size, flattened };
         let marker = Marker { overlays: vec![overlay], ..Marker::default() };
         marker::put(&self.host.session.place, &marker).unwrap();
     }
@@ -229,4 +231,59 @@ fn only_what_the_marker_names_is_flattened_and_never_cut() {
     let data = format!("data_file={}", pair.host.path("secret"));
     qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, &pair.order.overlay.path, "1280k"]);
     assert_eq!(pair.flatten().unwrap_err().code, Code::Verification);
+}
+
+/// An overlay over an image that stands on another, and one over that overlay: what is between may go once it is merged.
+#[test]
+fn what_stands_on_the_overlay_stands_on_the_image_then() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let mut pair = Pair::new(format, 20 * BLOCK, 20 * BLOCK);
+        let above = pair.host.path("above");
+        let below = NamedImage { path: pair.order.overlay.path.clone().into(), format: ImageFormat::Qcow2 };
+        new_qcow2::create_overlay(Path::new(&above), (20 * BLOCK) as u64, &below).unwrap();
+        new_qcow2::finish(Path::new(&above), &|_| ()).unwrap();
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 64k 64k", &above]);
+        pair.order.above = Some(above.clone());
+        assert_eq!(pair.flatten().unwrap_err().code, Code::Internal, "the marker does not say so");
+        pair.mark(None);
+        pair.model[BLOCK..2 * BLOCK].fill(9);
+        for _ in 0..2 {
+            let flattened = pair.flatten().unwrap();
+            assert_eq!(flattened.above, Some(identity_of(Path::new(&above)).unwrap()));
+            let backing = pair.order.overlay.backing.clone();
+            let shorter = ImageSpec { backing, ..ImageSpec::new(&above, Format::Qcow2) };
+            assert!(Pair::read(&shorter) == pair.model);
+            qemu("qemu-img", &["check", "-q", "-f", "qcow2", &above]);
+        }
+    }
+}
+
+/// A cluster of the image that is written in part is filled up from what the image stands on.
+#[test]
+fn an_image_that_stands_on_another_keeps_what_it_shows() {
+    let mut pair = Pair::new(Format::Qcow2, 20 * BLOCK, 20 * BLOCK);
+    let (image, base) = (pair.image().to_owned(), pair.host.path("base"));
+    std::fs::rename(&image, &base).unwrap();
+    let large = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=1M", "-b", &base, "-F", "qcow2", &image];
+    qemu("qemu-img", &large);
+    pair.order.overlay.backing.push((base.clone(), Format::Qcow2));
+    assert_eq!(pair.flatten().unwrap_err().code, Code::Internal, "the marker does not say so");
+    pair.mark(None);
+    pair.flatten().unwrap();
+    let chain = ImageSpec { backing: vec![(base, Format::Qcow2)], ..ImageSpec::new(image, Format::Qcow2) };
+    assert!(Pair::read(&chain) == pair.model);
+}
+
+/// Of several overlays that go into one image, one that is there already does not come over a newer one again.
+#[test]
+fn what_was_merged_and_not_written_to_since_is_not_merged_again() {
+    let pair = Pair::new(Format::Raw, 20 * BLOCK, 20 * BLOCK);
+    let merged = pair.flatten().unwrap();
+    qemu("qemu-io", &["-f", "raw", "-c", "write -P 5 0 1M", pair.image()]);
+    pair.mark(merged.overlay);
+    pair.flatten().unwrap();
+    assert!(std::fs::read(pair.image()).unwrap()[..1 << 20].iter().all(|byte| *byte == 5));
+    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 6 0 512", &pair.order.overlay.path]);
+    pair.flatten().unwrap();
+    assert!(std::fs::read(pair.image()).unwrap()[..512].iter().all(|byte| *byte == 6), "its guest wrote to it");
 }

@@ -49,6 +49,7 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
             operation: Uuid::from_u128(9),
             point: "2030-01-02T03:04:05Z".to_owned(),
             policy: LineagePolicy::default(),
+            points: Vec::new(),
         },
     }
 }

@@ -45,11 +45,18 @@ fn the_lineage_is_read_back_and_replaced() {
         wanted.lineage.host_name = "o'brien & <sons> \"ü\"".to_owned();
         wanted.lineage.policy.networks = vec![("a'b".to_owned(), "none".to_owned())];
         wanted.lineage.policy.macs = Identity::Kept;
+        let image = |path: &str, format, apart| KeptImage { path: path.to_owned(), format, apart };
+        let images =
+            [("vda", image("/a'b <c>", ImageFormat::Raw, false)), ("vdb", image("/d", ImageFormat::Qcow2, true))];
+        let images = images.into_iter().map(|(disk, image)| (disk.parse().unwrap(), image)).collect();
+        wanted.lineage.points = vec![KeptPoint { point: "2030-01-01T00:00:00Z".to_owned(), images }];
     });
     let lineage = Domain::parse(&first).unwrap().lineage().unwrap();
     assert_eq!(lineage.host_name, "o'brien & <sons> \"ü\"");
     assert_eq!(lineage.policy.networks, [("a'b".to_owned(), "none".to_owned())]);
     assert_eq!(lineage.policy.macs, Identity::Kept);
+    assert_eq!(lineage.points[0].images[&"vda".parse().unwrap()].path, "/a'b <c>");
+    assert!(lineage.points[0].standing().count() == 1 && lineage.points[0].images.len() == 2);
     let (second, _) = transformed(&first, |wanted| wanted.name = "third".parse().unwrap());
     assert_eq!(second.matches("<kvm-clone:lineage").count(), 1);
     assert_eq!(Domain::parse(&second).unwrap().lineage().unwrap().name.as_str(), "copy");

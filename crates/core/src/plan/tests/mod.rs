@@ -9,6 +9,7 @@ mod firmware;
 mod live;
 mod media;
 mod placing;
+mod points;
 mod reducing;
 mod replacing;
 mod sync;

@@ -7,7 +7,7 @@ const IMAGE: &str = "/images/standby-vda.qcow2";
 const OVERLAY: &str = "/images/standby-vda-deadbeef.overlay";
 
 /// The source and its replica `standby`, made by a clone to beta with these choices.
-fn replicated(choices: impl FnOnce(&mut CloneRequest)) -> World {
+pub(super) fn replicated(choices: impl FnOnce(&mut CloneRequest)) -> World {
     replicated_from(world(), choices)
 }
 
@@ -25,7 +25,8 @@ fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneRequest)) ->
     existing.uses = cloned.disks.iter().map(|disk| disk.path.clone()).collect();
     world.request = sync_request(&existing.name, &lineage, &SyncRequest::default()).unwrap();
     world.target.paths_present.extend(existing.uses.iter().cloned());
-    world.target.replica = Some(Replica { name: existing.name.clone(), uuid, xml, lineage, images });
+    world.target.replica =
+        Some(Replica { name: existing.name.clone(), uuid, xml, lineage, images, ages: vec![Some(60)] });
     world.target.machines = vec![existing];
     world.fresh.uuid = Uuid::from_u128(77);
     world.fresh.genid = Uuid::from_u128(78);
