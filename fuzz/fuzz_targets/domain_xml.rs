@@ -62,6 +62,7 @@ fn wanted(domain: &Domain) -> Transform {
             operation: Uuid::from_u128(9),
             point: "2030-01-02T03:04:05Z".to_owned(),
             policy: LineagePolicy::default(),
+            points: Vec::new(),
         },
     }
 }

@@ -551,3 +551,25 @@ async fn the_next_sync_goes_on_with_what_a_failed_one_left() {
         past.assert_kept(points(&standby).len());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_wrote_once_the_definition_is_settled_is_not_merged_over() {
+    let Some(standby) = Standby::new("what_a_guest_wrote_once_the_definition_is_settled").await else { return };
+    let round = Round::begin(&standby, (Step::Settle, kvm_clone_engine::Moment::Acted), false).await;
+    let beta = standby.beta.clone();
+    let outcome = round
+        .struck(move || {
+            fault::kill(&beta, "kvm-clone-agent").unwrap();
+            Err(Error::internal("struck"))
+        })
+        .await;
+    assert!(outcome.is_ok_and(|done| done.warnings.iter().any(|warning| warning.contains("cleaning up failed"))));
+    assert_eq!(by_definition(&standby), round.new);
+    for disk in ["vda", "vdb"] {
+        write(&standby.beta, NAME, disk, &["write -P 200 1M 64k"]);
+    }
+    let written = by_definition(&standby);
+    standby.recover("after its guest wrote").await;
+    assert_eq!((by_definition(&standby), standby.replica_contents()), (written.clone(), written));
+    assert_only_files_of(&standby);
+}

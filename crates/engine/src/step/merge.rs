@@ -36,8 +36,8 @@ impl Work {
     }
 }
 
-/// Merges every overlay into its image, in order, and notes in the marker that they may go. Disks whose definition names none of
-/// their overlays any more are settled: they are let alone, for their guest may have written to them since.
+/// Merges every overlay into its image, in order, and notes in the marker that they may go. Disks that are settled are let alone: their
+/// guest may have written to them since.
 pub(crate) async fn flatten(site: &Site, marker: &mut Marker) -> Result<Vec<(OverlayFile, Flattened)>> {
     let mut merged = Vec::new();
     let Some(domain) = definition(site, marker).await? else { return Ok(merged) };
@@ -67,7 +67,8 @@ pub(crate) async fn flatten(site: &Site, marker: &mut Marker) -> Result<Vec<(Ove
 /// named still. Whatever else was changed in it since the commit stays.
 pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
     let Some(domain) = definition(site, marker).await? else { return Ok(()) };
-    let mut lineage = domain.lineage().ok_or_else(|| Error::internal("the replica has no lineage any more"))?;
+    let before = domain.lineage().ok_or_else(|| Error::internal("the replica has no lineage any more"))?;
+    let mut lineage = before.clone();
     let open = unsettled(&domain, marker);
     let overlays = || marker.overlays.iter().filter(|overlay| open.contains(&overlay.disk));
     overlays().for_each(|overlay| move_point(&mut lineage, overlay));
@@ -78,7 +79,7 @@ pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
     };
     let images: BTreeMap<_, _> =
         chains(marker).into_iter().filter(|(disk, _)| open.contains(disk)).filter(is_named).collect();
-    if !open.is_empty() {
+    if !images.is_empty() || lineage != before {
         site.libvirt.define(repoint(&domain, &images, &lineage)?).await?;
     }
     // Durable before the overlays go: else a power cut would leave a definition without its disks.
@@ -90,10 +91,15 @@ async fn definition(site: &Site, marker: &Marker) -> Result<Option<Domain>> {
     xml.map(|xml| Domain::parse(&xml)).transpose()
 }
 
-/// The disks of which the definition still names an overlay that is to be merged: as source, as backing store, or in the lineage.
+/// The disks that are not settled: of which the definition still names an overlay that is to be merged, as source, as backing store
+/// or in the lineage, or which it has elsewhere or not at all by now.
 fn unsettled(domain: &Domain, marker: &Marker) -> BTreeSet<DiskTarget> {
-    let named = domain.named_paths();
-    let open = marker.overlays.iter().filter(|overlay| named.contains(&overlay.path));
+    let (named, chains) = (domain.named_paths(), chains(marker));
+    let is_at_home = |disk: &DiskTarget| {
+        let source = domain.disks().iter().find(|named| named.target == *disk).and_then(|named| named.source.as_ref());
+        source.is_some() && source == chains.get(disk).map(|chain| &chain.path)
+    };
+    let open = marker.overlays.iter().filter(|overlay| named.contains(&overlay.path) || !is_at_home(&overlay.disk));
     open.map(|overlay| overlay.disk.clone()).collect()
 }
 
