@@ -51,6 +51,8 @@ pub enum Step {
     Place,
     /// The definition: the commit.
     Define,
+    /// Of a sync: files that the definition does not name become those of the new point.
+    Renew,
     /// Of a sync: the overlays are merged into the replica's images.
     Flatten,
     /// Of a sync: the definition names the replica's images again.
@@ -82,7 +84,7 @@ impl Status {
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Step; 10] = [
+    pub const ALL: [Step; 11] = [
         Step::Mark,
         Step::Stage,
         Step::Point,
@@ -90,6 +92,7 @@ impl Step {
         Step::Finish,
         Step::Place,
         Step::Define,
+        Step::Renew,
         Step::Flatten,
         Step::Settle,
         Step::Clean,
@@ -98,7 +101,7 @@ impl Step {
     /// Whether only a sync has it.
     #[must_use]
     pub const fn is_of_sync(self) -> bool {
-        matches!(self, Self::Flatten | Self::Settle)
+        matches!(self, Self::Renew | Self::Flatten | Self::Settle)
     }
 
     /// The step as one word.
@@ -112,6 +115,7 @@ impl Step {
             Self::Finish => "finish",
             Self::Place => "place",
             Self::Define => "define",
+            Self::Renew => "renew",
             Self::Flatten => "flatten",
             Self::Settle => "settle",
             Self::Clean => "clean",

@@ -319,7 +319,7 @@ const fn phase_of(step: Step) -> Phase {
         Step::Copy => Phase::Copy,
         Step::Finish | Step::Place => Phase::Finish,
         Step::Define => Phase::Commit,
-        Step::Flatten | Step::Settle | Step::Clean => Phase::Clean,
+        Step::Renew | Step::Flatten | Step::Settle | Step::Clean => Phase::Clean,
     }
 }
 

@@ -262,6 +262,12 @@ async fn look(host: &Host, paths: Vec<String>) -> Result<BTreeMap<String, PathFa
     }
 }
 
+/// Which of these paths are there.
+pub(crate) async fn present(host: &Host, paths: Vec<String>) -> Result<BTreeSet<String>> {
+    let found = look(host, paths).await?;
+    Ok(found.into_iter().filter(|(_, facts)| facts.exists).map(|(path, _)| path).collect())
+}
+
 /// An image as an agent opens it, with every file behind it named.
 pub(crate) fn spec(chain: &[ImageFacts]) -> Result<ImageSpec> {
     let (top, behind) = chain.split_first().ok_or_else(|| Error::internal("an image chain is empty"))?;

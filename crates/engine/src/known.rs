@@ -2,6 +2,7 @@
 //! are still what they were then.
 
 mod changed;
+mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +20,7 @@ use crate::clone::CloneSettings;
 use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site, Source};
+pub(crate) use files::{KnownFiles, OWN_FILES, OwnFile, Word, compare, is_kept, own_files};
 
 /// What is known of a replica's disks.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +33,17 @@ pub(crate) struct Known {
     pub(crate) identities: BTreeMap<DiskTarget, Vec<Identity>>,
     /// Disks that nobody touched since the last point, on either side: they need not be read.
     pub(crate) untouched: BTreeSet<DiskTarget>,
+    /// What is known of the files beside the disks.
+    pub(crate) files: KnownFiles,
+}
+
+impl Known {
+    /// Digests of files that stay as they are, which hold for the point of this operation too: where they are, and where they will be.
+    pub(crate) fn kept_digests(&self, plan: &ClonePlan, target: &Host, operation: Uuid) -> Vec<(String, String)> {
+        let Some(replica) = &plan.replica else { return Vec::new() };
+        let at = |operation, name: &DiskTarget| manifest_path(target, operation, name);
+        self.files.kept.iter().map(|name| (at(replica.operation, name), at(operation, name))).collect()
+    }
 }
 
 /// Asks both hosts. Nothing is known of a machine that is new at the target.
@@ -50,7 +63,8 @@ pub(crate) async fn look(
         changed::refuse(site, replica).await?;
     }
     let target = &site.host;
-    let mut known = Known::default();
+    let files = files::look(source, site, (plan, replica), settings.discard_target_changes).await?;
+    let mut known = Known { files, ..Known::default() };
     let mut all = Vec::new();
     for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {
         let identities = inventory::inspect(target, base_image(disk)?).await?.identities;
@@ -62,9 +76,9 @@ pub(crate) async fn look(
                 all.push((disk.target.clone(), kept));
             }
             Ok(_) if settings.discard_target_changes => {}
-            Ok(_) => return Err(untold(target, replica, &disk.target, "its digests are of another lineage")),
+            Ok(_) => return Err(untold_disk(target, replica, &disk.target, "its digests are of another lineage")),
             Err(_) if settings.discard_target_changes => {}
-            Err(why) => return Err(untold(target, replica, &disk.target, &why)),
+            Err(why) => return Err(untold_disk(target, replica, &disk.target, &why)),
         }
     }
     let reads_all = settings.paranoid || settings.discard_target_changes;
@@ -113,12 +127,7 @@ pub(crate) async fn kept_digests(
     disk: &DiskTarget,
     size: u64,
 ) -> Result<Result<KeptDigests, String>> {
-    let manifest = manifest_path(host, operation, disk);
-    let query = ManifestQuery { path: manifest.clone(), operation };
-    let state = match host.control.ask(Request::Manifest(query)).await? {
-        Reply::Manifest(state) => state,
-        other => return Err(unexpected(&other)),
-    };
+    let (manifest, state) = manifest_state(host, operation, disk).await?;
     Ok(match state {
         ManifestState::Absent => Err("its digests are not there any more".to_owned()),
         ManifestState::Unusable { why } => Err(format!("its digests are of no use: {why}")),
@@ -127,6 +136,15 @@ pub(crate) async fn kept_digests(
         }
         ManifestState::Whole { disk_size, key, root, .. } => Ok(KeptDigests { manifest, key, root, size: disk_size }),
     })
+}
+
+/// Where the digests of a disk are kept, and what they are worth.
+async fn manifest_state(host: &Host, operation: Uuid, disk: &DiskTarget) -> Result<(String, ManifestState)> {
+    let path = manifest_path(host, operation, disk);
+    match host.control.ask(Request::Manifest(ManifestQuery { path: path.clone(), operation })).await? {
+        Reply::Manifest(state) => Ok((path, state)),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// The disks whose images on a host are known to hold just these digests.
@@ -152,14 +170,15 @@ async fn sealed(
     Ok(both.filter(|((_, kept, _), state)| holds(kept, state)).map(|((disk, ..), _)| (*disk).clone()).collect())
 }
 
-fn untold(target: &Host, replica: &ReplicaPlan, disk: &DiskTarget, why: &str) -> Error {
-    let message = format!(
-        "it cannot be told whether disk {} of replica {} was changed since its last point: {why}",
-        disk, replica.name
-    );
+fn untold_disk(target: &Host, replica: &ReplicaPlan, disk: &DiskTarget, why: &str) -> Error {
+    untold(target, replica, &format!("disk {disk}"), why).with("disk", disk)
+}
+
+fn untold(target: &Host, replica: &ReplicaPlan, what: &str, why: &str) -> Error {
+    let message =
+        format!("it cannot be told whether {what} of replica {} was changed since its last point: {why}", replica.name);
     Error::conflict(message)
         .with("vm", &replica.name)
-        .with("disk", disk)
         .with("host", &target.name)
         .help("--discard-target-changes compares everything, and overwrites what was changed")
 }

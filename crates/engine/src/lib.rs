@@ -48,4 +48,4 @@ pub use outcome::{Checksum, CloneResult, DiskResult, DiskSide, OperationType, Ph
 pub use recover::{Action, Recovered, Recovery};
 pub use resume::{Resumed, is_resumable};
 pub use retry::{Kept, retrying};
-pub use verify::{Against, Method, VerifiedDisk, VerifiedSide, VerifyRequest, VerifyResult};
+pub use verify::{Against, FileState, Method, VerifiedDisk, VerifiedFile, VerifiedSide, VerifyRequest, VerifyResult};

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
-use crate::step::{flatten, made_by, settle, stands};
+use crate::step::{flatten, made_by, renew, settle, stands};
 use crate::store::{RECOVERED, Store, Told};
 
 /// Whether `recover` acts.
@@ -205,8 +205,7 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
         }
         journal::Recovery::Undo => {
             entry.action = Action::Undo;
-            let finals: Vec<String> = marker.finals.iter().map(|file| file.path.clone()).collect();
-            entry.files = [inventory::not_in_use(site, &finals).await?, marker.staged()].concat();
+            entry.files = [inventory::not_in_use(site, &marker.placed()).await?, marker.staged()].concat();
             Status::Failed
         }
     };
@@ -229,6 +228,10 @@ async fn finish(site: &Site, marker: &Marker) -> Result<()> {
     }
     // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
     site.host.control.order(Request::SyncDefinitions).await?;
+    if let Some(why) = renew(site, marker).await? {
+        // The next sync finds it changed, and says so; nobody else would miss what is kept.
+        tracing::warn!(operation = %marker.operation, "{why}");
+    }
     if marker.overlays.is_empty() {
         return Ok(());
     }

@@ -9,6 +9,7 @@ mod define;
 mod finish;
 mod merge;
 mod point;
+mod renew;
 mod seal;
 mod source;
 mod stage;
@@ -27,19 +28,20 @@ use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, DiskPlan, FileKind, FreshIdentity, Merge};
 use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, Request};
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
-use kvm_clone_core::wire::replica::{DiskChain, OverlayFile};
+use kvm_clone_core::wire::replica::{DiskChain, OverlayFile, RenewedFile};
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared, random_key};
 use crate::host::Host;
 use crate::inventory::{self, Site, Source};
-use crate::known::{Known, base_image, manifest_path};
+use crate::known::{Known, OWN_FILES, base_image, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
 use define::OldMachine;
 pub(crate) use define::{made_by, stands};
 pub(crate) use merge::{flatten, settle};
+pub(crate) use renew::renew;
 pub(crate) use source::export;
 pub(crate) use undo::{Left, Side};
 
@@ -53,8 +55,8 @@ pub(crate) struct Work {
     plan: ClonePlan,
     seen: Source,
     key: DigestKey,
-    /// What identifies the replica's images as they were when the locks were taken.
-    replica_images: BTreeMap<DiskTarget, Vec<Identity>>,
+    /// What was known of the replica when the locks were taken.
+    known: Known,
     /// What identifies images that something was merged into, and those whose header names another image now, by their paths.
     merged: BTreeMap<String, Identity>,
     settings: CloneSettings,
@@ -93,27 +95,8 @@ impl Work {
         events: Events,
     ) -> Result<Self> {
         let (plan, operation) = (prepared.plan.clone(), prepared.fresh.operation);
-        let key = known.key.clone().map_or_else(random_key, Ok)?;
         let disks = copy_disks(&plan, &seen, operation, &prepared.target.host, owner, &known);
-        let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
-        let marker = Marker {
-            operation,
-            source: format!("{} on {}", plan.vm_name, plan.source_host),
-            machine: plan.new_vm_name.to_string(),
-            uuid: plan.new_uuid,
-            keys: prepared.target_keys(),
-            staging: list(|disk| &disk.staging.path),
-            finals: disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
-            directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
-            manifests: list(|disk| &disk.manifest),
-            replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
-            sync: plan.replica.is_some(),
-            overlays: plan.disks.iter().flat_map(overlays).collect(),
-            chains: chains(&plan),
-            outdated: outdated(&plan, &prepared.target.host),
-            pools: pools(&plan),
-            created: prepared.fresh.now.clone(),
-        };
+        let marker = marker(prepared, &disks, &known);
         Ok(Self {
             operation,
             source: prepared.source.clone(),
@@ -122,8 +105,8 @@ impl Work {
             fresh: prepared.fresh.clone(),
             plan,
             seen,
-            key,
-            replica_images: known.identities,
+            key: known.key.clone().map_or_else(random_key, Ok)?,
+            known,
             merged: BTreeMap::new(),
             settings,
             events,
@@ -155,6 +138,7 @@ impl Work {
             Step::Finish => self.finish().await,
             Step::Place => self.place().await,
             Step::Define => self.define().await,
+            Step::Renew => self.renew().await,
             Step::Flatten => self.flatten().await,
             Step::Settle => self.settle().await,
             Step::Clean => self.clean_up().await,
@@ -208,7 +192,8 @@ impl Work {
     }
 
     async fn place(&mut self) -> Result<()> {
-        for disk in &self.disks {
+        let takes_a_place = |disk: &&CopyDisk| self.marker.renewed.iter().any(|file| file.path == disk.path);
+        for disk in self.disks.iter().filter(|disk| !takes_a_place(disk)) {
             let (from, to) = (disk.staging.path.clone(), disk.path.clone());
             let rename = Request::Rename { operation: self.operation, from, to };
             self.target.host.control.order(rename).await?;
@@ -274,6 +259,31 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
     pools
 }
 
+/// What the host is told of this operation before anything is made there.
+fn marker(prepared: &Prepared, disks: &[CopyDisk], known: &Known) -> Marker {
+    let (plan, operation) = (&prepared.plan, prepared.fresh.operation);
+    let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
+    Marker {
+        operation,
+        source: format!("{} on {}", plan.vm_name, plan.source_host),
+        machine: plan.new_vm_name.to_string(),
+        uuid: plan.new_uuid,
+        keys: prepared.target_keys(),
+        staging: list(|disk| &disk.staging.path),
+        finals: disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
+        directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
+        manifests: manifests(plan, &prepared.target.host, operation, disks, known),
+        replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
+        sync: plan.replica.is_some(),
+        overlays: plan.disks.iter().flat_map(overlays).collect(),
+        chains: chains(plan),
+        renewed: renewed(plan, disks, known),
+        outdated: outdated(plan, &prepared.target.host),
+        pools: pools(plan),
+        created: prepared.fresh.now.clone(),
+    }
+}
+
 /// What is merged once the new point is there.
 fn overlays(disk: &DiskPlan) -> impl Iterator<Item = OverlayFile> {
     let overlay = |merge: &Merge| OverlayFile {
@@ -295,17 +305,39 @@ fn chains(plan: &ClonePlan) -> Vec<DiskChain> {
     merged.map(|disk| DiskChain { disk: disk.target.clone(), images: disk.in_the_end() }).collect()
 }
 
+/// The manifests that the new point has: of what is copied, and of files that stay as they are.
+fn manifests(plan: &ClonePlan, target: &Host, operation: Uuid, disks: &[CopyDisk], known: &Known) -> Vec<String> {
+    let kept = known.kept_digests(plan, target, operation);
+    disks.iter().map(|disk| disk.manifest.clone()).chain(kept.into_iter().map(|(_, to)| to)).collect()
+}
+
+/// The files that become those of the new point right after the commit.
+fn renewed(plan: &ClonePlan, disks: &[CopyDisk], known: &Known) -> Vec<RenewedFile> {
+    let before = |path: &String| known.files.content.get(path).cloned();
+    let renewing = plan.files.iter().filter(|file| file.renews);
+    let staged = renewing.filter_map(|file| disks.iter().find(|disk| disk.path == file.path));
+    let staged = staged.map(|disk| RenewedFile {
+        path: disk.path.clone(),
+        staging: Some(disk.staging.path.clone()),
+        before: before(&disk.path),
+    });
+    let dropped = plan.dropped_state.iter();
+    let dropped = dropped.map(|path| RenewedFile { path: path.clone(), staging: None, before: before(path) });
+    staged.chain(dropped).collect()
+}
+
 /// What was kept of the replica's last point.
 fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
     let Some(replica) = &plan.replica else { return Vec::new() };
     let state = &target.facts.state_dir;
-    let names =
-        plan.disks.iter().map(|disk| disk.target.to_string()).chain(plan.files.iter().map(|file| file.name.clone()));
+    let disks = plan.disks.iter().map(|disk| disk.target.to_string());
+    let files = plan.files.iter().map(|file| file.name.clone()).chain(OWN_FILES.map(str::to_owned));
+    let names: BTreeSet<String> = disks.chain(files).collect();
     let of_one = |name: String| {
         let name = format!("{}-{name}", replica.operation);
         [format!("{state}/manifests/{name}"), format!("{state}/seals/{name}.json")]
     };
-    names.flat_map(of_one).collect()
+    names.into_iter().flat_map(of_one).collect()
 }
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying
@@ -359,9 +391,11 @@ fn copy_disks(
     let files = plan.files.iter().filter_map(|file| {
         let source = ImageSpec::new(&file.source_path, ImageFormat::Raw);
         let source = if file.what == FileKind::Medium { source } else { source.without_link() };
-        let copied = staged(file.name.parse().ok()?, source, &file.path, ImageFormat::Raw, file.size);
+        // The directory of a state is its emulator's, who could put anything in the way of what is staged there; the one above is not.
+        let beside = if file.renews { file.path.rsplit_once('/').map_or("", |(dir, _)| dir) } else { &file.path };
+        let copied = staged(file.name.parse().ok()?, source, beside, ImageFormat::Raw, file.size);
         let owner = if file.what == FileKind::Tpm { target.facts.tpm_owner } else { qemu };
-        Some(CopyDisk { kind: Kind::File, owner, ..copied })
+        Some(CopyDisk { kind: Kind::File, owner, path: file.path.clone(), ..copied })
     });
     disks.chain(files).collect()
 }

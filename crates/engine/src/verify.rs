@@ -1,4 +1,4 @@
-//! Verification: the disks of a stopped machine compared with the digests of its last point, or with those of another machine.
+//! Verification: the disks of a stopped machine, and the files beside them, compared with the digests of its last point, or with those of another machine.
 //!
 //! 1. [`subject`] finds the machines, takes their locks, and looks at their disks;
 //! 2. [`compare`] compares two disks, or a disk and its manifest, group by group of blocks;
@@ -7,6 +7,7 @@
 //! Nothing is made anywhere, so there is nothing to undo.
 
 mod compare;
+mod files;
 mod outcome;
 mod subject;
 
@@ -29,7 +30,7 @@ use crate::phases::Phases;
 use crate::step::sum;
 pub(crate) use compare::with_digests;
 use compare::{Bytes, Digests, by_digests};
-pub use outcome::{Against, Method, VerifiedDisk, VerifiedSide, VerifyResult};
+pub use outcome::{Against, FileState, Method, VerifiedDisk, VerifiedFile, VerifiedSide, VerifyResult};
 use subject::{Subject, SubjectDisk};
 
 /// What is to be compared.
@@ -79,10 +80,10 @@ pub(crate) async fn verify(
     phases.enter(Phase::Compare, &events);
     let compared = work.compare().await;
     phases.enter(Phase::Finish, &events);
-    let (against, disks) = subject::if_unchanged(compared, &work.ours, work.theirs.as_ref()).await?;
+    let Compared { against, disks, files } = subject::if_unchanged(compared, &work.ours, work.theirs.as_ref()).await?;
     Ok(VerifyResult {
         operation_id: operation,
-        success: disks.iter().all(|disk| disk.identical),
+        success: disks.iter().all(|disk| disk.identical) && files.iter().all(VerifiedFile::is_well),
         vm_name: work.ours.name.clone(),
         host: work.ours.site.host.name.clone(),
         against,
@@ -91,6 +92,7 @@ pub(crate) async fn verify(
         bytes_compared: disks.iter().map(|disk| disk.bytes_compared).sum(),
         bytes_differing: disks.iter().map(|disk| disk.bytes_differing).sum(),
         disks,
+        files,
         phases: phases.close(0),
         timestamp: jiff::Timestamp::now().to_string(),
     })
@@ -103,16 +105,23 @@ struct Verifying<'a> {
     events: Events,
 }
 
+/// What comparing came to.
+struct Compared {
+    against: Against,
+    disks: Vec<VerifiedDisk>,
+    files: Vec<VerifiedFile>,
+}
+
 impl Verifying<'_> {
-    async fn compare(&self) -> Result<(Against, Vec<VerifiedDisk>)> {
+    async fn compare(&self) -> Result<Compared> {
         match &self.theirs {
             None => self.with_digests().await,
             Some(theirs) => self.with_machine(theirs).await,
         }
     }
 
-    /// Each disk with its manifest. All manifests are looked at before any disk is read.
-    async fn with_digests(&self) -> Result<(Against, Vec<VerifiedDisk>)> {
+    /// Each disk with its manifest, then the files beside them. All manifests are looked at before any disk is read.
+    async fn with_digests(&self) -> Result<Compared> {
         let lineage = self.ours.lineage.as_ref().ok_or_else(|| no_copy(&self.ours))?;
         let mut kept = Vec::new();
         for disk in &self.ours.disks {
@@ -134,11 +143,12 @@ impl Verifying<'_> {
             verified.push(VerifiedDisk::compared(&disk.target, sides, size, found));
         }
         let (operation_id, point) = (lineage.operation, lineage.point.clone());
-        Ok((Against::Digests { operation_id, point }, verified))
+        let files = files::with_digests(&self.ours, lineage).await?;
+        Ok(Compared { against: Against::Digests { operation_id, point }, disks: verified, files })
     }
 
-    /// Disks of the same target device with each other.
-    async fn with_machine(&self, theirs: &Subject) -> Result<(Against, Vec<VerifiedDisk>)> {
+    /// Disks of the same target device with each other. Files beside the disks are each machine's own.
+    async fn with_machine(&self, theirs: &Subject) -> Result<Compared> {
         let key = random_key()?;
         let pairs = subject::pairs(&self.ours, theirs);
         for (disk, pair) in &pairs {
@@ -169,7 +179,7 @@ impl Verifying<'_> {
             verified.push(VerifiedDisk::compared(&target, sides, size, found));
         }
         let (host, vm_name) = (theirs.site.host.name.clone(), theirs.name.clone());
-        Ok((Against::Machine { host, vm_name }, verified))
+        Ok(Compared { against: Against::Machine { host, vm_name }, disks: verified, files: Vec::new() })
     }
 
     fn begin(&self, disk: &DiskTarget, size: u64) {

@@ -15,7 +15,7 @@ use kvm_clone_core::wire::lane::{
     Base, BaseDigests, Compared, ImageSpec, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, OnDivergence, Segment,
     Trust, Verify,
 };
-use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, SealOrder, SealState};
+use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, RenewedFile, SealOrder, SealState};
 use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
@@ -44,6 +44,7 @@ pub(super) fn write(dir: &Path) {
         ("welcome", ToAgent::Welcome(welcome)),
         ("marker", ToAgent::Request(1, Request::PutMarker(Box::new(marker())))),
         ("flatten", ToAgent::Request(3, Request::Flatten(flatten))),
+        ("renew", ToAgent::Request(7, Request::RenewFiles(Uuid::nil()))),
         ("seals", ToAgent::Request(4, Request::TakeSeals(vec![seal_order()]))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
         ("group-digests", ToAgent::Request(5, Request::GroupDigests(digests_of(Digested::Disk(image())), 7))),
@@ -58,6 +59,7 @@ pub(super) fn write(dir: &Path) {
     let answers = [
         ("hello", hello),
         ("error", FromAgent::Response(1, Err(Error::transfer("lost").with("host", "alpha").help("Try again")))),
+        ("renewed", FromAgent::Response(3, Ok(Reply::Renewed(Err("changed".to_owned()))))),
         ("seals", FromAgent::Response(3, Ok(Reply::Seals(vec![SealState::Absent { why: None }])))),
         ("taken-up", FromAgent::Response(2, Ok(Reply::TakenUp(Err("torn".to_owned()))))),
         ("segments", FromAgent::Response(2, Ok(Reply::Segments { segments: vec![(0, 65536)], next: Some(7) }))),
@@ -199,6 +201,11 @@ pub(super) fn marker() -> Marker {
         sync: true,
         overlays: vec![overlay()],
         chains: vec![DiskChain { disk: "vda".parse().unwrap(), images: image().backing }],
+        renewed: vec![RenewedFile {
+            path: "/tpm/state".to_owned(),
+            staging: Some("/tpm/.staging".to_owned()),
+            before: Some("00".repeat(32)),
+        }],
         outdated: vec!["/old".to_owned()],
         replaced: Vec::new(),
         created: "2030-01-02T03:04:05Z".to_owned(),

@@ -10,7 +10,7 @@ use super::progress::Progress;
 use super::session::Session;
 use super::{
     check, checksum, digests, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay,
-    seal, settle, take_up,
+    renew, seal, settle, take_up,
 };
 
 /// Requests answered at once; a controller that asks more at a time is broken.
@@ -79,6 +79,12 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         Request::SettleImage(new) => {
             session.require_locks().and_then(|()| settle::settle(session, &new, progress)).map(Reply::Image)
         }
+        Request::HoldState(operation) => {
+            session.require_locks().and_then(|()| renew::hold(session, operation)).map(done)
+        }
+        Request::RenewFiles(operation) => {
+            session.require_locks().and_then(|()| renew::renew(session, operation, progress)).map(Reply::Renewed)
+        }
         Request::Flatten(order) => {
             session.require_locks().and_then(|()| flatten::flatten(session, &order, progress)).map(Reply::Flattened)
         }
@@ -127,6 +133,8 @@ const fn changes(request: &Request) -> bool {
             | Request::BlockDigests(..)
             | Request::FinishImage(_)
             | Request::SettleImage(_)
+            | Request::HoldState(_)
+            | Request::RenewFiles(_)
             | Request::Flatten(_)
             | Request::TakeSeals(_)
             | Request::Manifest(_)

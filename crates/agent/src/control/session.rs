@@ -15,6 +15,7 @@ use kvm_clone_core::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
+use super::emulator::StateLock;
 use super::image::{Growing, Made};
 use super::point::Point;
 use crate::lock::Locks;
@@ -48,6 +49,8 @@ pub(crate) struct Session {
     silence_seconds: AtomicU32,
     controller: Mutex<String>,
     locks: Mutex<Option<Locks>>,
+    /// States of TPMs that no emulator works on meanwhile.
+    states: Mutex<Vec<StateLock>>,
     lanes: Mutex<HashMap<LaneId, Lane>>,
     /// Set when lane agents are ended: one that was still on its way is then refused.
     lanes_closed: AtomicBool,
@@ -92,6 +95,7 @@ impl Session {
             silence_seconds: AtomicU32::new(FIRST_SILENCE_SECONDS),
             controller: Mutex::default(),
             locks: Mutex::default(),
+            states: Mutex::default(),
             lanes: Mutex::default(),
             lanes_closed: AtomicBool::new(false),
             changing: AtomicUsize::new(0),
@@ -117,6 +121,7 @@ impl Session {
 
     /// Takes the session's directory away. Called at the end of the process, whose threads still hold the session.
     pub(super) fn close(&self) {
+        drop(self.held_states());
         let _ = fs::remove_dir_all(&self.dir);
     }
 
@@ -181,7 +186,18 @@ impl Session {
     }
 
     pub(super) fn drop_locks(&self) {
+        self.lock(&self.states).clear();
         *self.lock(&self.locks) = None;
+    }
+
+    /// Holds these states until they are asked back, or until the locks go.
+    pub(super) fn hold_states(&self, states: Vec<StateLock>) {
+        *self.lock(&self.states) = states;
+    }
+
+    /// Gives back the states that are held.
+    pub(super) fn held_states(&self) -> Vec<StateLock> {
+        std::mem::take(&mut *self.lock(&self.states))
     }
 
     /// What a program that works for the operation must hold; none before the locks are taken.

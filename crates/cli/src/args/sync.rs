@@ -18,7 +18,8 @@ const EXAMPLES: &str = "Examples:
 ///
 /// The replica is the machine on DEST whose definition says that it was copied from this source. What differs is sent and staged beside the
 /// replica's disks, verified, and then taken over by one definition: until then the replica is the old point, from then on the new one. The
-/// choices made when it was cloned hold again. A replica that runs is never written to, nor one that was changed since, unless asked.
+/// choices made when it was cloned hold again. Firmware variables come along, and the state of the TPM if it was copied then. A replica that
+/// runs is never written to, nor one that was changed since, unless asked.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SyncArgs {
@@ -60,7 +61,7 @@ pub(crate) struct UpdateArgs {
     /// Refuse where a disk would be copied whole
     #[arg(long, conflicts_with = "full")]
     pub(crate) delta_only: bool,
-    /// Leave the replica's definition as it is
+    /// Leave the replica's definition as it is, and with it its firmware variables and its TPM
     #[arg(long)]
     pub(crate) disks_only: bool,
     /// Keep the point that the replica had before, as images under its disks; safety.snapshot_retention says for how long

@@ -17,9 +17,10 @@ const EXAMPLES: &str = "Examples:
 
 /// Compare the disks of a machine with the digests of its last point, or with those of another machine.
 ///
-/// Every block is read, and every range that differs is listed with its disk. Nothing is written, on either host; machines must be stopped,
-/// and are locked meanwhile. Between two hosts only digests travel, under a key that is made for this comparison alone. The exit status
-/// is 0 where nothing differs, else 65.
+/// With digests, firmware variables and a TPM's state that came along are compared too; with another machine, disks alone. Every block is read,
+/// and every range that differs is listed with its disk. Nothing is written, on either host; machines must be stopped, and are locked
+/// meanwhile. Between two hosts only digests travel, under a key that is made for this comparison alone. The exit status is 0 where nothing
+/// differs, else 65.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
@@ -28,7 +29,7 @@ pub(crate) struct VerifyArgs {
     /// The machine
     #[arg(value_name = "VM")]
     pub(crate) machine: SourceName,
-    /// Compare with another machine [default for its name: VM]; without this, with the digests of the last point
+    /// Compare the disks with another machine's [default for its name: VM]; without this, with the digests of the last point
     #[arg(long, num_args = 1..=2, value_names = ["HOST", "VM"])]
     pub(crate) against: Option<Vec<String>>,
     /// Compare bit for bit: of both disks, whatever may hold data travels to this machine

@@ -23,6 +23,11 @@ pub(crate) fn verify_report(result: &VerifyResult, paint: Paint) -> String {
         format!("  operation  {}", result.operation_id),
     ];
     lines.extend(result.disks.iter().flat_map(|disk| about(disk, paint)));
+    lines.extend(result.files.iter().map(|file| {
+        let words = harmless(&file.words()).to_string();
+        let words = if file.is_well() { paint.good(&words) } else { paint.bad(&words) };
+        format!("{}: {words}", file.name)
+    }));
     lines.join("\n") + "\n"
 }
 
@@ -47,7 +52,7 @@ fn about(disk: &VerifiedDisk, paint: Paint) -> Vec<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use kvm_clone_core::blocks::compare::Range;
-    use kvm_clone_engine::{Checksum, VerifiedSide};
+    use kvm_clone_engine::{Checksum, FileState, VerifiedFile, VerifiedSide};
     use uuid::Uuid;
 
     use super::*;
@@ -83,6 +88,7 @@ mod tests {
             bytes_compared: 2 << 30,
             bytes_differing: disks.iter().map(|disk| disk.bytes_differing).sum(),
             disks,
+            files: Vec::new(),
             phases: Vec::new(),
             timestamp: "2030-01-02T03:04:05Z".to_owned(),
         }
@@ -97,6 +103,31 @@ mod tests {
         let error = found.difference().unwrap();
         insta::assert_snapshot!("verdict", format!("{text}\n{}\n{:?}", error.message, error.context));
         assert!(result(vec![disk("vda", &[], &[])]).difference().is_none());
+    }
+
+    #[test]
+    fn a_file_that_differs_is_named() {
+        let file = |name: &str, state| {
+            let name: kvm_clone_core::name::DiskTarget = name.parse().unwrap();
+            VerifiedFile { path: format!("/a/{name}"), name, what: "the state of its TPM", state }
+        };
+        let unknown = FileState::Unknown { why: "its digests are not there".to_owned() };
+        let against = Against::Digests { operation_id: Uuid::nil(), point: "2030-01-02T03:04:05Z".to_owned() };
+        let found = VerifyResult {
+            files: vec![
+                file("nvram", unknown.clone()),
+                file("tpm", FileState::Differs),
+                file("tpmsave", FileState::Missing),
+            ],
+            against,
+            success: false,
+            ..result(vec![disk("vda", &[], &[])])
+        };
+        let text = verify_report(&found, Paint { on: false });
+        let error = found.difference().unwrap();
+        let json = serde_json::to_string_pretty(&found.files).unwrap();
+        insta::assert_snapshot!("verdict_files", format!("{text}\n{}\n{:?}\n{json}", error.message, error.context));
+        assert!(VerifyResult { files: vec![file("nvram", unknown)], ..found }.difference().is_none());
     }
 
     #[test]

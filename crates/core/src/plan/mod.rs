@@ -79,6 +79,8 @@ pub struct ClonePlan {
     pub files: Vec<FilePlan>,
     /// Directories that will be made for them, the outermost first.
     pub directories: Vec<DirectoryPlan>,
+    /// Files of the replica's TPM that the source's has not: they go with the commit.
+    pub dropped_state: Vec<String>,
     /// What point in time the copy will be.
     pub consistency: Consistency,
     /// The machine that `--force` replaces, or that a sync brings to a newer point.
@@ -310,6 +312,7 @@ pub fn plan_clone(
         disks,
         files: files.carried,
         directories: files.directories,
+        dropped_state: files.dropped_state,
         consistency: live::consistency(source),
         replaces,
         replica: replica_plan(&facts),

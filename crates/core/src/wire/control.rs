@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
 use super::replica::{
-    DiskChain, Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, SealOrder, SealQuery, SealState,
+    DiskChain, Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, RenewedFile, SealOrder, SealQuery,
+    SealState,
 };
 use super::verify::DigestQuery;
 use crate::blocks::compare::GroupPage;
@@ -164,6 +165,12 @@ pub enum Request {
     /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
     /// it over. → [`Reply::Image`]
     SettleImage(NewImage),
+    /// Keep emulators away from the states that the marker says are renewed, until they are: who starts the machine meanwhile
+    /// is refused. → [`Reply::Done`]
+    HoldState(Uuid),
+    /// Have what is staged take the places of the files that the marker says are renewed, durably, unless somebody changed one of
+    /// these since; what was done already is left. → [`Reply::Renewed`]
+    RenewFiles(Uuid),
     /// Bring what an overlay holds into the image under it, durably. Until that is done the overlay shows the same disk, done
     /// or half done, and it can be done again. → [`Reply::Flattened`]
     Flatten(Flatten),
@@ -293,6 +300,9 @@ pub struct Marker {
     /// What the disks that have such overlays lie in once these are merged.
     #[serde(default)]
     pub chains: Vec<DiskChain>,
+    /// Files of the machine that no definition names, and that become those of the new point right after it.
+    #[serde(default)]
+    pub renewed: Vec<RenewedFile>,
     /// Manifests and seals of the point before, removed once the new definition stands.
     #[serde(default)]
     pub outdated: Vec<String>,
@@ -309,6 +319,13 @@ impl Marker {
     pub fn outlived(&self) -> Vec<String> {
         let overlays = self.overlays.iter().map(|overlay| overlay.path.clone()).collect();
         [self.replaced.clone(), overlays, self.outdated.clone(), self.staging.clone()].concat()
+    }
+
+    /// The final names that files have before the commit.
+    #[must_use]
+    pub fn placed(&self) -> Vec<String> {
+        let is_renewed = |path: &String| self.renewed.iter().any(|file| file.path == *path);
+        self.finals.iter().map(|file| &file.path).filter(|path| !is_renewed(path)).cloned().collect()
     }
 
     /// What undoing removes beside files that have their final names, in order: a directory goes after what is in it.
@@ -369,6 +386,8 @@ pub enum Reply {
     TakenUp(Result<(), String>),
     /// A finished image.
     Image(FinishedImage),
+    /// Whether files were renewed; if not, why those that are there stay.
+    Renewed(Result<(), String>),
     /// A flattened overlay.
     Flattened(Flattened),
     /// What seals are worth, in the order of the question.

@@ -62,6 +62,8 @@ impl Request {
             Self::TakeUpImage(new) => ("taking up the image", Some(&new.image.path)),
             Self::FinishImage(new) => ("completing the image", Some(&new.image.path)),
             Self::SettleImage(new) => ("cleaning the image", Some(&new.image.path)),
+            Self::HoldState(_) => ("keeping emulators of TPMs away", None),
+            Self::RenewFiles(_) => ("renewing the state of the TPM", None),
             Self::Flatten(order) => ("merging the overlay", Some(&order.overlay.path)),
             Self::TakeSeals(_) => ("sealing the images", None),
             Self::Seals(_) => ("looking at the seals", None),

@@ -36,6 +36,19 @@ pub struct OverlayFile {
     pub flattened: Option<Identity>,
 }
 
+/// A file of the machine that changes with the commit, though no definition names it: right after it, what is staged takes the
+/// place of what was there. Such are the states of emulated TPMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewedFile {
+    /// Where it is.
+    pub path: String,
+    /// Where its new content is staged, which is also among [`super::control::Marker::staging`]; none where the file goes.
+    pub staging: Option<String>,
+    /// SHA-256 of what it held before, in hexadecimal; none where there was no such file. What holds something else by then is
+    /// somebody's, and stays.
+    pub before: Option<String>,
+}
+
 /// An overlay whose content goes into the image under it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flatten {
@@ -179,14 +192,20 @@ mod tests {
             exact_size: 1000,
             flattened: None,
         };
-        let marker = Marker { overlays: vec![overlay], outdated: vec!["/old".to_owned()], ..Marker::default() };
+        let renewed = RenewedFile { path: "/tpm".to_owned(), staging: None, before: None };
+        let marker = Marker {
+            overlays: vec![overlay],
+            outdated: vec!["/old".to_owned()],
+            renewed: vec![renewed],
+            ..Marker::default()
+        };
         let mut text = serde_json::to_value(&marker).unwrap();
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
         let overlay = text["overlays"][0].as_object_mut().unwrap();
         ["under", "above", "flattened"].iter().for_each(|new| drop(overlay.remove(*new)));
         text.as_object_mut().unwrap().remove("chains");
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
-        for new in ["overlays", "outdated", "directories"] {
+        for new in ["overlays", "outdated", "directories", "renewed"] {
             text.as_object_mut().unwrap().remove(new);
         }
         assert_eq!(serde_json::from_value::<Marker>(text).unwrap(), Marker::default());

@@ -7,7 +7,7 @@ use kvm_clone_core::plan::ReplicaPlan;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
-use super::{kept_digests, sealed, untold};
+use super::{kept_digests, sealed, untold_disk};
 use crate::host::Host;
 use crate::inventory::{self, Site};
 use crate::verify::with_digests;
@@ -35,7 +35,7 @@ async fn refuse_disk(
     size: u64,
 ) -> Result<()> {
     let kept = kept_digests(host, replica.operation, disk, size).await?;
-    let kept = [(disk.clone(), kept.map_err(|why| untold(host, replica, disk, &why))?)];
+    let kept = [(disk.clone(), kept.map_err(|why| untold_disk(host, replica, disk, &why))?)];
     if !sealed(host, replica.operation, &kept, |_| Some(image.clone())).await?.is_empty() {
         return Ok(());
     }

@@ -1,8 +1,9 @@
 //! The commit: one definition, before which nothing has changed for anybody and after which everything is there.
 
-use kvm_clone_core::inventory::MachineState;
+use kvm_clone_core::inventory::{ImageFormat, MachineState};
 use kvm_clone_core::plan::{Replaced, plan_clone};
 use kvm_clone_core::wire::control::Request;
+use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
@@ -29,6 +30,7 @@ impl Work {
             }
             let definition =
                 self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
+            self.hold_state().await?;
             self.define_asked = true;
             self.target.libvirt.define(definition).await?;
         }
@@ -84,9 +86,9 @@ impl Work {
         }
     }
 
-    /// Whether nobody wrote to the replica's images since the locks were taken.
+    /// Whether nobody wrote to the replica's images and files since the locks were taken.
     async fn replica_unchanged(&self) -> Result<()> {
-        for (disk, before) in &self.replica_images {
+        for (disk, before) in &self.known.identities {
             let base = self.disks.iter().find(|copied| copied.target == *disk).and_then(|copied| copied.base.as_ref());
             let Some(base) = base else { continue };
             let now = inventory::inspect(&self.target.host, base.image.clone()).await?;
@@ -97,6 +99,15 @@ impl Work {
                     .with("path", path)
                     .with("host", &self.target.host.name)
                     .help("Somebody writes to it: find it with fuser or lsof on the target, and sync again"));
+            }
+        }
+        for (path, before) in &self.known.files.identities {
+            let file = ImageSpec::new(path, ImageFormat::Raw).without_link();
+            if inventory::inspect(&self.target.host, file).await?.identities != *before {
+                return Err(Error::conflict(format!("{path} of the replica changed while its disks were compared"))
+                    .with("path", path)
+                    .with("host", &self.target.host.name)
+                    .help("Somebody uses the replica: find out who, and sync again"));
             }
         }
         Ok(())

@@ -37,7 +37,7 @@ impl Work {
         };
         let mut known = BTreeMap::from([(disk.path.as_str(), finished.identity)]);
         let before = [&base.image.path].into_iter().chain(base.image.backing.iter().map(|(path, _)| path));
-        known.extend(before.map(String::as_str).zip(self.replica_images.get(&disk.target)?.iter().copied()));
+        known.extend(before.map(String::as_str).zip(self.known.identities.get(&disk.target)?.iter().copied()));
         known.extend(self.merged.iter().map(|(path, identity)| (path.as_str(), *identity)));
         let images = self.plan.disks.iter().find(|planned| planned.target == disk.target)?.in_the_end();
         let seen = images.iter().map(|(path, _)| known.get(path.as_str()).copied()).collect::<Option<_>>()?;

@@ -33,10 +33,16 @@ impl Work {
         for disk in self.disks.iter().filter(|disk| disk.untouched) {
             let digests = disk.base.as_ref().and_then(|base| base.digests.as_ref());
             let from = digests.ok_or_else(|| Error::internal("an untouched disk has no digests"))?.manifest.clone();
-            let adopt = Request::AdoptManifest { operation: self.operation, from, to: disk.manifest.clone() };
-            self.target.host.control.order(adopt).await?;
+            self.adopt(from, disk.manifest.clone()).await?;
+        }
+        for (from, to) in self.known.kept_digests(&self.plan, &self.target.host, self.operation) {
+            self.adopt(from, to).await?;
         }
         Ok(())
+    }
+
+    async fn adopt(&self, from: String, to: String) -> Result<()> {
+        self.target.host.control.order(Request::AdoptManifest { operation: self.operation, from, to }).await
     }
 
     /// The staging images of an earlier try, as long as anything is to be read of their disks.

@@ -86,7 +86,7 @@ impl Work {
         match step {
             Step::Define => self.undefine().await,
             Step::Place => {
-                self.remove(self.marker.finals.iter().map(|file| file.path.clone()).collect()).await?;
+                self.remove(self.marker.placed()).await?;
                 self.refresh_pools().await;
                 Ok(())
             }
@@ -94,7 +94,7 @@ impl Work {
             Step::Point => self.drop_point().await,
             Step::Stage => self.remove(self.marker.staged()).await,
             Step::Mark => self.target.host.control.order(Request::RemoveMarker(self.operation)).await,
-            Step::Finish | Step::Flatten | Step::Settle | Step::Clean => Ok(()),
+            Step::Finish | Step::Renew | Step::Flatten | Step::Settle | Step::Clean => Ok(()),
         }
     }
 
@@ -128,11 +128,11 @@ impl Work {
         let marker = &self.marker;
         let all = not_undone.iter().flat_map(|step| match step {
             Step::Define => vec![format!("machine {}", marker.machine)],
-            Step::Place => marker.finals.iter().map(|file| file.path.clone()).collect(),
+            Step::Place => marker.placed(),
             Step::Stage => marker.staged(),
             Step::Mark => vec![format!("the marker of operation {}", marker.operation)],
             Step::Point => vec![format!("a backup job on machine {}", self.plan.vm_name)],
-            Step::Copy | Step::Finish | Step::Flatten | Step::Settle | Step::Clean => Vec::new(),
+            Step::Copy | Step::Finish | Step::Renew | Step::Flatten | Step::Settle | Step::Clean => Vec::new(),
         });
         all.collect()
     }

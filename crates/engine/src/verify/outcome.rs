@@ -32,6 +32,8 @@ pub struct VerifyResult {
     pub bytes_differing: u64,
     /// Each disk.
     pub disks: Vec<VerifiedDisk>,
+    /// Files that it has beside its disks: variables of its firmware, the state of its TPM. Only with digests.
+    pub files: Vec<VerifiedFile>,
     /// How long each phase took.
     pub phases: Vec<PhaseTime>,
     /// When it ended, RFC 3339.
@@ -89,6 +91,57 @@ pub struct VerifiedDisk {
     pub differences: Vec<Range>,
     /// How many more ranges differ than are listed.
     pub differences_unlisted: u64,
+}
+
+/// A file beside the disks, compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifiedFile {
+    /// The name of its digests.
+    pub name: DiskTarget,
+    /// Its path.
+    pub path: String,
+    /// What it is, in words.
+    #[serde(skip)]
+    pub what: &'static str,
+    /// What came of it.
+    #[serde(flatten)]
+    pub state: FileState,
+}
+
+/// What comparing a file came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum FileState {
+    /// It is what it was.
+    Identical,
+    /// It is not.
+    Differs,
+    /// It is not there any more.
+    Missing,
+    /// There is nothing to compare it with.
+    Unknown {
+        /// Why.
+        why: String,
+    },
+}
+
+impl VerifiedFile {
+    /// Whether nothing is known to be wrong with it.
+    #[must_use]
+    pub const fn is_well(&self) -> bool {
+        matches!(self.state, FileState::Identical | FileState::Unknown { .. })
+    }
+
+    /// What came of it, in a few words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match &self.state {
+            FileState::Identical => "identical".to_owned(),
+            FileState::Differs => format!("{} differs", self.path),
+            FileState::Missing => format!("{} is not there any more", self.path),
+            FileState::Unknown { why } => format!("{} was not compared: {why}", self.path),
+        }
+    }
 }
 
 /// One side of a comparison.
@@ -167,7 +220,7 @@ impl VerifyResult {
     #[must_use]
     pub fn difference(&self) -> Option<Error> {
         let mut differing = self.disks.iter().filter(|disk| !disk.identical);
-        let first = differing.next()?;
+        let Some(first) = differing.next() else { return self.differing_file() };
         let more = match differing.count() {
             0 => String::new(),
             more => format!("; {more} more disk(s) differ"),
@@ -184,13 +237,26 @@ impl VerifyResult {
             None => error,
         };
         Some(match &self.against {
-            Against::Digests { .. } => error
-                .help("Whoever started the machine, or wrote to its images, changed it: kvm-clone sync --discard-target-changes makes it its source again")
-                .help("If nobody did, its storage is failing: look at the kernel log of its host"),
+            Against::Digests { .. } => {
+                error.help(CHANGED).help("If nobody did, its storage is failing: look at the kernel log of its host")
+            }
             Against::Machine { .. } => error.help("kvm-clone sync brings a replica to its source's present state"),
         })
     }
 }
+
+impl VerifyResult {
+    fn differing_file(&self) -> Option<Error> {
+        let file = self.files.iter().find(|file| !file.is_well())?;
+        let Against::Digests { point, .. } = &self.against else { return None };
+        let (name, host) = (&self.vm_name, &self.host);
+        let message =
+            format!("{} of {name} on {host} is not what it was at its point of {point}: {}", file.what, file.words());
+        Some(Error::verification(message).with("vm", name).with("host", host).with("path", &file.path).help(CHANGED))
+    }
+}
+
+const CHANGED: &str = "Whoever started the machine, or wrote to its images, changed it: kvm-clone sync --discard-target-changes makes it its source again";
 
 impl VerifiedDisk {
     /// What differs, in a few words.

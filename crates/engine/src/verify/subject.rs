@@ -13,6 +13,7 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
 use crate::inventory::{self, Inspected, Site};
+use crate::known::{OwnFile, own_files};
 use crate::step::export;
 
 /// A stopped machine whose lock is held.
@@ -22,6 +23,8 @@ pub(super) struct Subject {
     uuid: Uuid,
     pub(super) lineage: Option<Lineage>,
     pub(super) disks: Vec<SubjectDisk>,
+    /// The files that it has beside its disks, where it is a copy.
+    pub(super) files: Vec<OwnFile>,
 }
 
 /// A disk of it.
@@ -137,7 +140,9 @@ impl Subject {
             let size = images.first().map_or(0, |top| top.virtual_size);
             disks.push(SubjectDisk { target: disk.target.clone(), image, size, named, identities });
         }
-        Ok(Self { site, name: name.clone(), uuid, lineage: domain.lineage(), disks })
+        let lineage = domain.lineage();
+        let files = lineage.as_ref().map(|lineage| own_files(&site.host, &domain, uuid, lineage)).transpose()?;
+        Ok(Self { site, name: name.clone(), uuid, lineage, disks, files: files.unwrap_or_default() })
     }
 
     /// Whether it is stopped still, and nobody wrote to its images.

@@ -33,6 +33,8 @@ pub struct FilePlan {
     pub allocated: u64,
     /// The pool that holds it, where it is one's.
     pub pool: Option<String>,
+    /// Whether it takes the place of what the replica has under this path, right after the definition of its new point.
+    pub renews: bool,
 }
 
 /// What a file is to its machine.
@@ -61,6 +63,8 @@ pub struct DirectoryPlan {
 pub(super) struct Files {
     pub(super) carried: Vec<FilePlan>,
     pub(super) directories: Vec<DirectoryPlan>,
+    /// Files of the replica's TPM that the source's has not.
+    pub(super) dropped_state: Vec<String>,
     /// The path of the copy's own variables, whether there are any yet or not.
     pub(super) nvram: Option<String>,
 }
@@ -71,10 +75,8 @@ pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, replaces: Option<&Replaced>, 
         return Files::default();
     }
     let mut files = nvram::place(facts, replaces, checks);
-    let (carried, directories) = tpm::place(facts, uuid, checks);
-    files.carried.extend(carried);
+    tpm::place(facts, uuid, &mut files, checks);
     files.carried.extend(media::place(facts, replaces, checks));
-    files.directories = directories;
     files
 }
 
@@ -86,7 +88,7 @@ pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
 fn carried(what: FileKind, name: &str, file: &ImageFacts, path: String) -> FilePlan {
     let source_path = file.path.clone();
     let size = file.file.length;
-    FilePlan { what, name: name.to_owned(), source_path, path, size, allocated: size, pool: None }
+    FilePlan { what, name: name.to_owned(), source_path, path, size, allocated: size, pool: None, renews: false }
 }
 
 fn taken(facts: &Facts<'_>, path: &str, owner: &str) -> Error {

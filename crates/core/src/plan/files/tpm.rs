@@ -1,8 +1,9 @@
-//! The state of an emulated TPM. libvirt finds it by the machine's UUID, so the copy's can lie in one place only.
+//! The state of an emulated TPM. libvirt finds it by the machine's UUID, so the copy's can lie in one place only: that of a new
+//! machine is free, in that of a replica the new state takes the place of the old one.
 
 use uuid::Uuid;
 
-use super::{DirectoryPlan, FileKind, FilePlan, carried, taken};
+use super::{DirectoryPlan, FileKind, FilePlan, Files, carried, taken};
 use crate::domain::{Domain, EmulatedTpm, Identity, TpmState};
 use crate::error::{Code, Error};
 use crate::plan::check::Checks;
@@ -15,69 +16,67 @@ pub fn tpm_files(request: &CloneRequest, domain: &Domain, all: &str, machine: Uu
     wanted.map_or_else(Vec::new, |tpm| tpm.state_files(all, machine).map(|(_, path)| path).to_vec())
 }
 
-pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, checks: &mut Checks) -> (Vec<FilePlan>, Vec<DirectoryPlan>) {
+/// Adds what becomes of the state to the files.
+pub(super) fn place(facts: &Facts<'_>, uuid: Uuid, files: &mut Files, checks: &mut Checks) {
     let wants = facts.request.tpm == TpmState::Copied;
     let Some(tpm) = facts.domain.tpm() else {
         if wants {
             checks.ok("tpm", "the machine has no emulated TPM whose state could be copied");
         }
-        return Default::default();
+        return;
     };
     if let Some(secret) = unknown_secret(facts, &tpm) {
         checks.fail("tpm", secret);
     }
-    if facts.target.replica.is_some() {
-        note_kept(wants, checks);
-        return Default::default();
-    }
+    let is_sync = facts.target.replica.is_some();
     if !wants {
-        match refuse_other_keys(facts, uuid) {
+        return match refuse_other_keys(facts, uuid) {
+            _ if is_sync => checks.ok("tpm", "the replica's TPM keeps the state that it has"),
             Some(error) => checks.fail("tpm", error),
             None => warn_of_new_keys(checks),
-        }
-        return Default::default();
+        };
     }
-    let failures: Vec<Error> = [refuse_live(facts), refuse_taken(facts, uuid)].into_iter().flatten().collect();
-    let is_refused = !failures.is_empty();
+    let taken = if is_sync { None } else { refuse_taken(facts, uuid) };
+    let failures: Vec<Error> = [refuse_live(facts), taken].into_iter().flatten().collect();
+    if failures.is_empty() {
+        return carry(facts, &tpm, uuid, files, checks);
+    }
     failures.into_iter().for_each(|error| checks.fail("tpm", error));
-    if is_refused { Default::default() } else { carry(facts, &tpm, uuid, checks) }
 }
 
-/// libvirt finds a TPM's state by its machine's UUID alone, so a new one cannot come with the definition that commits.
-fn note_kept(wants: bool, checks: &mut Checks) {
-    if wants {
-        let message = "the replica's TPM keeps the state that it has: what the source's holds since the clone does not come along";
-        return checks.warn("tpm", message, Some("Clone the machine again with --force --tpm copy to renew it"));
-    }
-    checks.ok("tpm", "the replica's TPM keeps the state that it has");
-}
-
-fn carry(facts: &Facts<'_>, tpm: &EmulatedTpm, uuid: Uuid, checks: &mut Checks) -> (Vec<FilePlan>, Vec<DirectoryPlan>) {
+fn carry(facts: &Facts<'_>, tpm: &EmulatedTpm, uuid: Uuid, files: &mut Files, checks: &mut Checks) {
     let from = tpm.state_files(&facts.source.tpm_dir, facts.source.uuid);
     let to = tpm.state_files(&facts.target.tpm_dir, uuid);
-    let mut files = Vec::new();
+    let is_sync = facts.target.replica.is_some();
+    let (mut state, mut dropped) = (Vec::new(), Vec::new());
     for ((name, from), (_, to)) in from.into_iter().zip(to) {
         match facts.source.files.get(&from).map(Vec::as_slice) {
+            None | Some([]) if is_sync && facts.target.paths_present.contains(&to) => dropped.push(to),
             None | Some([]) => {}
-            Some([file, ..]) if file.regular_file => files.push(carried(FileKind::Tpm, name, file, to)),
+            Some([file, ..]) if file.regular_file => {
+                state.push(FilePlan { renews: is_sync, ..carried(FileKind::Tpm, name, file, to) });
+            }
             Some(_) => {
                 let error = Error::unsupported(format!("{from}, state of the machine's TPM, is no plain file"));
                 checks.fail("tpm", error.with("path", &from).help("Look at it, or say --tpm new"));
             }
         }
     }
-    if files.is_empty() {
-        checks.ok("tpm", "the TPM has no state yet; libvirt makes it at the first start");
-        return Default::default();
+    if state.is_empty() {
+        let kept = if is_sync { "the replica's keeps what it has" } else { "libvirt makes it at the first start" };
+        return checks.ok("tpm", format!("the TPM has no state yet; {kept}"));
     }
     let dir = tpm.state_dir(&facts.target.tpm_dir, uuid);
-    checks.ok("tpm", format!("the TPM's state is copied to {dir}"));
-    if facts.request.identity == Identity::New {
+    let how = if is_sync { "becomes that of the replica, right after the definition, in" } else { "is copied to" };
+    checks.ok("tpm", format!("the TPM's state {how} {dir}"));
+    if facts.request.identity == Identity::New && !is_sync {
         let message =
             "the copy's TPM holds the keys of the source's: whoever trusts one of the two machines trusts both";
         checks.warn("tpm", message, None);
     }
-    (files, directories(facts, &dir))
+    files.carried.extend(state);
+    files.dropped_state = dropped;
+    files.directories = directories(facts, &dir);
 }
 
 /// Those of the state's directory and the two above it that are missing.
@@ -90,13 +89,16 @@ fn directories(facts: &Facts<'_>, state: &str) -> Vec<DirectoryPlan> {
 
 /// Every path whose being there matters, whatever UUID the copy will have.
 pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
-    if facts.domain.tpm().is_none() {
-        return Vec::new();
-    }
+    let Some(tpm) = facts.domain.tpm() else { return Vec::new() };
     let replaced = facts.target.machines.iter().filter(|machine| machine.name.as_str() == facts.new_name.as_str());
     let uuids = replaced.map(|machine| machine.uuid).chain([facts.source.uuid, facts.fresh.uuid]);
     let own = uuids.map(|uuid| own_dir(facts, uuid));
-    own.chain([facts.target.tpm_dir.clone()]).collect()
+    let replica = facts.target.replica.as_ref().map(|replica| replica.uuid);
+    let state = replica.into_iter().flat_map(|uuid| {
+        let files = tpm.state_files(&facts.target.tpm_dir, uuid).map(|(_, path)| path);
+        files.into_iter().chain([tpm.state_dir(&facts.target.tpm_dir, uuid)])
+    });
+    own.chain([facts.target.tpm_dir.clone()]).chain(state).collect()
 }
 
 /// The directory that belongs to one machine.
@@ -107,11 +109,15 @@ fn own_dir(facts: &Facts<'_>, uuid: Uuid) -> String {
 /// The emulator writes its state whenever the guest uses the TPM, and keeps part of it in memory.
 fn refuse_live(facts: &Facts<'_>) -> Option<Error> {
     let name = &facts.source.name;
+    let otherwise = match facts.target.replica {
+        Some(_) => "sync its disks alone with --disks-only, and leave the replica's definition and TPM as they are",
+        None => "say --tpm new for an empty one",
+    };
     facts.source.live.as_ref().map(|_| {
         Error::unsupported(format!("machine {name} runs; the state of its TPM can be copied only while it is stopped"))
             .with("vm", name)
             .with("device", "tpm")
-            .help(format!("Shut it down: virsh shutdown {name}; or say --tpm new for an empty one"))
+            .help(format!("Shut it down: virsh shutdown {name}; or {otherwise}"))
     })
 }
 

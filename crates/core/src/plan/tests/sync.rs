@@ -11,7 +11,7 @@ pub(super) fn replicated(choices: impl FnOnce(&mut CloneRequest)) -> World {
     replicated_from(world(), choices)
 }
 
-fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneRequest)) -> World {
+pub(super) fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneRequest)) -> World {
     world.request.new_name = Some("standby".parse().unwrap());
     choices(&mut world.request);
     let cloned = world.plan();
@@ -35,7 +35,7 @@ fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneRequest)) ->
     world
 }
 
-fn update(world: &mut World, change: impl FnOnce(&mut Update)) {
+pub(super) fn update(world: &mut World, change: impl FnOnce(&mut Update)) {
     let Existing::Update(update) = &mut world.request.existing else { unreachable!("it is a sync") };
     change(update);
 }

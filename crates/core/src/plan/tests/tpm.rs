@@ -156,3 +156,56 @@ fn what_is_asked_about_a_tpm() {
     assert_eq!(state(&world.request)[0], format!("/a/{}/tpm2/tpm2-00.permall", world.source.uuid));
     assert!(state(&CloneRequest::default()).is_empty());
 }
+
+/// A replica with a state of its own, which the source's is to become.
+fn replica(present: &[&str]) -> World {
+    let mut world = super::sync::replicated_from(stateful(), |_| ());
+    let uuid = world.target.replica.as_ref().unwrap().uuid;
+    world.target.paths_present.extend(present.iter().map(|name| format!("/b/swtpm/{uuid}{name}")));
+    world.target.paths_present.insert("/b/swtpm".to_owned());
+    world
+}
+
+#[test]
+fn in_a_sync_the_state_takes_the_place_of_the_replicas() {
+    let world = replica(&["", "/tpm2", "/tpm2/tpm2-00.permall", "/tpm2/tpm2-00.savestate"]);
+    let uuid = world.target.replica.as_ref().unwrap().uuid;
+    let plan = world.plan();
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    assert_eq!(plan.files[0].path, format!("/b/swtpm/{uuid}/tpm2/tpm2-00.permall"));
+    assert!(plan.files[0].renews && plan.directories.is_empty(), "{:?}", plan.directories);
+    assert_eq!(plan.dropped_state, [format!("/b/swtpm/{uuid}/tpm2/tpm2-00.savestate")]);
+    assert!(plan.describe().contains("right after the definition"), "{}", plan.describe());
+    let paths = wanted_paths(&world.request, &world.source, &world.target, &world.fresh).unwrap();
+    assert!(paths.contains(&plan.dropped_state[0]) && paths.contains(&format!("/b/swtpm/{uuid}/tpm2")));
+
+    let made: Vec<_> = replica(&[]).plan().directories.into_iter().map(|made| made.path).collect();
+    assert_eq!(made, [format!("/b/swtpm/{uuid}"), format!("/b/swtpm/{uuid}/tpm2")]);
+}
+
+#[test]
+fn in_a_sync_a_replica_keeps_its_state_where_none_comes() {
+    let present = ["", "/tpm2", "/tpm2/tpm2-00.permall"];
+    let cases: [(&str, Change); 3] = [
+        ("the source has none", |w| w.source.files.clear()),
+        ("an empty one was asked for", |w| w.request.tpm = TpmState::New),
+        ("only the disks come", |w| super::sync::update(w, |update| update.disks_only = true)),
+    ];
+    for (what, change) in cases {
+        let plan = replica(&present).with(change);
+        assert_eq!(code(&plan), 0, "{what}: {:?}", plan.refusal());
+        assert!(plan.files.is_empty() && plan.dropped_state.is_empty() && plan.directories.is_empty(), "{what}");
+    }
+    let live = |w: &mut World| {
+        let live = super::live::running().source;
+        (w.source.state, w.source.live) = (live.state, live.live);
+    };
+    let refused = replica(&present).with(live).refusal().unwrap();
+    assert_eq!(refused.code.number(), 1013, "{refused:?}");
+    assert!(refused.help[0].contains("--disks-only"), "{refused:?}");
+    let disks_only = replica(&present).with(|w| {
+        live(w);
+        super::sync::update(w, |update| update.disks_only = true);
+    });
+    assert_eq!(code(&disks_only), 0, "{:?}", disks_only.refusal());
+}
