@@ -115,7 +115,7 @@ mod tests {
         names.chars().map(link).collect()
     }
 
-    /// As `overlay>image/above` in the order in which it is done.
+    /// As `overlay>image[under]above` in the order in which it is done.
     fn told(names: &str, held: &[&str]) -> String {
         let merge = |merge: Merge| {
             let under: String = merge.under.iter().map(|(path, _)| path.as_str()).collect();
@@ -126,21 +126,21 @@ mod tests {
 
     #[test]
     fn what_nobody_needs_is_merged_into_from_below() {
-        assert_eq!(told("OT", &[]), "O>T[]", "a sync that keeps nothing");
-        assert_eq!(told("OT", &["T"]), "", "one that keeps the point before");
-        assert_eq!(told("OTU", &["U"]), "O>T[U]", "one that leaves what was kept");
-        assert_eq!(told("OTUVW", &["T", "U"]), "V>W[]  U>W[]T".replace("  ", " "), "the two oldest points go");
-        assert_eq!(told("OTUV", &["U"]), "U>V[]T O>T[UV]");
-        assert_eq!(told("OTU", &[]), "T>U[] O>U[]", "all go");
-        assert_eq!(told("OTU", &["T"]), "T>U[]O");
-        assert_eq!(told("O", &[]), "");
+        assert_eq!(told("43", &[]), "4>3[]", "a sync that keeps nothing");
+        assert_eq!(told("43", &["3"]), "", "one that keeps the point before");
+        assert_eq!(told("432", &["2"]), "4>3[2]", "one that leaves what was kept");
+        assert_eq!(told("43210", &["3", "2"]), "1>0[] 2>0[]3", "the two oldest points go");
+        assert_eq!(told("4321", &["2"]), "2>1[]3 4>3[21]");
+        assert_eq!(told("432", &[]), "3>2[] 4>2[]", "all go");
+        assert_eq!(told("432", &["3"]), "3>2[]4");
+        assert_eq!(told("4", &[]), "");
     }
 
     #[test]
     fn keeping_a_point_costs_what_stands_over_it() {
-        let links = [("O", 1), ("T", 20), ("U", 300), ("V", 4000)];
-        assert_eq!(costs(links, &["T", "V"]), [1, 320]);
-        assert_eq!(costs(links, &["U"]), [21]);
+        let links = [("4", 1), ("3", 20), ("2", 300), ("1", 4000)];
+        assert_eq!(costs(links, &["3", "1"]), [1, 320]);
+        assert_eq!(costs(links, &["2"]), [21]);
         assert_eq!(costs(links, &["elsewhere"]), [4321]);
         assert_eq!(costs(links, &[]), [0; 0]);
     }
@@ -165,7 +165,7 @@ mod tests {
             held in prop::collection::vec(any::<bool>(), 7),
             stop in 0usize..40,
         ) {
-            let all = chain(&"OTUVWXY"[..blocks.len()]);
+            let all = chain(&"6543210"[..blocks.len()]);
             let mut files: Files = all.iter().map(|link| link.path.clone()).zip(blocks).collect();
             let before = files.clone();
             let kept: BTreeSet<&str> =
