@@ -15,7 +15,13 @@ ip link del virbr0 2>/dev/null || :
 ip link add virbr0 type bridge
 ip link set virbr0 up
 
+# sshd goes into the background before it listens, and writes this file once it does (its `sshd.c`, `main`).
+rm -f /run/sshd.pid
 /usr/sbin/sshd
+for _ in $(seq 1000); do
+    if [ -s /run/sshd.pid ]; then break; fi
+    sleep 0.01
+done
 
 if [ -e /etc/lab/libvirt ]; then
     /usr/sbin/virtlogd -d
