@@ -127,22 +127,23 @@ pub(crate) async fn kept_digests(
     disk: &DiskTarget,
     size: u64,
 ) -> Result<Result<KeptDigests, String>> {
-    let (manifest, state) = manifest_state(host, operation, disk).await?;
-    Ok(match state {
-        ManifestState::Absent => Err("its digests are not there any more".to_owned()),
-        ManifestState::Unusable { why } => Err(format!("its digests are of no use: {why}")),
-        ManifestState::Whole { disk_size, .. } if whole_sectors(disk_size) != whole_sectors(size) => {
-            Err("its digests are those of a disk of another size".to_owned())
-        }
-        ManifestState::Whole { disk_size, key, root, .. } => Ok(KeptDigests { manifest, key, root, size: disk_size }),
-    })
+    let kept = whole_digests(host, operation, disk).await?;
+    Ok(kept.and_then(|kept| {
+        let fits = whole_sectors(kept.size) == whole_sectors(size);
+        fits.then_some(kept).ok_or_else(|| "its digests are those of a disk of another size".to_owned())
+    }))
 }
 
-/// Where the digests of a disk are kept, and what they are worth.
-async fn manifest_state(host: &Host, operation: Uuid, disk: &DiskTarget) -> Result<(String, ManifestState)> {
-    let path = manifest_path(host, operation, disk);
-    match host.control.ask(Request::Manifest(ManifestQuery { path: path.clone(), operation })).await? {
-        Reply::Manifest(state) => Ok((path, state)),
+/// The digests that were kept when an operation made a point of a disk, whatever size it had then, or why there are none.
+async fn whole_digests(host: &Host, operation: Uuid, disk: &DiskTarget) -> Result<Result<KeptDigests, String>> {
+    let manifest = manifest_path(host, operation, disk);
+    let query = ManifestQuery { path: manifest.clone(), operation };
+    match host.control.ask(Request::Manifest(query)).await? {
+        Reply::Manifest(ManifestState::Absent) => Ok(Err("its digests are not there any more".to_owned())),
+        Reply::Manifest(ManifestState::Unusable { why }) => Ok(Err(format!("its digests are of no use: {why}"))),
+        Reply::Manifest(ManifestState::Whole { disk_size, key, root, .. }) => {
+            Ok(Ok(KeptDigests { manifest, key, root, size: disk_size }))
+        }
         other => Err(unexpected(&other)),
     }
 }

@@ -14,7 +14,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, moments, moments_and_boundaries, steps, struck};
+use oracle::strike::{At, agents_die, loses_power, moments, moments_and_boundaries, steps, struck};
 use oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,12 +86,7 @@ async fn an_agent_that_dies_at_any_moment_leaves_old_or_new() {
     for (index, at) in moments().enumerate() {
         // Each host at each step.
         let host = if index % 2 == 0 { &scene.beta } else { &scene.alpha };
-        let pid = host.clone();
-        let outcome = struck(&scene, at, move || {
-            fault::kill(&pid, "kvm-clone-agent").unwrap();
-            Ok(Then::Go)
-        })
-        .await;
+        let outcome = struck(&scene, at, agents_die(host)).await;
         judge(&mut scene, at, Some(&outcome)).await;
     }
 }
@@ -184,12 +179,7 @@ async fn a_target_without_power_at_any_moment_has_old_or_new() {
     let Some(mut scene) = Scene::on_what_was_synced(test) else { return };
     let mut last = Now::Old;
     for at in moments() {
-        let beta = scene.beta.clone();
-        let outcome = struck(&scene, at, move || {
-            beta.crash().unwrap();
-            Ok(Then::Go)
-        })
-        .await;
+        let outcome = struck(&scene, at, loses_power(&scene.beta)).await;
         last = judge(&mut scene, at, Some(&outcome)).await;
     }
     assert_eq!(last, Now::New, "after the last step the machine stands");

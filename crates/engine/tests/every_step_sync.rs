@@ -16,7 +16,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Recovery, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, struck_while, sync_moments};
+use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
 use oracle::{IMAGES, Now, SILENCE, assert_boots};
 use standby::{Contents, NAME, Standby};
 
@@ -148,13 +148,8 @@ async fn an_agent_that_dies_in_a_sync_leaves_the_old_point_or_the_new_one() {
     for (number, at) in sync_moments().enumerate() {
         let round = Round::begin(&standby, at, number);
         // Each host at each step.
-        let host = if number % 2 == 0 { standby.beta.clone() } else { standby.alpha.clone() };
-        let outcome = round
-            .struck(move || {
-                fault::kill(&host, "kvm-clone-agent").unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let host = if number % 2 == 0 { &standby.beta } else { &standby.alpha };
+        let outcome = round.struck(agents_die(host)).await;
         round.judge(Some(&outcome)).await;
     }
 }
@@ -209,13 +204,7 @@ async fn a_target_without_power_in_a_sync_has_the_old_point_or_the_new_one() {
     let Some(standby) = Standby::on_what_was_synced("a_target_without_power_in_a_sync").await else { return };
     for (number, at) in sync_moments().enumerate() {
         let round = Round::begin(&standby, at, number);
-        let beta = standby.beta.clone();
-        let outcome = round
-            .struck(move || {
-                beta.crash().unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(loses_power(&standby.beta)).await;
         round.judge(Some(&outcome)).await;
     }
 }

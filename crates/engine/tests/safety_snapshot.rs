@@ -16,7 +16,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, CloneSettings, Recovery, Then, VerifyRequest, Way};
 use kvm_clone_lab::{DiskSpec, MachineSpec, fault};
 use oracle::child::carry_out_task;
-use oracle::strike::{At, struck_while, sync_moments};
+use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
 use oracle::{SILENCE, assert_boots};
 use standby::{Contents, NAME, Standby, discarding, full, images, write};
 
@@ -498,13 +498,7 @@ async fn an_agent_that_dies_leaves_every_point_that_is_listed() {
     let Some(standby) = Standby::new("an_agent_that_dies_leaves_every_point").await else { return };
     for (number, at) in moments() {
         let round = Round::begin(&standby, at, number % 2 == 1).await;
-        let beta = standby.beta.clone();
-        let outcome = round
-            .struck(move || {
-                fault::kill(&beta, "kvm-clone-agent").unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(agents_die(&standby.beta)).await;
         fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
         round.judge(Some(&outcome)).await;
     }
@@ -515,13 +509,7 @@ async fn a_target_without_power_has_every_point_that_is_listed() {
     let Some(standby) = Standby::on_what_was_synced("a_target_without_power_has_every_point").await else { return };
     for (number, at) in moments() {
         let round = Round::begin(&standby, at, number % 2 == 0).await;
-        let beta = standby.beta.clone();
-        let outcome = round
-            .struck(move || {
-                beta.crash().unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(loses_power(&standby.beta)).await;
         round.judge(Some(&outcome)).await;
     }
 }

@@ -16,7 +16,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneSettings, FileState, Moment, Then, VerifyRequest, VerifyResult};
 use kvm_clone_lab::{DiskSpec, Fill, Host, MachineSpec, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::struck_while;
+use oracle::strike::{agents_die, struck_while};
 use oracle::{PATIENCE, SILENCE};
 use standby::{NAME, Standby, discarding, full};
 
@@ -272,13 +272,8 @@ async fn an_agent_that_dies_right_after_the_commit_is_no_harm_to_a_tpm() {
     let Some(beside) = Beside::new("an_agent_that_dies_right_after_the_commit").await else { return };
     for (word, step) in [("second", Step::Define), ("the-third", Step::Renew)] {
         beside.change(&beside.0.alpha, "web1", word);
-        let beta = beside.0.beta.clone();
         let prepared = beside.0.prepare(&SyncRequest::default()).await.unwrap();
-        let kill = move || {
-            fault::kill(&beta, "kvm-clone-agent").unwrap();
-            Ok(Then::Go)
-        };
-        struck_while(prepared, (step, Moment::Acted), kill).await.unwrap();
+        struck_while(prepared, (step, Moment::Acted), agents_die(&beside.0.beta)).await.unwrap();
         beside.0.recover(word).await;
         beside.assert_synced();
     }

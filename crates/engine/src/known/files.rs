@@ -10,11 +10,10 @@ use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, FileKind, ReplicaPlan};
 use kvm_clone_core::wire::control::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::replica::ManifestState;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
-use super::{KeptDigests, manifest_state, untold};
+use super::{untold, whole_digests};
 use crate::host::Host;
 use crate::inventory::{self, Site};
 use crate::step::sum;
@@ -82,24 +81,18 @@ pub(crate) enum Word {
 
 /// Compares a file that is there with the digests of a point.
 pub(crate) async fn compare(host: &Host, operation: Uuid, file: &OwnFile, size: u64) -> Result<Word> {
-    let (manifest, state) = manifest_state(host, operation, &file.name).await?;
-    let (disk_size, key, root) = match state {
-        ManifestState::Whole { disk_size, key, root, .. } => (disk_size, key, root),
-        ManifestState::Absent => return Ok(Word::Unknown("its digests are not there".to_owned())),
-        ManifestState::Unusable { why } => return Ok(Word::Unknown(format!("its digests are of no use: {why}"))),
+    let kept = match whole_digests(host, operation, &file.name).await? {
+        Ok(kept) if kept.size == size => kept,
+        Ok(_) => return Ok(Word::Changed),
+        Err(why) => return Ok(Word::Unknown(why)),
     };
-    if disk_size != size {
-        return Ok(Word::Changed);
-    }
-    let kept = KeptDigests { manifest, key, root, size };
     let differing = with_digests(&host.control, &file.image(), &kept, &|_| ()).await?.bytes();
     Ok(if differing == 0 { Word::Same } else { Word::Changed })
 }
 
 /// Whether there are digests of what a file held at a point.
 pub(crate) async fn is_kept(host: &Host, operation: Uuid, file: &OwnFile) -> Result<bool> {
-    let (_, state) = manifest_state(host, operation, &file.name).await?;
-    Ok(matches!(state, ManifestState::Whole { .. }))
+    Ok(whole_digests(host, operation, &file.name).await?.is_ok())
 }
 
 /// Looks at the replica's files beside its disks.

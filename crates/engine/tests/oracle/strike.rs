@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use kvm_clone_core::Result;
 use kvm_clone_core::journal::Step;
 use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, Then};
+use kvm_clone_lab::{Host, fault};
 use tokio_util::sync::CancellationToken;
 
 use super::Scene;
@@ -54,6 +55,24 @@ impl<F: Fn() -> Result<Then> + Send + Sync> Boundary for Strike<F> {
         let strikes = (step, moment) == self.at && !self.struck.swap(true, Ordering::SeqCst);
         // Faults are made by programs that are waited for.
         Box::pin(async move { if strikes { tokio::task::block_in_place(&self.fault) } else { Ok(Then::Go) } })
+    }
+}
+
+/// The fault: all agents of a host die.
+pub fn agents_die(host: &Host) -> impl Fn() -> Result<Then> + Send + Sync + use<> {
+    let host = host.clone();
+    move || {
+        fault::kill(&host, "kvm-clone-agent").unwrap();
+        Ok(Then::Go)
+    }
+}
+
+/// The fault: a host loses its power.
+pub fn loses_power(host: &Host) -> impl Fn() -> Result<Then> + Send + Sync + use<> {
+    let host = host.clone();
+    move || {
+        host.crash().unwrap();
+        Ok(Then::Go)
     }
 }
 
