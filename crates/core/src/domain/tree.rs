@@ -139,13 +139,14 @@ impl Reader<'_> {
         let end = self.span(SpanInfoKey::ElementEnd(node))?;
         let is_empty = self.xml.get(end.clone()) == Some("/>");
         let inner = (!is_empty).then(|| self.tag_end(tag.end)..end.start);
+        let start = self.begins(&tag, |c| c == '<')?;
         let mut element = Element {
             name: name.to_owned(),
             namespace: namespace.to_owned(),
             attributes: self.attributes(node)?,
             children: Vec::new(),
             text: String::new(),
-            span: tag.start.saturating_sub(1)..end.end,
+            span: start..end.end,
             name_end: tag.end,
             inner,
         };
@@ -164,8 +165,8 @@ impl Reader<'_> {
         for (id, value) in self.xot.attributes(node).iter() {
             let (name, namespace) = self.xot.name_ns_str(id);
             let value_span = self.span(SpanInfoKey::AttributeValue(node, id))?;
-            let name_start = self.span(SpanInfoKey::AttributeName(node, id))?.start;
-            let before = self.xml.get(..name_start).unwrap_or_default();
+            let white = self.begins(&self.span(SpanInfoKey::AttributeName(node, id))?, char::is_whitespace)?;
+            let before = self.xml.get(..white).unwrap_or_default();
             attributes.push(Attribute {
                 name: name.to_owned(),
                 namespace: namespace.to_owned(),
@@ -175,6 +176,16 @@ impl Reader<'_> {
             });
         }
         Ok(attributes)
+    }
+
+    /// Where the one character stands that comes before a name. The parser takes `<:name/>` for a name without a prefix, and
+    /// gives the place behind the colon; "Namespaces in XML", section 4, allows no such name, and libvirt writes none.
+    fn begins(&self, name: &Range<usize>, allowed: impl Fn(char) -> bool) -> Result<usize> {
+        let before = self.xml.get(..name.start).and_then(|text| text.char_indices().next_back());
+        match before {
+            Some((at, c)) if allowed(c) => Ok(at),
+            _ => Err(unreadable("a name begins with a colon")),
+        }
     }
 
     /// Behind the `>` of the start tag whose name ends at `from`; values in quotes may hold `>`.

@@ -65,6 +65,8 @@ fn what_is_no_definition_is_refused() {
         (with_device("<disk><target dev='vda'/></disk>"), "two disks vda"),
         (small("/pool/", "/pool/&#x1b;[2J"), "control characters"),
         (small("<vcpu>", "<title>&#7;</title><vcpu>"), "control characters"),
+        (small("<source ", "<:source "), "begins with a colon"),
+        (small("<target dev=", "<target :dev="), "begins with a colon"),
         (small("</domain>", ""), "cannot be used"),
         (small("</domain>", "</domain><domain/>"), "cannot be used"),
     ];
