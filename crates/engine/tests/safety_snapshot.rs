@@ -132,7 +132,7 @@ fn assert_only_files_of(standby: &Standby) {
 fn copied_out(standby: &Standby, image: &str, format: &str) -> String {
     let out = "/var/tmp/old.raw";
     standby.beta.exec(&["qemu-img", "convert", "-f", format, "-O", "raw", image, out]).unwrap();
-    standby.beta.shell(&format!("sha256sum <{out}; stat -c %s {out}; rm -f {out}")).unwrap()
+    standby.beta.shell(&format!("b3sum --no-names <{out}; stat -c %s {out}; rm -f {out}")).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -473,7 +473,7 @@ fn by_definition(standby: &Standby) -> Contents {
         let image = format!("json:{node}");
         let out = "/var/tmp/defined.raw";
         standby.beta.exec(&["qemu-img", "convert", "-U", "-O", "raw", &image, out]).unwrap();
-        (disk, standby.beta.shell(&format!("sha256sum <{out}; stat -c %s {out}; rm -f {out}")).unwrap())
+        (disk, standby.beta.shell(&format!("b3sum --no-names <{out}; stat -c %s {out}; rm -f {out}")).unwrap())
     };
     images(&standby.beta, NAME).into_iter().map(sum).collect()
 }

@@ -168,7 +168,7 @@ pub fn write(host: &Host, machine: &str, target: &str, commands: &[&str]) {
 pub fn contents(host: &Host, machine: &str) -> Contents {
     let sum = |(target, (path, format)): (String, (String, String))| {
         let script = format!(
-            "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw && sha256sum </var/tmp/contents.raw; \
+            "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw && b3sum --no-names </var/tmp/contents.raw; \
              stat -c %s /var/tmp/contents.raw; rm -f /var/tmp/contents.raw"
         );
         (target, host.shell(&script).unwrap())
