@@ -63,6 +63,7 @@ fn wanted(domain: &Domain) -> Transform {
             point: "2030-01-02T03:04:05Z".to_owned(),
             policy: LineagePolicy::default(),
             points: Vec::new(),
+            incomplete: None,
         },
     }
 }

@@ -117,7 +117,7 @@ pub(crate) fn sync_request(args: &SyncArgs, settings: &Settings) -> Result<SyncR
     };
     Ok(SyncRequest {
         replica: args.target_name.clone(),
-        update: Update { candidates, disks_only: args.update.disks_only },
+        update: Update { candidates, disks_only: args.update.disks_only, in_place: args.update.in_place },
         presence: presence(args.live, args.offline),
         discard_managed_save: args.update.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,

@@ -227,6 +227,30 @@ fn an_interrupt_ends_a_verification_at_once() {
 }
 
 #[test]
+fn a_sync_in_place_is_confirmed_and_says_what_is_at_stake() {
+    if !kvm_clone_lab::available("a_sync_in_place_is_confirmed") {
+        return;
+    }
+    let (_lab, alpha, _beta) = two_hosts(MIB);
+    let cloned = run(&alpha, &["clone", "local", "beta", "web1", "-n", "standby", "--disk-format", "raw"]);
+    assert_eq!(cloned.status.code(), Some(0), "{}", stderr(&cloned));
+    alpha.exec(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", &format!("{IMAGES}/web1-vda.qcow2")]).unwrap();
+    let sync = ["sync", "local", "beta", "web1", "--in-place"];
+    let planned = run(&alpha, &[&sync[..], &["--dry-run"]].concat());
+    assert!(stdout(&planned).contains("its old point is lost"), "{}", stdout(&planned));
+    let unasked = run(&alpha, &sync);
+    assert_eq!(unasked.status.code(), Some(64), "{}", stderr(&unasked));
+    assert!(stderr(&unasked).contains("must be confirmed"), "{}", stderr(&unasked));
+    for other in ["--full", "--safety-snapshot"] {
+        assert_eq!(run(&alpha, &[&sync[..], &[other]].concat()).status.code(), Some(64), "{other}");
+    }
+    let done = run(&alpha, &[&sync[..], &["-y", "-o", "json"]].concat());
+    assert_eq!(json(&done)["success"], true, "{}", stderr(&done));
+    let listed = json(&run(&alpha, &["list", "beta", "-o", "json"]));
+    assert_eq!(listed["beta"][0]["replica_of"]["incomplete"], false, "{listed}");
+}
+
+#[test]
 fn doctor_finds_a_good_host_good_and_names_what_is_missing() {
     if !available("doctor_finds_a_good_host_good_and_names_what_is_missing") {
         return;

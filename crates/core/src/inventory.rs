@@ -122,6 +122,9 @@ pub struct ReplicaOf {
     pub age_seconds: Option<u64>,
     /// Older points that are kept, the newest first.
     pub points: Vec<PointOf>,
+    /// Whether it holds its point no more: its images were being written in place, and it is out of service until the next
+    /// sync.
+    pub incomplete: bool,
 }
 
 /// An older point that a replica keeps.

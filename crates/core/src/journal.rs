@@ -43,6 +43,8 @@ pub enum Step {
     Stage,
     /// A point of a running source is held.
     Point,
+    /// Of a sync in place: the replica is taken out of service, and what was kept of its old point is dropped.
+    Withdraw,
     /// Disks are copied.
     Copy,
     /// Images are complete, durable, checked.
@@ -84,10 +86,11 @@ impl Status {
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Step; 11] = [
+    pub const ALL: [Step; 12] = [
         Step::Mark,
         Step::Stage,
         Step::Point,
+        Step::Withdraw,
         Step::Copy,
         Step::Finish,
         Step::Place,
@@ -101,7 +104,13 @@ impl Step {
     /// Whether only a sync has it.
     #[must_use]
     pub const fn is_of_sync(self) -> bool {
-        matches!(self, Self::Renew | Self::Flatten | Self::Settle)
+        matches!(self, Self::Withdraw | Self::Renew | Self::Flatten | Self::Settle)
+    }
+
+    /// Whether only a sync that writes in place has it.
+    #[must_use]
+    pub const fn is_in_place(self) -> bool {
+        matches!(self, Self::Withdraw)
     }
 
     /// The step as one word.
@@ -111,6 +120,7 @@ impl Step {
             Self::Mark => "mark",
             Self::Stage => "stage",
             Self::Point => "point",
+            Self::Withdraw => "withdraw",
             Self::Copy => "copy",
             Self::Finish => "finish",
             Self::Place => "place",
@@ -190,12 +200,29 @@ pub enum Recovery {
     Finish,
     /// The definition does not stand: whatever was made is removed.
     Undo,
+    /// The machine is out of service, written in part: it can neither be finished nor undone without its source.
+    Leave,
 }
 
-/// Decides by the one fact that counts: whether the target's libvirt has the definition that this operation made.
+/// What a machine's definition is to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stands {
+    /// The one that it made: it is committed.
+    Made,
+    /// The one by which it took the machine out of service, to write its disks in place.
+    Withdrawn,
+    /// Another one, or none.
+    Another,
+}
+
+/// Decides by the one fact that counts: which definition the target's libvirt has.
 #[must_use]
-pub const fn recovery(definition_stands: bool) -> Recovery {
-    if definition_stands { Recovery::Finish } else { Recovery::Undo }
+pub const fn recovery(definition: Stands) -> Recovery {
+    match definition {
+        Stands::Made => Recovery::Finish,
+        Stands::Withdrawn => Recovery::Leave,
+        Stands::Another => Recovery::Undo,
+    }
 }
 
 /// What two operations must never hold at once.
@@ -226,6 +253,13 @@ pub fn is_lock_key(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_in_part_is_neither_finished_nor_undone() {
+        assert_eq!(recovery(Stands::Made), Recovery::Finish);
+        assert_eq!(recovery(Stands::Withdrawn), Recovery::Leave);
+        assert_eq!(recovery(Stands::Another), Recovery::Undo);
+    }
 
     #[test]
     fn only_keys_of_ours_can_be_lock_files() {

@@ -28,6 +28,7 @@ use crate::locks::lock_both;
 use crate::operation::Attendance;
 use crate::outcome::{CloneResult, OperationType};
 use crate::phases::Phases;
+use crate::recover;
 use crate::resume::Resumable;
 use crate::step::Work;
 use crate::store::{NewOperation, Store};
@@ -202,8 +203,8 @@ impl Prepared {
     ) -> Result<CloneResult> {
         let id = self.fresh.operation;
         let mut trail = Trail::default();
-        let is_sync = self.plan.replica.is_some();
-        for step in Step::ALL.into_iter().filter(|step| is_sync || !step.is_of_sync()) {
+        let steps: Vec<Step> = Step::ALL.into_iter().filter(|step| self.has(*step)).collect();
+        for step in steps {
             self.phases.enter(phase_of(step), &events);
             let outcome = tokio::select! {
                 biased;
@@ -229,6 +230,9 @@ impl Prepared {
                     return Err(self.fail(work, trail, error).await);
                 }
             }
+        }
+        if let Err(error) = recover::drop_superseded(&self.target, &self.store, self.plan.new_uuid, id).await {
+            work.warn(format!("what an earlier sync left could not be removed: {error}"));
         }
         let mut result = self.report(&work, settings);
         let outcome = serde_json::to_string(&result).unwrap_or_default();
@@ -308,6 +312,15 @@ impl Prepared {
         trail.take(step, Mark::Done)
     }
 
+    /// Whether the plan has this step.
+    fn has(&self, step: Step) -> bool {
+        let update = self.plan.replica.as_ref().map(|replica| replica.update);
+        match update {
+            None => !step.is_of_sync(),
+            Some(update) => update.in_place || !step.is_in_place(),
+        }
+    }
+
     pub(crate) const fn kind(&self) -> OperationType {
         if self.plan.replica.is_some() { OperationType::Sync } else { OperationType::Clone }
     }
@@ -315,7 +328,7 @@ impl Prepared {
 
 const fn phase_of(step: Step) -> Phase {
     match step {
-        Step::Mark | Step::Stage | Step::Point => Phase::Prepare,
+        Step::Mark | Step::Stage | Step::Point | Step::Withdraw => Phase::Prepare,
         Step::Copy => Phase::Copy,
         Step::Finish | Step::Place => Phase::Finish,
         Step::Define => Phase::Commit,

@@ -12,7 +12,7 @@ use crate::step::{Left, Side, Work};
 pub(crate) const fn keeps(step: Step, error: &Error) -> bool {
     error.transient
         && can_pass(error.code)
-        && matches!(step, Step::Stage | Step::Point | Step::Copy | Step::Finish | Step::Place)
+        && matches!(step, Step::Stage | Step::Point | Step::Withdraw | Step::Copy | Step::Finish | Step::Place)
 }
 
 /// What an operation is that ended with this error and is undone.

@@ -59,16 +59,22 @@ pub(crate) async fn look(
     settings: &CloneSettings,
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
-    if replica.is_replaced() && !settings.discard_target_changes {
-        changed::refuse(site, replica).await?;
+    if replica.is_replaced() && replica.incomplete.is_none() && !settings.discard_target_changes {
+        changed::refuse(site, replica, settings.paranoid).await?;
     }
     let target = &site.host;
-    let files = files::look(source, site, (plan, replica), settings.discard_target_changes).await?;
+    // No guest has run on a replica that is out of service, and what was changed before that was agreed to be thrown away.
+    let discards_files = settings.discard_target_changes || replica.incomplete.is_some();
+    let files = files::look(source, site, (plan, replica), discards_files).await?;
     let mut known = Known { files, ..Known::default() };
     let mut all = Vec::new();
     for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {
         let identities = inventory::inspect(target, base_image(disk)?).await?.identities;
         known.identities.insert(disk.target.clone(), identities);
+        // Known to be a mixture: nothing is known of what it holds.
+        if replica.incomplete.is_some() {
+            continue;
+        }
         let size = disk.base.as_ref().map_or(0, |base| base.size);
         match kept_digests(target, replica.operation, &disk.target, size).await? {
             Ok(kept) if known.key.as_ref().is_none_or(|key| *key == kept.key) => {
@@ -84,7 +90,10 @@ pub(crate) async fn look(
     let reads_all = settings.paranoid || settings.discard_target_changes;
     let base = |disk: &DiskTarget| base_image(plan.disks.iter().find(|planned| planned.target == *disk)?).ok();
     let chain = |disk: &DiskTarget| inventory::spec(seen.machine.images.get(disk)?).ok();
-    let ours = if reads_all { BTreeSet::new() } else { sealed(target, replica.operation, &all, base).await? };
+    let mut ours = if reads_all { BTreeSet::new() } else { sealed(target, replica.operation, &all, base).await? };
+    if replica.update.in_place {
+        ours = in_place(site, plan, replica, settings, ours).await?;
+    }
     let theirs = if reads_all || seen.machine.live.is_some() {
         BTreeSet::new()
     } else {
@@ -92,14 +101,39 @@ pub(crate) async fn look(
     };
     known.untouched = ours.intersection(&theirs).cloned().collect();
     let on_divergence = if settings.discard_target_changes { OnDivergence::Discard } else { OnDivergence::Refuse };
-    for (disk, kept) in all {
+    let is_resized = |disk: &DiskTarget| plan.disks.iter().any(|planned| planned.target == *disk && resized(planned));
+    for (disk, kept) in all.into_iter().filter(|(disk, _)| !is_resized(disk)) {
         let trust = if ours.contains(&disk) { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
         known.digests.insert(disk, BaseDigests { manifest: kept.manifest, trust });
     }
     Ok(known)
 }
 
-/// The image under a disk's overlay, with what it stands on.
+/// Before the first byte is written in place: whether the replica was changed, which its lanes would find out too late. Returns whose
+/// images are known to hold their digests: those sealed, and files that were read now, as long as their identity stays the same. Who
+/// writes to a device leaves no trace.
+async fn in_place(
+    site: &Site,
+    plan: &ClonePlan,
+    replica: &ReplicaPlan,
+    settings: &CloneSettings,
+    mut sealed: BTreeSet<DiskTarget>,
+) -> Result<BTreeSet<DiskTarget>> {
+    if replica.incomplete.is_none() && !settings.discard_target_changes {
+        changed::refuse(site, replica, settings.paranoid).await?;
+        let files = plan.disks.iter().filter(|disk| disk.base.as_ref().is_some_and(|base| base.device.is_none()));
+        sealed.extend(files.filter(|_| !settings.paranoid).map(|disk| disk.target.clone()));
+    }
+    sealed.retain(|disk| !plan.disks.iter().any(|planned| planned.target == *disk && resized(planned)));
+    Ok(sealed)
+}
+
+/// Whether an image gets another size before it is compared: then its digests are of the old one.
+fn resized(disk: &DiskPlan) -> bool {
+    disk.base.as_ref().is_some_and(|base| base.in_place && base.size != disk.size)
+}
+
+/// The replica's image of a disk, with what it stands on.
 pub(crate) fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
     let base = disk.base.as_ref().ok_or_else(|| Error::internal(format!("disk {} has no base", disk.target)))?;
     let backing = base.under.iter().map(|link| (link.path.clone(), link.format.clone())).collect();

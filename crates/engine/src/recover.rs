@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
-use crate::step::{flatten, made_by, renew, settle, stands};
+use crate::step::{flatten, made_by, out_of_service, renew, settle, standing};
 use crate::store::{RECOVERED, Store, Told};
 
 /// Whether `recover` acts.
@@ -64,6 +64,8 @@ pub enum Action {
     Finish,
     /// Its machine does not stand: what it made is removed.
     Undo,
+    /// It wrote the disks of a replica in place: that is out of service, and only a sync can complete it.
+    OutOfService,
     /// Somebody works on it.
     InProgress,
 }
@@ -105,7 +107,23 @@ pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) ->
         if store.place().lives(marker.operation).await? {
             return Err(worked_on(site, &marker));
         }
-        end(site, store, &marker).await?;
+        let done = one(site, store, &marker, Recovery::Act).await;
+        // The sync that comes completes it.
+        if done.action != Action::OutOfService {
+            ended(site, &marker, done)?;
+        }
+    }
+    Ok(())
+}
+
+/// After a sync that took the place of others: what those left that wrote its replica in place, and were interrupted.
+pub(crate) async fn drop_superseded(site: &Site, store: &Store, machine: Uuid, by: Uuid) -> Result<()> {
+    for marker in markers(site).await?.into_iter().filter(|marker| marker.uuid == machine && marker.operation != by) {
+        let left = inventory::not_in_use(site, &marker.placed()).await?;
+        let paths = [left, marker.staged()].concat();
+        site.host.control.order(Request::Remove { operation: marker.operation, paths }).await?;
+        site.host.control.order(Request::RemoveMarker(marker.operation)).await?;
+        store.end(marker.operation, Status::Failed, RECOVERED).await?;
     }
     Ok(())
 }
@@ -183,6 +201,10 @@ pub(crate) async fn finish_held(site: &Site, store: &Store, marker: &Marker) -> 
 /// Somebody works on it ([`Code::Locked`]), or it cannot be done.
 pub(crate) async fn end(site: &Site, store: &Store, marker: &Marker) -> Result<()> {
     let done = one(site, store, marker, Recovery::Act).await;
+    ended(site, marker, done)
+}
+
+fn ended(site: &Site, marker: &Marker, done: Recovered) -> Result<()> {
     match (done.error, done.action) {
         (Some(error), _) => Err(error.with("operation_id", marker.operation)),
         (None, Action::InProgress) => Err(worked_on(site, marker)),
@@ -192,7 +214,7 @@ pub(crate) async fn end(site: &Site, store: &Store, marker: &Marker) -> Result<(
 
 /// Under the locks: decides and acts.
 async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, entry: &mut Recovered) -> Result<()> {
-    let stands = stands(site, marker.uuid, marker.operation).await?;
+    let stands = standing(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
     let status = match journal::recovery(stands) {
         journal::Recovery::Finish => {
@@ -208,6 +230,15 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
             entry.files = [inventory::not_in_use(site, &marker.placed()).await?, marker.staged()].concat();
             Status::Failed
         }
+        // What it staged beside goes; its marker stays, and tells of it until a sync has completed the replica.
+        journal::Recovery::Leave => {
+            entry.action = Action::OutOfService;
+            let staged = [inventory::not_in_use(site, &marker.placed()).await?, marker.staged()].concat();
+            if mode == Recovery::Act {
+                control.order(Request::Remove { operation: marker.operation, paths: staged }).await?;
+            }
+            return Err(left_out_of_service(site, marker));
+        }
     };
     if mode == Recovery::Look {
         return Ok(());
@@ -219,6 +250,17 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
     }
     control.order(Request::RemoveMarker(marker.operation)).await?;
     store.end(marker.operation, status, RECOVERED).await
+}
+
+/// What a person must do.
+fn left_out_of_service(site: &Site, marker: &Marker) -> Error {
+    let host = &site.host.name;
+    out_of_service(&marker.machine)
+        .with("host", host)
+        .with("left", marker.in_place.join(", "))
+        .help(format!("Sync it again, from {}: that compares everything and completes it", marker.source))
+        .help(format!("kvm-clone resume {} does so, too, where it was begun", marker.operation))
+        .help("Or put a new copy in its place: kvm-clone clone --force")
 }
 
 /// What the operation itself would have done after its define.

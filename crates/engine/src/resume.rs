@@ -270,7 +270,9 @@ async fn plan_again(
     }
     noted.fits(&plan)?;
     let known = known::look(&source.host, target, &seen, &plan, settings).await?;
-    noted.same_images(&known)?;
+    if !noted.has_withdrawn(&plan) {
+        noted.same_images(&known)?;
+    }
     Ok(Planned { plan, seen, owner, known, fresh, staged })
 }
 

@@ -14,6 +14,7 @@ mod seal;
 mod source;
 mod stage;
 mod undo;
+mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,11 +40,12 @@ use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
 use define::OldMachine;
-pub(crate) use define::{made_by, stands};
+pub(crate) use define::{made_by, standing, stands};
 pub(crate) use merge::{flatten, settle};
 pub(crate) use renew::renew;
 pub(crate) use source::export;
 pub(crate) use undo::{Left, Side};
+pub(crate) use withdraw::out_of_service;
 
 /// What the steps of one clone work on.
 pub(crate) struct Work {
@@ -68,6 +70,8 @@ pub(crate) struct Work {
     finished: Vec<FinishedImage>,
     /// The machine that is replaced, once it is known to be still replaceable.
     old: Option<OldMachine>,
+    /// The replica before it was taken out of service.
+    withdrawn: Option<OldMachine>,
     silence: Duration,
     /// Set when lane agents are about to be started for the first time.
     copy_begun: bool,
@@ -115,6 +119,7 @@ impl Work {
             disks,
             finished: Vec::new(),
             old: None,
+            withdrawn: None,
             silence: prepared.silence,
             copy_begun: false,
             define_asked: false,
@@ -134,6 +139,7 @@ impl Work {
             Step::Mark => self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await,
             Step::Stage => self.stage().await,
             Step::Point => self.take_point().await,
+            Step::Withdraw => self.withdraw().await,
             Step::Copy => self.copy().await,
             Step::Finish => self.finish().await,
             Step::Place => self.place().await,
@@ -193,7 +199,7 @@ impl Work {
 
     async fn place(&mut self) -> Result<()> {
         let takes_a_place = |disk: &&CopyDisk| self.marker.renewed.iter().any(|file| file.path == disk.path);
-        for disk in self.disks.iter().filter(|disk| !takes_a_place(disk)) {
+        for disk in self.disks.iter().filter(|disk| !disk.in_place && !takes_a_place(disk)) {
             let (from, to) = (disk.staging.path.clone(), disk.path.clone());
             let rename = Request::Rename { operation: self.operation, from, to };
             self.target.host.control.order(rename).await?;
@@ -262,23 +268,26 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
 /// What the host is told of this operation before anything is made there.
 fn marker(prepared: &Prepared, disks: &[CopyDisk], known: &Known) -> Marker {
     let (plan, operation) = (&prepared.plan, prepared.fresh.operation);
-    let list = |path: fn(&CopyDisk) -> &String| disks.iter().map(path).cloned().collect::<Vec<_>>();
+    let staged = || disks.iter().filter(|disk| !disk.in_place);
+    let aside: Vec<String> =
+        disks.iter().filter(|disk| disk.in_place).map(|disk| stage::aside(&disk.manifest)).collect();
     Marker {
         operation,
         source: format!("{} on {}", plan.vm_name, plan.source_host),
         machine: plan.new_vm_name.to_string(),
         uuid: plan.new_uuid,
         keys: prepared.target_keys(),
-        staging: list(|disk| &disk.staging.path),
-        finals: disks.iter().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
+        staging: staged().map(|disk| disk.staging.path.clone()).collect(),
+        finals: staged().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
         directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
-        manifests: manifests(plan, &prepared.target.host, operation, disks, known),
+        manifests: [manifests(plan, &prepared.target.host, operation, disks, known), aside.clone()].concat(),
         replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
         sync: plan.replica.is_some(),
         overlays: plan.disks.iter().flat_map(overlays).collect(),
         chains: chains(plan),
+        in_place: disks.iter().filter(|disk| disk.in_place).map(|disk| disk.path.clone()).collect(),
         renewed: renewed(plan, disks, known),
-        outdated: outdated(plan, &prepared.target.host),
+        outdated: [outdated(plan, &prepared.target.host), aside].concat(),
         pools: pools(plan),
         created: prepared.fresh.now.clone(),
     }
@@ -329,15 +338,16 @@ fn renewed(plan: &ClonePlan, disks: &[CopyDisk], known: &Known) -> Vec<RenewedFi
 /// What was kept of the replica's last point.
 fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
     let Some(replica) = &plan.replica else { return Vec::new() };
-    let state = &target.facts.state_dir;
     let disks = plan.disks.iter().map(|disk| disk.target.to_string());
     let files = plan.files.iter().map(|file| file.name.clone()).chain(OWN_FILES.map(str::to_owned));
     let names: BTreeSet<String> = disks.chain(files).collect();
-    let of_one = |name: String| {
-        let name = format!("{}-{name}", replica.operation);
-        [format!("{state}/manifests/{name}"), format!("{state}/seals/{name}.json")]
-    };
-    names.into_iter().flat_map(of_one).collect()
+    names.into_iter().flat_map(|name| kept_of(target, replica.operation, &name)).collect()
+}
+
+/// Where the digests and the seal of a disk or file are kept.
+fn kept_of(host: &Host, operation: Uuid, name: &str) -> [String; 2] {
+    let state = &host.facts.state_dir;
+    [format!("{state}/manifests/{operation}-{name}"), format!("{state}/seals/{operation}-{name}.json")]
 }
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying
@@ -359,6 +369,7 @@ fn copy_disks(
             base: None,
             begun: false,
             untouched: false,
+            in_place: false,
             manifest: manifest_path(target, operation, &name),
             size,
             path: path.to_owned(),
@@ -376,14 +387,13 @@ fn copy_disks(
         }
         let copied = staged(disk.target.clone(), source, &disk.path, disk.format.clone(), disk.size);
         let Some(base) = &disk.base else { return Some(copied) };
+        let image = base_image(disk).ok()?;
         let backing = base.chain().map(|link| (link.path, link.format)).collect();
+        let overlay = ImageSpec { backing, ..copied.staging };
         Some(CopyDisk {
-            base: Some(Base {
-                image: base_image(disk).ok()?,
-                digests: known.digests.get(&disk.target).cloned(),
-                begun: false,
-            }),
-            staging: ImageSpec { backing, ..copied.staging },
+            staging: if base.in_place { image.clone() } else { overlay },
+            base: Some(Base { image, digests: known.digests.get(&disk.target).cloned(), begun: false }),
+            in_place: base.in_place,
             untouched: known.untouched.contains(&disk.target),
             ..copied
         })

@@ -110,7 +110,7 @@ async fn a_step_of_a_sync_that_fails_is_undone_with_all_before_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_a_sync_that_is_done_twice_is_as_done_once() {
     let Some(standby) = Standby::new("a_step_of_a_sync_that_is_done_twice").await else { return };
-    for (number, step) in Step::ALL.into_iter().enumerate() {
+    for (number, step) in Step::ALL.into_iter().filter(|step| !step.is_in_place()).enumerate() {
         let round = Round::begin(&standby, (step, Moment::Acted), number);
         let outcome = round.struck(|| Ok(Then::Again)).await;
         let done = outcome.as_ref().unwrap_or_else(|error| panic!("{step}: {error:?}"));

@@ -100,7 +100,11 @@ async fn disks_come_grow_and_go_with_their_source() {
     standby.alpha.exec(&[&["virsh", "-q"][..], &attach].concat()).unwrap();
     standby.write("vdc", &["write -P 4 0 1M"]);
     let only = SyncRequest {
-        update: Update { candidates: kvm_clone_core::plan::Candidates::OnlyDiffering, disks_only: false },
+        update: Update {
+            candidates: kvm_clone_core::plan::Candidates::OnlyDiffering,
+            disks_only: false,
+            in_place: false,
+        },
         ..SyncRequest::default()
     };
     assert_eq!(number(&standby.sync_with(&only, &CloneSettings::default()).await.unwrap_err()), 1014);

@@ -36,9 +36,12 @@ struct Beside(Standby);
 
 impl Beside {
     async fn new(test: &str) -> Option<Self> {
-        let machine = MachineSpec::named("web1")
-            .disk(DiskSpec::qcow2("vda", 16 * MIB).fill(Fill::Random { seed: 1, bytes: 2 * MIB }))
-            .devices_xml(TPM);
+        Self::of(test, DiskSpec::qcow2("vda", 16 * MIB)).await
+    }
+
+    async fn of(test: &str, disk: DiskSpec) -> Option<Self> {
+        let machine =
+            MachineSpec::named("web1").disk(disk.fill(Fill::Random { seed: 1, bytes: 2 * MIB })).devices_xml(TPM);
         let beside = Self(Standby::unreplicated(test, machine)?);
         let (alpha, xml) = (&beside.0.alpha, beside.0.source.xml().unwrap());
         let (start, end) = (xml.find("<kernel>").unwrap(), xml.find("</cmdline>").unwrap() + "</cmdline>".len());
@@ -119,7 +122,11 @@ impl Beside {
     }
 
     fn controller_dies(&self, step: Step, moment: Moment) {
-        let mut controller = Task::in_lab(&self.0.lab).sync().die_at(step, moment).start();
+        self.dies(Task::in_lab(&self.0.lab).sync().die_at(step, moment));
+    }
+
+    fn dies(&self, task: Task) {
+        let mut controller = task.start();
         controller.says("dies");
         controller.kill();
         for host in [&self.0.alpha, &self.0.beta] {
@@ -238,6 +245,42 @@ async fn what_stays_beside_the_disks_keeps_its_digests() {
     assert!(verified.files.iter().all(|file| file.state == FileState::Identical), "{:?}", verified.files);
     beside.0.sync().await.unwrap();
     beside.assert_synced();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn written_in_place_a_replica_gets_what_is_beside_its_disks_with_the_commit() {
+    let raw = DiskSpec::raw("vda", 16 * MIB);
+    let Some(beside) = Beside::of("written_in_place_a_replica_gets_what_is_beside", raw).await else { return };
+    let asked = SyncRequest { update: Update { in_place: true, ..Update::default() }, ..SyncRequest::default() };
+    let in_place = async |settings: &CloneSettings| beside.0.sync_with(&asked, settings).await;
+    let incomplete = || domain(&beside.0.beta, NAME).lineage().unwrap().incomplete;
+    // What was changed is found before anything is written.
+    beside.change(&beside.0.alpha, "web1", "second");
+    change_tpm(&beside.0.beta, NAME, "guest");
+    let before = everything(&beside.0.beta);
+    assert_eq!(number(&in_place(&CloneSettings::default()).await.unwrap_err()), 1014);
+    assert!(everything(&beside.0.beta) == before && incomplete().is_none());
+    in_place(&discarding()).await.unwrap();
+    beside.assert_synced();
+    beside.change(&beside.0.alpha, "web1", "the-third");
+    in_place(&CloneSettings::default()).await.unwrap();
+    beside.assert_synced();
+    // Out of service it has what it had; the next sync brings all of it.
+    for (step, word) in [(Step::Copy, "copied"), (Step::Place, "placed-by-name")] {
+        let old = beside.replica();
+        beside.change(&beside.0.alpha, "web1", word);
+        beside.dies(Task::in_lab(&beside.0.lab).in_place().die_at(step, Moment::Acted));
+        assert!(incomplete().is_some() && beside.replica() == old, "{step}");
+        beside.0.sync().await.unwrap();
+        beside.assert_synced();
+    }
+    for (step, word) in [(Step::Define, "defined-it"), (Step::Renew, "renewed-it-all")] {
+        beside.change(&beside.0.alpha, "web1", word);
+        beside.dies(Task::in_lab(&beside.0.lab).in_place().die_at(step, Moment::Acted));
+        assert!(incomplete().is_none());
+        beside.0.recover(word).await;
+        beside.assert_synced();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,7 @@ pub(super) fn write(dir: &Path) {
         ("marker", ToAgent::Request(1, Request::PutMarker(Box::new(marker())))),
         ("flatten", ToAgent::Request(3, Request::Flatten(flatten))),
         ("renew", ToAgent::Request(7, Request::RenewFiles(Uuid::nil()))),
+        ("in-place", ToAgent::Request(8, Request::TakeInPlace(new_image()))),
         ("seals", ToAgent::Request(4, Request::TakeSeals(vec![seal_order()]))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
         ("group-digests", ToAgent::Request(5, Request::GroupDigests(digests_of(Digested::Disk(image())), 7))),
@@ -201,6 +202,7 @@ pub(super) fn marker() -> Marker {
         sync: true,
         overlays: vec![overlay()],
         chains: vec![DiskChain { disk: "vda".parse().unwrap(), images: image().backing }],
+        in_place: vec!["/dev/vg/web1".to_owned()],
         renewed: vec![RenewedFile {
             path: "/tpm/state".to_owned(),
             staging: Some("/tpm/.staging".to_owned()),

@@ -9,8 +9,8 @@ use kvm_clone_core::{Error, Result};
 use super::progress::Progress;
 use super::session::Session;
 use super::{
-    check, checksum, digests, export, facts, files, flatten, image, inspect, lanes, manifest, marker, point, relay,
-    renew, seal, settle, take_up,
+    check, checksum, digests, export, facts, files, flatten, image, in_place, inspect, lanes, manifest, marker, point,
+    relay, renew, seal, settle, take_up,
 };
 
 /// Requests answered at once; a controller that asks more at a time is broken.
@@ -79,6 +79,11 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         Request::SettleImage(new) => {
             session.require_locks().and_then(|()| settle::settle(session, &new, progress)).map(Reply::Image)
         }
+        Request::TakeInPlace(new) => session.require_locks().and_then(|()| in_place::take(session, &new)).map(done),
+        Request::ResizeInPlace(new) => session.require_locks().and_then(|()| in_place::resize(session, &new)).map(done),
+        Request::FinishInPlace(new) => {
+            session.require_locks().and_then(|()| in_place::finish(session, &new, progress)).map(Reply::Image)
+        }
         Request::HoldState(operation) => {
             session.require_locks().and_then(|()| renew::hold(session, operation)).map(done)
         }
@@ -133,6 +138,9 @@ const fn changes(request: &Request) -> bool {
             | Request::BlockDigests(..)
             | Request::FinishImage(_)
             | Request::SettleImage(_)
+            | Request::TakeInPlace(_)
+            | Request::ResizeInPlace(_)
+            | Request::FinishInPlace(_)
             | Request::HoldState(_)
             | Request::RenewFiles(_)
             | Request::Flatten(_)

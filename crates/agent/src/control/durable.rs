@@ -6,7 +6,7 @@
 //! device of their own (NFS, btrfs) show no such count.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -44,7 +44,9 @@ struct Device(PathBuf);
 
 impl Device {
     fn under(path: &Path) -> Option<Self> {
-        let device = fs::symlink_metadata(path).ok()?.dev();
+        let facts = fs::symlink_metadata(path).ok()?;
+        // A disk that is itself a device is what has to write.
+        let device = if facts.file_type().is_block_device() { facts.rdev() } else { facts.dev() };
         let counts = PathBuf::from(format!("/sys/dev/block/{}:{}/stat", major(device), minor(device)));
         counts.exists().then_some(Self(counts))
     }

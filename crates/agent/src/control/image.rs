@@ -132,7 +132,7 @@ pub(super) fn complete(session: &Session, new: &NewImage, progress: &Progress) -
     give(session, new, complete_manifest(session, new, progress)?, progress)
 }
 
-fn complete_manifest(session: &Session, new: &NewImage, progress: &Progress) -> Result<(Root, u64)> {
+pub(super) fn complete_manifest(session: &Session, new: &NewImage, progress: &Progress) -> Result<(Root, u64)> {
     let manifest = Path::new(&new.manifest);
     durable::waiting(manifest, progress, || {
         let count = |bytes| progress.add(bytes);

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::emulator::StateLock;
 use super::image::{Growing, Made};
+use super::in_place::Taken;
 use super::point::Point;
 use crate::lock::Locks;
 use crate::place::{Place, io_error, private_dir};
@@ -66,6 +67,7 @@ pub(crate) struct Session {
     point: Mutex<Option<Arc<Point>>>,
     pub(super) growing: Growing,
     pub(super) made: Made,
+    pub(super) taken: Taken,
 }
 
 impl Session {
@@ -106,6 +108,7 @@ impl Session {
             point: Mutex::default(),
             growing: Growing::default(),
             made: Made::default(),
+            taken: Taken::default(),
         };
         Ok((Arc::new(session), outgoing, ended))
     }

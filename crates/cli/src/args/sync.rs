@@ -12,6 +12,7 @@ const EXAMPLES: &str = "Examples:
   kvm-clone sync alpha beta web1 -t web1-standby        ... of several replicas, this one
   kvm-clone sync alpha beta web1 --safety-snapshot      Keep the point that the replica had before
   kvm-clone sync alpha beta web1 --full                 Copy all disks whole, into new images
+  kvm-clone sync alpha beta web1 --in-place             Write into the replica's disks: no room for staging, and no old point meanwhile
   kvm-clone sync alpha beta web1 --discard-target-changes   Throw away what was written on the replica since";
 
 /// Bring a replica to its source's present point.
@@ -19,7 +20,7 @@ const EXAMPLES: &str = "Examples:
 /// The replica is the machine on DEST whose definition says that it was copied from this source. What differs is sent and staged beside the
 /// replica's disks, verified, and then taken over by one definition: until then the replica is the old point, from then on the new one. The
 /// choices made when it was cloned hold again. Firmware variables come along, and the state of the TPM if it was copied then. A replica that
-/// runs is never written to, nor one that was changed since, unless asked.
+/// runs is never written to, nor one that was changed since, unless asked. With --in-place alone its disks are written themselves.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SyncArgs {
@@ -67,6 +68,11 @@ pub(crate) struct UpdateArgs {
     /// Keep the point that the replica had before, as images under its disks; safety.snapshot_retention says for how long
     #[arg(long, conflicts_with = "full")]
     pub(crate) safety_snapshot: bool,
+    /// Write into the replica's own disks, without staging, where there is no room for it or a disk is a device. RISK: from the
+    /// first byte until the last one the replica is out of service, and its old point is lost; if that is interrupted, it stays so
+    /// until a sync completes it. Asks first
+    #[arg(long, conflicts_with_all = ["full", "safety_snapshot"])]
+    pub(crate) in_place: bool,
     /// Overwrite what was written on the replica since its last point; otherwise that is an error
     #[arg(long)]
     pub(crate) discard_target_changes: bool,

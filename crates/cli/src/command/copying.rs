@@ -116,9 +116,13 @@ impl Job<'_> {
             let status = plan.refusal().map_or(ExitCode::SUCCESS, |error| exit::status(error.code));
             return Ok((Outcome::Planned(Box::new(plan)), status));
         }
-        // What was agreed to once is not asked for again, unless it is something else now. A sync is asked for by its own name.
-        if plan.refusal().is_none() && plan.replica.is_none() && plan.replaces != *accepted {
-            confirm::replacement(&plan, self.session).await?;
+        // What was agreed to once is not asked for again, unless it is something else now. A sync is asked for by its own name, but for
+        // one that risks the replica.
+        if plan.refusal().is_none() && plan.replaces != *accepted {
+            match plan.replica {
+                None => confirm::replacement(&plan, self.session).await?,
+                Some(_) => confirm::in_place(&plan, self.session).await?,
+            }
             accepted.clone_from(&plan.replaces);
         }
         let result =

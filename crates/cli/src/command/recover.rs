@@ -74,6 +74,7 @@ fn text(host: &str, all: &[Recovered], mode: Recovery) -> String {
     let mut text = format!("{host}\n");
     for entry in all {
         let action = match (entry.action, mode, &entry.error) {
+            (Action::OutOfService, _, _) => "out of service until it is synced again",
             (_, _, Some(_)) => "failed",
             (Action::InProgress, _, None) => "left alone: somebody works on it",
             (Action::Finish, Recovery::Look, None) => "would be finished",

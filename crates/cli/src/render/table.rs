@@ -65,7 +65,8 @@ fn cells(machine: &Machine) -> [String; 7] {
 
 fn replica_words(of: &ReplicaOf) -> String {
     let kept = if of.points.is_empty() { String::new() } else { format!(", {} old point(s)", of.points.len()) };
-    format!("{} on {}{kept}", of.name, of.host)
+    let incomplete = if of.incomplete { " (incomplete)" } else { "" };
+    format!("{} on {}{incomplete}{kept}", of.name, of.host)
 }
 
 fn dash(text: &str) -> String {
@@ -88,7 +89,12 @@ fn block(machine: &Machine, paint: Paint) -> String {
     machine.disks.iter().for_each(|disk| line("disk", disk_words(disk)));
     machine.networks.iter().for_each(|network| line("network", network_words(network)));
     if let Some(of) = &machine.replica_of {
-        line("replica", format!("of {} on {}, as it was at {}", of.name, of.host, of.point));
+        let held = if of.incomplete {
+            "incomplete: out of service until it is synced again".to_owned()
+        } else {
+            format!("as it was at {}", of.point)
+        };
+        line("replica", format!("of {} on {}, {held}", of.name, of.host));
         of.points.iter().for_each(|kept| line("point", point_words(kept)));
     }
     text
@@ -173,6 +179,7 @@ mod tests {
             name: "web1".parse().unwrap(),
             point: "2030-01-03T03:04:05Z".into(),
             age_seconds: Some(1),
+            incomplete: false,
             points: vec![kept("2030-01-02T03:04:05Z", Some(3 << 20)), kept("2030-01-01T03:04:05Z", None)],
         });
         let replica = Hosts::from([("beta".into(), vec![Machine { replica_of, ..machine("standby", "beta") }])]);

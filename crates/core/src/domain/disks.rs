@@ -89,20 +89,22 @@ pub struct NewDisk {
     pub format: ImageFormat,
     /// The images that it stands on, the nearest first, by path and format: named, so that libvirt and qemu never guess them.
     pub over: Vec<(String, ImageFormat)>,
+    /// Whether it is a block device, not a file.
+    pub device: bool,
 }
 
 impl NewDisk {
     /// An image by itself.
     #[must_use]
     pub fn new(path: impl Into<String>, format: ImageFormat) -> Self {
-        Self { path: path.into(), format, over: Vec::new() }
+        Self { path: path.into(), format, over: Vec::new(), device: false }
     }
 
-    /// Images that stand on each other, the topmost first.
+    /// Images that stand on each other, the topmost first. All are files.
     #[must_use]
     pub fn of_chain(images: &[(String, ImageFormat)]) -> Option<Self> {
         let ((path, format), over) = images.split_first()?;
-        Some(Self { path: path.clone(), format: format.clone(), over: over.to_vec() })
+        Some(Self { over: over.to_vec(), ..Self::new(path, format.clone()) })
     }
 }
 
@@ -219,7 +221,7 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
 
 /// Makes an image the source of a disk or drive.
 pub(super) fn repoint(element: &Element, source: &Element, new: &NewDisk, edits: &mut Edits<'_>) {
-    edits.set_attribute(element, "type", "file");
+    edits.set_attribute(element, "type", if new.device { "block" } else { "file" });
     edits.replace(source, &(new_source(source, new) + &backing_store(new)));
     set_driver(element, source, new, edits);
     // The source's chain is not the copy's; `mirror` describes a job of the source that the copy does not have.
@@ -230,7 +232,8 @@ pub(super) fn repoint(element: &Element, source: &Element, new: &NewDisk, edits:
 
 fn new_source(source: &Element, new: &NewDisk) -> String {
     let policy = source.attr("startupPolicy").map(|policy| format!(" startupPolicy='{}'", escape(policy)));
-    format!("<source file='{}'{}/>", escape(&new.path), policy.unwrap_or_default())
+    let attribute = if new.device { "dev" } else { "file" };
+    format!("<source {attribute}='{}'{}/>", escape(&new.path), policy.unwrap_or_default())
 }
 
 /// formatdomain, "Hard drives, floppy disks, CDROMs" (`backingStore`): each holds the next one, an empty one ends the chain.

@@ -9,12 +9,12 @@ use super::edit::{Edits, escape};
 use super::identity::Identity;
 use super::kept::{self, KeptPoint};
 use super::tree::Element;
-use super::{Domain, Reduction, TpmState};
+use super::{Domain, Incomplete, Reduction, TpmState, incomplete};
 use crate::inventory::{HostId, ImageFormat};
 use crate::name::{DiskTarget, ResourceName, SourceName};
 
 /// The namespace of our element; the number is the version of what stands in it.
-const NAMESPACE: &str = "https://kvm-clone.dev/lineage/1";
+pub(super) const NAMESPACE: &str = "https://kvm-clone.dev/lineage/1";
 
 /// What ties a copy to its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Lineage {
     pub policy: LineagePolicy,
     /// Older points that are kept, the newest first.
     pub points: Vec<KeptPoint>,
+    /// Set while the copy is out of service, its images being written in place: then it holds no point at all.
+    #[serde(default)]
+    pub incomplete: Option<Incomplete>,
 }
 
 /// The choices of the user at clone time.
@@ -85,6 +88,7 @@ pub(super) fn read(domain: &Domain) -> Option<Lineage> {
         point: ours.attr("point")?.to_owned(),
         policy: part("policy").map(read_policy).unwrap_or_default(),
         points: parts("point").filter_map(kept::read).collect(),
+        incomplete: incomplete::read(ours),
     })
 }
 
@@ -149,7 +153,8 @@ fn render(lineage: &Lineage) -> String {
         lineage.uuid,
         escape(lineage.name.as_str()),
         render_policy(&lineage.policy),
-        lineage.points.iter().map(kept::render).collect::<String>(),
+        lineage.points.iter().map(kept::render).collect::<String>()
+            + &lineage.incomplete.as_ref().map(incomplete::render).unwrap_or_default(),
     )
 }
 

@@ -4,7 +4,7 @@ use super::{
     DomainCapabilities, Machine, MachineDisk, MachineNetwork, MachineState, PointImage, PointOf, Pool, ReplicaOf,
 };
 use crate::domain::tree::Element;
-use crate::domain::{Domain, KeptImage, KeptPoint, unreadable};
+use crate::domain::{Domain, KeptImage, KeptPoint, unreadable, with_true_images};
 use crate::error::Result;
 
 impl Machine {
@@ -13,7 +13,7 @@ impl Machine {
     /// # Errors
     /// [`Code::Libvirt`](crate::Code::Libvirt) where the definition cannot be read.
     pub fn from_xml(host: &str, state: MachineState, xml: &str) -> Result<Self> {
-        let domain = Domain::parse(xml)?;
+        let domain = with_true_images(&Domain::parse(xml)?)?;
         let disks = domain.disks().iter().map(|disk| MachineDisk {
             path: disk.source.clone(),
             size: None,
@@ -33,6 +33,7 @@ impl Machine {
             point: lineage.point,
             age_seconds: None,
             points: lineage.points.iter().map(point_of).collect(),
+            incomplete: lineage.incomplete.is_some(),
         });
         Ok(Self {
             name: domain.name().clone(),

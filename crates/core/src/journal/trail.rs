@@ -168,6 +168,10 @@ mod tests {
             assert!(trail.take(Step::Renew, Mark::Intended).is_err() || next == Step::Renew);
         }
         assert!(forward(place(Step::Place)).take(Step::Flatten, Mark::Intended).is_err());
+        // One in place has one more before it copies.
+        let mut trail = forward(place(Step::Point) + 1);
+        assert!(trail.take(Step::Copy, Mark::Intended).is_ok());
+        assert!(forward(place(Step::Stage) + 1).take(Step::Withdraw, Mark::Intended).is_err());
         // What is begun holds the next one up, whatever it is.
         let mut trail = defined;
         trail.take(Step::Flatten, Mark::Intended).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::files::{FileKind, FilePlan};
 use super::request::{DiskFormat, Existing, Update};
-use super::{ClonePlan, Facts, plug, target};
+use super::{Base, ClonePlan, DiskPlan, Facts, plug, target};
 use crate::domain::{self, DiskElement, Domain, Identity, Lineage, LineagePolicy, Macs, NewDisk, Transform};
 use crate::error::Result;
 use crate::inventory::ImageFormat;
@@ -33,7 +33,8 @@ fn define(facts: &Facts<'_>, wanted: &Transform) -> Result<(String, Vec<String>)
 /// The same once all is merged.
 fn settled(wanted: &Transform, plan: &ClonePlan) -> Transform {
     let mut settled = wanted.clone();
-    for disk in &plan.disks {
+    // What is written in place is there already, under its own name.
+    for disk in plan.disks.iter().filter(|disk| !disk.is_in_place()) {
         settled.disks.extend(NewDisk::of_chain(&disk.in_the_end()).map(|new| (disk.target.clone(), new)));
         let merges = disk.base.iter().flat_map(|base| &base.merges);
         merges
@@ -51,10 +52,7 @@ pub(super) fn wanted(
     nvram: Option<String>,
 ) -> Transform {
     let Facts { request, source, fresh, .. } = facts;
-    let disks = plan.disks.iter().map(|disk| {
-        let over = disk.base.iter().flat_map(|base| base.chain()).map(|link| (link.path, link.format)).collect();
-        (disk.target.clone(), NewDisk { over, ..NewDisk::new(&disk.path, disk.format.clone()) })
-    });
+    let disks = plan.disks.iter().map(|disk| (disk.target.clone(), new_disk(disk)));
     let kept_macs = request.keeps_macs();
     let fresh_macs = fresh.macs.clone();
     Transform {
@@ -86,7 +84,19 @@ pub(super) fn wanted(
             point: fresh.now.clone(),
             policy: policy(facts),
             points: plan.points.at_commit.clone(),
+            incomplete: None,
         },
+    }
+}
+
+/// The image of a disk: new, an overlay over the replica's images, or the replica's own.
+fn new_disk(disk: &DiskPlan) -> NewDisk {
+    match &disk.base {
+        Some(base) if base.in_place => NewDisk::from(&base.written()),
+        base => {
+            let over = base.iter().flat_map(Base::chain).map(|link| (link.path, link.format)).collect();
+            NewDisk { over, ..NewDisk::new(&disk.path, disk.format.clone()) }
+        }
     }
 }
 

@@ -115,8 +115,9 @@ fn write_disk(out: &mut String, disk: &DiskPlan) -> fmt::Result {
         }
     }
     let pool = disk.pool.as_ref().map(|pool| format!(", pool {pool}")).unwrap_or_default();
-    writeln!(out, "    to   {} ({}{pool})", disk.path, disk.format)?;
-    if let Some(base) = &disk.base {
+    let in_place = if disk.is_in_place() { ", in place" } else { "" };
+    writeln!(out, "    to   {} ({}{pool}){in_place}", disk.path, disk.format)?;
+    if let Some(base) = disk.base.as_ref().filter(|base| !base.in_place) {
         let why = match base.merges.iter().find(|merge| merge.overlay == disk.path) {
             None => "on which it stays".to_owned(),
             Some(merge) if merge.image == base.path => "into which it is merged at the end".to_owned(),

@@ -17,6 +17,7 @@ mod cpu;
 mod definition;
 mod describe;
 mod files;
+mod in_place;
 mod live;
 mod plug;
 mod points;
@@ -52,7 +53,7 @@ pub use retention::{MOST_POINTS, Retention, Safety};
 pub use source::refuse_disk;
 pub use target::platform_there;
 
-use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts};
+use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts, WrittenImage};
 use crate::error::{Error, Result};
 use crate::inventory::{ImageFacts, ImageFormat, SourceMachine, TargetHost};
 use crate::name::{DiskTarget, SourceName, VmName};
@@ -127,7 +128,7 @@ pub struct DiskPlan {
     /// Where the image is carried as the file that it is, for the snapshots inside it.
     pub whole: Option<WholeFile>,
     /// The replica's image, on which the copy is an overlay: until it is merged into it, or for good, where the point that it
-    /// holds is kept.
+    /// holds is kept. Or that which is written itself.
     pub base: Option<Base>,
 }
 
@@ -146,6 +147,10 @@ pub struct Base {
     pub under: Vec<Link>,
     /// What is merged once the new point is there, in this order.
     pub merges: Vec<Merge>,
+    /// Whether it is written itself, and no overlay on it.
+    pub in_place: bool,
+    /// The name by which the definition knows a block device.
+    pub device: Option<String>,
 }
 
 impl Base {
@@ -155,9 +160,22 @@ impl Base {
         let top = Link { path: path.clone(), format: format.clone(), size: *size, allocated: *allocated };
         [top].into_iter().chain(self.under.iter().cloned())
     }
+
+    /// The image as a definition names it.
+    #[must_use]
+    pub fn written(&self) -> WrittenImage {
+        let path = self.device.as_ref().unwrap_or(&self.path).clone();
+        WrittenImage { path, format: self.format.clone(), device: self.device.is_some() }
+    }
 }
 
 impl DiskPlan {
+    /// Whether the replica's own image is written.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.base.as_ref().is_some_and(|base| base.in_place)
+    }
+
     /// What the copy is in the end, the topmost image first: where it is an overlay, what is left once all is merged.
     #[must_use]
     pub fn in_the_end(&self) -> Vec<(String, ImageFormat)> {
@@ -169,7 +187,8 @@ impl DiskPlan {
     fn links(&self) -> Vec<Link> {
         let (path, format) = (self.path.clone(), self.format.clone());
         let top = Link { path, format, size: self.size, allocated: 0 };
-        [top].into_iter().chain(self.base.iter().flat_map(Base::chain)).collect()
+        let own = (!self.is_in_place()).then_some(top);
+        own.into_iter().chain(self.base.iter().flat_map(Base::chain)).collect()
     }
 }
 
@@ -186,6 +205,8 @@ pub struct ReplicaPlan {
     pub operation: Uuid,
     /// How it is brought to the next one.
     pub update: Update,
+    /// The operation that has left it out of service, neither at its point nor at another one.
+    pub incomplete: Option<Uuid>,
     /// Its definition before.
     #[serde(skip)]
     pub before: String,
@@ -337,6 +358,7 @@ fn replica_plan(facts: &Facts<'_>) -> Option<ReplicaPlan> {
         point: replica.lineage.point.clone(),
         operation: replica.lineage.operation,
         update,
+        incomplete: replica.lineage.incomplete.as_ref().map(|incomplete| incomplete.operation),
         before: replica.xml.clone(),
     })
 }

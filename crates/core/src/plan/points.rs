@@ -52,11 +52,17 @@ fn standing<'a>(points: &'a [KeptPoint], disk: &DiskTarget) -> impl Iterator<Ite
 pub(super) fn refuse(facts: &Facts<'_>, replica: &Replica, update: Update) -> Option<Error> {
     let (name, points) = (&replica.name, &replica.lineage.points);
     let refuse = |why: String| Error::unsupported(why).with("vm", name).with("host", &facts.target.host_name);
-    let drop = "safety.snapshot_retention = 0 has the next sync without --full and --safety-snapshot drop all of them";
+    let drop = "safety.snapshot_retention = 0 has the next sync without --full, --in-place and --safety-snapshot drop all of them";
     let stand = points.iter().filter(|kept| kept.standing().next().is_some()).count();
     if update.candidates == Candidates::All && stand > 0 {
         let message = format!("replica {name} keeps {stand} old point(s), which do not outlive a copy into new images");
         return Some(refuse(message).help(drop));
+    }
+    if update.in_place && stand > 0 {
+        let message = format!(
+            "replica {name} keeps {stand} old point(s), and its disks stand on them: they are not written in place"
+        );
+        return Some(refuse(message).help("Leave --in-place out: its old points stay").help(drop));
     }
     if facts.request.safety.keep && facts.request.safety.retention.kept(&replica.ages) > MOST_POINTS {
         let message = format!("replica {name} keeps {} old points; more than {MOST_POINTS} are too many", points.len());

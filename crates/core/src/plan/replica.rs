@@ -6,9 +6,11 @@
 use uuid::Uuid;
 
 use super::check::Checks;
+use super::in_place;
 use super::request::{Candidates, CloneRequest, DiskFormat, Existing, NetworkTarget, SyncRequest, Update};
+use super::retention::Safety;
 use super::{Base, Facts, Link, Replaced, points, replace};
-use crate::domain::{DiskElement, Domain, Identity, Lineage};
+use crate::domain::{DiskElement, DiskKind, Domain, Identity, Lineage};
 use crate::error::{Code, Error, Result};
 use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
 use crate::name::{DiskTarget, SourceName, VmName};
@@ -98,13 +100,14 @@ pub fn sync_request(replica: &SourceName, lineage: &Lineage, asked: &SyncRequest
         let to = if to == "none" { NetworkTarget::None } else { NetworkTarget::Named(to.parse()?) };
         Ok((from.clone(), to))
     });
+    let update = in_place::update(asked, lineage)?;
     Ok(CloneRequest {
         new_name: Some(replica.as_str().parse()?),
         identity: policy.identity,
         // The UUID is the replica's, whatever it was made from.
         uuid: Identity::New,
         macs: policy.macs,
-        existing: Existing::Update(asked.update),
+        existing: Existing::Update(update),
         networks: Vec::new(),
         usual_networks: networks.collect::<Result<_>>()?,
         pool: policy.pool.clone(),
@@ -121,7 +124,8 @@ pub fn sync_request(replica: &SourceName, lineage: &Lineage, asked: &SyncRequest
         presence: asked.presence,
         discard_managed_save: asked.discard_managed_save,
         space_margin_percent: asked.space_margin_percent,
-        safety: asked.safety,
+        // A replica that is out of service has no old point.
+        safety: Safety { keep: asked.safety.keep && !update.in_place, ..asked.safety },
     })
 }
 
@@ -137,13 +141,18 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
             .chain([points::refuse(facts, replica, update)])
             .flatten()
             .chain(refuse_disks(facts, replica, update))
+            .chain(in_place::refuse_left_out(facts, replica, update))
             .collect();
     if !failures.is_empty() {
         checks.all("replica", failures, "");
         return None;
     }
     let point = &replica.lineage.point;
-    checks.ok("replica", format!("machine {} holds the point of {point}", replica.name));
+    match &replica.lineage.incomplete {
+        None => checks.ok("replica", format!("machine {} holds the point of {point}", replica.name)),
+        Some(incomplete) => in_place::note_incomplete(replica, incomplete, update, checks),
+    }
+    in_place::note_risk(replica, update, checks);
     note_disks(facts, update, checks);
     let kept = |path: &String| {
         let is_base = facts.bases(update).any(|(_, (image, _))| image.path == *path);
@@ -196,6 +205,7 @@ fn refuse_disks(facts: &Facts<'_>, replica: &Replica, update: Update) -> Vec<Err
                 Some(Error::conflict(format!("disk {} is new at the source and would be copied whole", disk.target)))
             }
             (_, None) => None,
+            (_, Some(chain)) if update.in_place => in_place::refuse_image(facts, replica, disk, chain),
             (_, Some(chain)) => refuse_image(facts, replica, disk, chain),
         };
         failures.extend(refusal.map(|error| error.with("disk", &disk.target).help(WHOLE)));
@@ -210,7 +220,9 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, disk: &DiskElement, chain:
     let (path, size) = (&image.path, facts.source_size(disk));
     let failed = chain.iter().find_map(|image| refuse_file(replica, image));
     if let Some(error) = failed {
-        return Some(error.with("host", &facts.target.host_name));
+        let by_word = (!image.regular_file).then_some("--in-place writes into it: see what it risks");
+        let error = error.with("host", &facts.target.host_name);
+        return Some(by_word.into_iter().fold(error, Error::help));
     }
     let has_snapshots = chain.iter().any(|image| image.snapshots > 0);
     let refuse =
@@ -286,12 +298,12 @@ fn is_same_disk(a: &DiskElement, b: &DiskElement) -> bool {
 
 impl<'a> Facts<'a> {
     /// The size that the source's guest sees of a disk.
-    fn source_size(&self, disk: &DiskElement) -> u64 {
+    pub(super) fn source_size(&self, disk: &DiskElement) -> u64 {
         self.source.images.get(&disk.target).and_then(|chain| chain.first()).map_or(0, |image| image.virtual_size)
     }
 
     /// The images that the replica has for a disk of the source.
-    fn replica_disk(&self, disk: &DiskElement) -> Option<&'a [ImageFacts]> {
+    pub(super) fn replica_disk(&self, disk: &DiskElement) -> Option<&'a [ImageFacts]> {
         self.replica?.data_disks().find(|other| is_same_disk(disk, other))?;
         let replica = self.target.replica.as_ref()?;
         replica.images.get(&disk.target).map(Vec::as_slice).filter(|chain| !chain.is_empty())
@@ -301,6 +313,12 @@ impl<'a> Facts<'a> {
     fn bases(&self, update: Update) -> impl Iterator<Item = (&'a DiskTarget, (&'a ImageFacts, &'a [ImageFacts]))> {
         let disks = self.domain.data_disks().filter(move |_| update.candidates != Candidates::All);
         disks.filter_map(|disk| Some((&disk.target, self.replica_disk(disk)?.split_first()?)))
+    }
+
+    /// The name by which the replica knows the block device that holds a disk.
+    fn device_of(&self, target: &DiskTarget) -> Option<String> {
+        let disk = self.replica?.data_disks().find(|disk| disk.target == *target && disk.kind == DiskKind::Block)?;
+        disk.source.clone()
     }
 
     /// The image of the replica that a disk is compared with, where it is.
@@ -314,6 +332,8 @@ impl<'a> Facts<'a> {
             allocated: image.allocated,
             under: under.iter().map(Link::from).collect(),
             merges: Vec::new(),
+            in_place: update.in_place,
+            device: self.device_of(target),
         })
     }
 }

@@ -127,7 +127,14 @@ pub struct Update {
     pub candidates: Candidates,
     /// `--disks-only`: its definition stays as it is.
     pub disks_only: bool,
+    /// `--in-place`: its images are written themselves. Until that is complete it is no machine at all.
+    #[serde(default)]
+    pub in_place: bool,
 }
+
+/// How one sync keeps no point where all others do.
+pub(super) const WITHOUT_POINTS: &str =
+    "Where the configuration keeps points: KVM_CLONE_SAFETY_SAFETY_SNAPSHOT=false kvm-clone sync …";
 
 /// Which blocks of a disk may travel in a sync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,9 +249,7 @@ impl CloneRequest {
         {
             return Err(Error::validation("a sync that copies all disks into new images cannot keep the old point")
                 .help("Leave --full or --safety-snapshot out")
-                .help(
-                    "Where the configuration keeps points: KVM_CLONE_SAFETY_SAFETY_SNAPSHOT=false kvm-clone sync …",
-                ));
+                .help(WITHOUT_POINTS));
         }
         Ok(())
     }

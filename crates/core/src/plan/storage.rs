@@ -22,7 +22,7 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
     let mut name_failures = Vec::new();
     for (target, chain) in images(facts) {
         if let Some(base) = facts.base(target) {
-            match overlay(facts, target, chain, base) {
+            match of_replica(facts, target, chain, base) {
                 Ok(disk) => disks.push(disk),
                 Err(error) => name_failures.push(error),
             }
@@ -48,13 +48,15 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
     }
     let pools: BTreeSet<&str> = disks.iter().filter_map(|disk| disk.pool.as_deref()).collect();
     let pools = pools.into_iter().collect::<Vec<_>>().join(", ");
-    let overlays = disks.iter().filter(|disk| disk.base.is_some()).count();
-    let new = disks.len() - overlays;
-    let what = match (new, overlays) {
-        (new, 0) => format!("{new} new image(s)"),
-        (0, overlays) => format!("{overlays} overlay(s)"),
-        (new, overlays) => format!("{overlays} overlay(s) and {new} new image(s)"),
+    let based = |in_place: bool| {
+        disks.iter().filter(|disk| disk.base.as_ref().is_some_and(|base| base.in_place == in_place)).count()
     };
+    let (overlays, written) = (based(false), based(true));
+    let new = disks.len() - overlays - written;
+    let counted = [(written, "image(s) in place"), (overlays, "overlay(s)"), (new, "new image(s)")];
+    let counted: Vec<String> =
+        counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let what = if counted.is_empty() { "0 new image(s)".to_owned() } else { counted.join(" and ") };
     checks.all("pools", pool_failures, format!("{what} in pool {pools}"));
     checks.all("files", name_failures, "no file is in the way");
     disks
@@ -64,7 +66,8 @@ pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut
 pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
     let mut paths = Vec::new();
     for (target, chain) in images(facts) {
-        paths.extend(facts.base(target).map(|base| overlay_path(facts, target, &base)));
+        let overlay = facts.base(target).filter(|base| !base.in_place);
+        paths.extend(overlay.map(|base| overlay_path(facts, target, &base)));
         let Ok(directory) = choose_pool(facts, chain).and_then(directory) else { continue };
         paths.extend(names(facts, directory, target, extension(&new_format(facts, chain))));
     }
@@ -118,7 +121,22 @@ pub(super) fn directory(pool: &Pool) -> Result<&str, Error> {
     path.ok_or_else(|| Error::internal(format!("pool {} has no path", pool.name)))
 }
 
-/// A disk that the replica has: an overlay beside the replica's image.
+/// A disk that the replica has: an overlay beside the replica's image, or the image itself.
+fn of_replica(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], base: Base) -> Result<DiskPlan, Error> {
+    if !base.in_place {
+        return overlay(facts, target, chain, base);
+    }
+    let plan = disk_plan(facts, target, chain, home(facts, &base), base.path.clone());
+    Ok(DiskPlan { format: base.format.clone(), base: Some(base), whole: None, ..plan })
+}
+
+/// The pool that holds the replica's image.
+fn home<'a>(facts: &Facts<'a>, base: &Base) -> Option<&'a Pool> {
+    let directory = base.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let is_home = |pool: &&Pool| pool.path.as_deref().is_some_and(|path| path.trim_end_matches('/') == directory);
+    facts.target.pools.iter().find(is_home)
+}
+
 fn overlay(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], base: Base) -> Result<DiskPlan, Error> {
     let path = overlay_path(facts, target, &base);
     if facts.target.paths_present.contains(&path) {
@@ -128,10 +146,7 @@ fn overlay(facts: &Facts<'_>, target: &DiskTarget, chain: &[ImageFacts], base: B
             .with("disk", target)
             .help("Move the file away"));
     }
-    let directory = base.path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let is_home = |pool: &&Pool| pool.path.as_deref().is_some_and(|path| path.trim_end_matches('/') == directory);
-    let pool = facts.target.pools.iter().find(is_home);
-    let plan = disk_plan(facts, target, chain, pool, path);
+    let plan = disk_plan(facts, target, chain, home(facts, &base), path);
     Ok(DiskPlan { format: ImageFormat::Qcow2, base: Some(base), ..plan })
 }
 
@@ -258,7 +273,9 @@ pub(super) fn check_space(facts: &Facts<'_>, disks: &[DiskPlan], files: &[FilePl
         Some(_) => (disk.allocated / 100).saturating_mul(margin).saturating_add(merged_bytes(disk)),
         None => disk.allocated,
     };
-    let disks = disks.iter().filter_map(|disk| Some((disk.pool.as_deref()?, room(disk), disk.size)));
+    // What is written in place needs no room beside it.
+    let disks = disks.iter().filter(|disk| disk.base.as_ref().is_none_or(|base| !base.in_place));
+    let disks = disks.filter_map(|disk| Some((disk.pool.as_deref()?, room(disk), disk.size)));
     let files = files.iter().filter_map(|file| Some((file.pool.as_deref()?, file.allocated, file.size)));
     for (pool, data, len) in disks.chain(files) {
         let (allocated, size) = by_pool.entry(pool).or_default();

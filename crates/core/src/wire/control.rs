@@ -165,6 +165,14 @@ pub enum Request {
     /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
     /// it over. → [`Reply::Image`]
     SettleImage(NewImage),
+    /// Get an image of the machine ready to be written itself: it is locked as qemu locks images, so that no guest starts on it,
+    /// until it is finished or the session ends, and a manifest is made. Nothing of it is changed. → [`Reply::Done`]
+    TakeInPlace(NewImage),
+    /// Give an image that was taken the size that its disk shall have: larger, or shorter by less than a sector. →
+    /// [`Reply::Done`]
+    ResizeInPlace(NewImage),
+    /// Make an image that was written in place durable, check it, complete its manifest, and let go of it. → [`Reply::Image`]
+    FinishInPlace(NewImage),
     /// Keep emulators away from the states that the marker says are renewed, until they are: who starts the machine meanwhile
     /// is refused. → [`Reply::Done`]
     HoldState(Uuid),
@@ -300,10 +308,14 @@ pub struct Marker {
     /// What the disks that have such overlays lie in once these are merged.
     #[serde(default)]
     pub chains: Vec<DiskChain>,
+    /// Images of the machine that are written in place. They are its own: nobody removes them.
+    #[serde(default)]
+    pub in_place: Vec<String>,
     /// Files of the machine that no definition names, and that become those of the new point right after it.
     #[serde(default)]
     pub renewed: Vec<RenewedFile>,
-    /// Manifests and seals of the point before, removed once the new definition stands.
+    /// Manifests and seals of the point before, removed once the new definition stands; those of disks before these are
+    /// written in place.
     #[serde(default)]
     pub outdated: Vec<String>,
     /// Files of the replaced machine, removed once the new definition stands.

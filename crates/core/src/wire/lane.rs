@@ -92,12 +92,12 @@ pub enum LaneAnswer {
 /// What a target has of a disk already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// The image, opened read-only; at most as large as the disk is now.
+    /// The image, opened read-only; at most as large as the disk is now. It may be the image that is written.
     pub image: ImageSpec,
     /// Digests of its blocks from when it was made, if there are any.
     pub digests: Option<BaseDigests>,
-    /// Whether the image that is written, an overlay over this one, holds some of the disk already: an earlier try was
-    /// interrupted. What it has counts before this one; it is read, whatever is known of this one.
+    /// Whether the image that is written, an overlay over this one or this one itself, holds some of the disk already: an
+    /// earlier try was interrupted. What an overlay has counts before this one; it is read, whatever is known of this one.
     pub begun: bool,
 }
 

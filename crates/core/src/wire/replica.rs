@@ -205,7 +205,7 @@ mod tests {
         ["under", "above", "flattened"].iter().for_each(|new| drop(overlay.remove(*new)));
         text.as_object_mut().unwrap().remove("chains");
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
-        for new in ["overlays", "outdated", "directories", "renewed"] {
+        for new in ["overlays", "outdated", "directories", "renewed", "in_place"] {
             text.as_object_mut().unwrap().remove(new);
         }
         assert_eq!(serde_json::from_value::<Marker>(text).unwrap(), Marker::default());

@@ -1,7 +1,7 @@
 //! Whose files are whose: what the machines of a host use. Before anything is removed that one of them might stand on, what
 //! cannot be told counts as used.
 
-use kvm_clone_core::domain::{DiskKind, Domain};
+use kvm_clone_core::domain::{DiskKind, Domain, with_true_images};
 use kvm_clone_core::inventory::{DiskFile, ExistingMachine, FileId, ImageFormat};
 use kvm_clone_core::plan::is_copied_medium;
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -55,7 +55,8 @@ pub(super) async fn files_of(
     xml: &str,
     chains: bool,
 ) -> Result<ExistingMachine> {
-    let domain = Domain::parse(xml).map_err(|error| error.with("vm", &machine.name))?;
+    let domain = Domain::parse(xml).and_then(|domain| with_true_images(&domain));
+    let domain = domain.map_err(|error| error.with("vm", &machine.name))?;
     machine.uses = domain.host_paths();
     let tpm = domain.tpm().map(|tpm| tpm.state_files(&site.host.facts.tpm_dir, machine.uuid));
     machine.uses.extend(tpm.into_iter().flatten().map(|(_, path)| path));

@@ -1,6 +1,6 @@
 //! The machine that a sync brings to a newer point.
 
-use kvm_clone_core::domain::{Domain, Lineage};
+use kvm_clone_core::domain::{Domain, Lineage, with_true_images};
 use kvm_clone_core::inventory::{ExistingMachine, Replica, SourceMachine};
 use kvm_clone_core::name::{SourceName, VmName};
 use kvm_clone_core::plan::{Candidate, CloneRequest, Existing, find_replica};
@@ -33,8 +33,8 @@ pub(crate) async fn find(site: &Site, source: &SourceMachine, wanted: Option<&Vm
     Ok(Found { name: found.name.clone(), uuid: found.uuid, lineage })
 }
 
-/// Looks at the replica that is to be brought to a newer point, at the images of its disks, and how old its points are `now`.
-/// None where it is not there any more, or no replica.
+/// Looks at the replica that is to be brought to a newer point, at the images of its disks, also where it is out of service, and how old
+/// its points are `now`. None where it is not there any more, or no replica.
 pub(super) async fn look_at(
     site: &Site,
     request: &CloneRequest,
@@ -43,11 +43,13 @@ pub(super) async fn look_at(
 ) -> Result<Option<Replica>> {
     let (Existing::Update(_), Some(machine)) = (request.existing, machine) else { return Ok(None) };
     let Some(xml) = site.libvirt.definition(machine.uuid).await? else { return Ok(None) };
-    let domain = Domain::parse(&xml).map_err(|error| error.with("vm", &machine.name))?;
+    let domain = Domain::parse(&xml).and_then(|domain| with_true_images(&domain));
+    let domain = domain.map_err(|error| error.with("vm", &machine.name))?;
     let Some(lineage) = domain.lineage() else { return Ok(None) };
     let images = disk_images(site, &domain).await?.into_iter().map(|(disk, seen)| (disk, seen.images)).collect();
     let points = [&lineage.point].into_iter().chain(lineage.points.iter().map(|kept| &kept.point));
     let ages = points.map(|point| age(point, now.parse().ok()?)).collect();
+    let xml = domain.xml().to_owned();
     Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images, ages }))
 }
 

@@ -1,5 +1,5 @@
-//! Whether a replica was changed since its last point, asked where its images are replaced whole. A sync that compares finds that
-//! out on its way; one that copies everything would throw it away without a look.
+//! Whether a replica was changed since its last point, asked where its images are replaced whole or written in place. A sync with
+//! overlays finds that out on its way; others would have thrown it away by then.
 
 use kvm_clone_core::domain::Domain;
 use kvm_clone_core::name::DiskTarget;
@@ -12,16 +12,16 @@ use crate::host::Host;
 use crate::inventory::{self, Site};
 use crate::verify::with_digests;
 
-/// Reads what no seal vouches for, and compares it with the digests of the last point.
+/// Reads what no seal vouches for, or all of it, and compares it with the digests of the last point.
 ///
 /// # Errors
 /// [`kvm_clone_core::Code::Conflict`] where a disk was changed, or where that cannot be told.
-pub(super) async fn refuse(target: &Site, replica: &ReplicaPlan) -> Result<()> {
+pub(super) async fn refuse(target: &Site, replica: &ReplicaPlan, paranoid: bool) -> Result<()> {
     let domain = Domain::parse(&replica.before)?;
     for (disk, seen) in inventory::disk_images(target, &domain).await? {
         let size = seen.images.first().map_or(0, |image| image.virtual_size);
         let image = inventory::spec(&seen.images)?;
-        let checked = refuse_disk(&target.host, replica, &disk, &image, size).await;
+        let checked = refuse_disk(&target.host, (replica, paranoid), &disk, &image, size).await;
         checked.map_err(|error| error.with("disk", &disk))?;
     }
     Ok(())
@@ -29,14 +29,14 @@ pub(super) async fn refuse(target: &Site, replica: &ReplicaPlan) -> Result<()> {
 
 async fn refuse_disk(
     host: &Host,
-    replica: &ReplicaPlan,
+    (replica, paranoid): (&ReplicaPlan, bool),
     disk: &DiskTarget,
     image: &ImageSpec,
     size: u64,
 ) -> Result<()> {
     let kept = kept_digests(host, replica.operation, disk, size).await?;
     let kept = [(disk.clone(), kept.map_err(|why| untold_disk(host, replica, disk, &why))?)];
-    if !sealed(host, replica.operation, &kept, |_| Some(image.clone())).await?.is_empty() {
+    if !paranoid && !sealed(host, replica.operation, &kept, |_| Some(image.clone())).await?.is_empty() {
         return Ok(());
     }
     let [(_, kept)] = kept;

@@ -50,6 +50,8 @@ pub(crate) struct CopyDisk {
     pub(crate) begun: bool,
     /// Whether both sides are known to hold the same, so that nothing of it is read.
     pub(crate) untouched: bool,
+    /// Whether the replica's own image is written: then that is the staging image, too.
+    pub(crate) in_place: bool,
     pub(crate) manifest: String,
     pub(crate) size: u64,
     /// The name of the finished image.
@@ -65,7 +67,7 @@ impl CopyDisk {
         let begun = self.begun;
         match &self.base {
             Some(base) => Some(Base { begun, ..base.clone() }),
-            None => begun.then(|| Base { image: self.staging.clone(), digests: None, begun: false }),
+            None => begun.then(|| Base { image: self.staging.clone(), digests: None, begun }),
         }
     }
 

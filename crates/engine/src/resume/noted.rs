@@ -94,6 +94,11 @@ impl Resumable {
         Ok(())
     }
 
+    /// Whether the operation itself writes to the replica's images, and has taken it out of service for that.
+    pub(super) fn has_withdrawn(&self, plan: &ClonePlan) -> bool {
+        plan.replica.as_ref().is_some_and(|replica| replica.incomplete == Some(self.fresh.operation))
+    }
+
     /// Whether nobody wrote to the replica's images since the operation began.
     pub(super) fn same_images(&self, known: &Known) -> Result<()> {
         let Some(base) = &self.replica else { return Ok(()) };

@@ -1,6 +1,8 @@
 //! The commit: one definition, before which nothing has changed for anybody and after which everything is there.
 
+use kvm_clone_core::domain::{Domain, is_withdrawn_by};
 use kvm_clone_core::inventory::{ImageFormat, MachineState};
+use kvm_clone_core::journal::Stands;
 use kvm_clone_core::plan::{Replaced, plan_clone};
 use kvm_clone_core::wire::control::Request;
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -13,7 +15,7 @@ use crate::reconnect;
 
 /// A machine that is to be replaced, as undoing brings it back.
 pub(super) struct OldMachine {
-    definition: String,
+    pub(super) definition: String,
     autostart: bool,
 }
 
@@ -26,7 +28,10 @@ impl Work {
         if !(self.define_asked && self.stands().await?) {
             match self.plan.replaces.clone() {
                 None => self.place_is_free().await?,
-                Some(replaced) => self.old = Some(self.still_replaceable(&replaced).await?),
+                Some(replaced) if self.written().is_empty() => {
+                    self.old = Some(self.still_replaceable(&replaced).await?);
+                }
+                Some(replaced) => self.old = Some(self.still_withdrawn(&replaced).await?),
             }
             let definition =
                 self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
@@ -63,7 +68,7 @@ impl Work {
 
     /// Whether the machine that is to be replaced is the one that the user saw: planned anew, because somebody may have
     /// started it, given its disks to another machine or made a snapshot since.
-    async fn still_replaceable(&self, replaced: &Replaced) -> Result<OldMachine> {
+    pub(super) async fn still_replaceable(&self, replaced: &Replaced) -> Result<OldMachine> {
         let (host, _) = inventory::target(&self.target, &self.request, &self.seen.machine, &self.fresh).await?;
         let plan = plan_clone(&self.request, &self.seen.machine, &host, &self.fresh)?;
         let old = self.target.libvirt.definition(replaced.uuid).await?;
@@ -83,6 +88,25 @@ impl Work {
                     .with("host", &self.target.host.name)
                     .help("Look at it, and run the command again"))
             }
+        }
+    }
+
+    /// Whether the machine is as it was taken out of service: its images are not those of any point that somebody may have
+    /// defined meanwhile.
+    async fn still_withdrawn(&self, replaced: &Replaced) -> Result<OldMachine> {
+        let (libvirt, uuid) = (&self.target.libvirt, replaced.uuid);
+        let old = libvirt.definition(uuid).await?;
+        let is_stopped = libvirt.state(uuid).await? == Some(MachineState::Stopped);
+        match old {
+            Some(definition) if is_stopped && what_stands(&definition, self.operation) == Stands::Withdrawn => {
+                Ok(OldMachine { definition, autostart: libvirt.autostart(uuid).await? })
+            }
+            _ => Err(Error::conflict(format!("machine {} was changed while it was out of service", replaced.name))
+                .with("vm", &replaced.name)
+                .with("host", &self.target.host.name)
+                .help(
+                    "Its disks were written meanwhile: look at what its definition is now, and run the command again",
+                )),
         }
     }
 
@@ -144,8 +168,22 @@ pub(crate) async fn stands(site: &Site, machine: Uuid, operation: Uuid) -> Resul
     Ok(definition.is_some_and(|xml| made_by(&xml, operation)))
 }
 
+/// What a machine's definition is to this operation.
+pub(crate) async fn standing(site: &Site, machine: Uuid, operation: Uuid) -> Result<Stands> {
+    let definition = site.libvirt.definition(machine).await?;
+    Ok(definition.map_or(Stands::Another, |xml| what_stands(&xml, operation)))
+}
+
+fn what_stands(xml: &str, operation: Uuid) -> Stands {
+    match Domain::parse(xml) {
+        Ok(domain) if is_withdrawn_by(&domain, operation) => Stands::Withdrawn,
+        Ok(_) if made_by(xml, operation) => Stands::Made,
+        _ => Stands::Another,
+    }
+}
+
 /// Whether a definition was made by this operation.
 pub(crate) fn made_by(xml: &str, operation: Uuid) -> bool {
-    let domain = kvm_clone_core::domain::Domain::parse(xml).ok();
+    let domain = Domain::parse(xml).ok();
     domain.and_then(|domain| domain.lineage()).is_some_and(|lineage| lineage.operation == operation)
 }

@@ -15,14 +15,16 @@ impl Work {
         if !self.settled {
             self.finished.clear();
             for (image, disk) in self.new_images().into_iter().zip(&self.disks) {
-                self.finished.push(self.hand_over(Request::FinishImage(image), &disk.target).await?);
+                let order = if disk.in_place { Request::FinishInPlace(image) } else { Request::FinishImage(image) };
+                self.finished.push(self.hand_over(order, &disk.target).await?);
             }
             self.same_blocks()?;
             self.settle_wholes().await?;
         }
         // After that: what was taken out of an image must not have changed what a guest reads.
         self.same_sums().await?;
-        for (file, finished) in self.marker.finals.iter_mut().zip(&self.finished) {
+        let staged = self.disks.iter().zip(&self.finished).filter(|(disk, _)| !disk.in_place);
+        for (file, (_, finished)) in self.marker.finals.iter_mut().zip(staged) {
             file.identity = Some(finished.identity);
         }
         // From here on the final names can be told from other people's files.

@@ -35,6 +35,9 @@ impl Work {
         let Some(base) = &disk.base else {
             return Some((ImageSpec::new(&disk.path, disk.staging.format.clone()), vec![finished.identity]));
         };
+        if disk.in_place {
+            return Some((base.image.clone(), vec![finished.identity]));
+        }
         let mut known = BTreeMap::from([(disk.path.as_str(), finished.identity)]);
         let before = [&base.image.path].into_iter().chain(base.image.backing.iter().map(|(path, _)| path));
         known.extend(before.map(String::as_str).zip(self.known.identities.get(&disk.target)?.iter().copied()));

@@ -13,6 +13,11 @@ use crate::lane::CopyDisk;
 /// Images belong to qemu alone.
 const IMAGE_MODE: u32 = 0o600;
 
+/// Where the old digests of an image that is written in place are meanwhile.
+pub(super) fn aside(manifest: &str) -> String {
+    format!("{manifest}-before")
+}
+
 impl Work {
     /// Whatever an earlier try of this operation staged goes first, but for the images that are gone on with.
     pub(super) async fn stage(&mut self) -> Result<()> {
@@ -23,12 +28,15 @@ impl Work {
             self.target.host.control.order(Request::MakeDirectory(directory)).await?;
         }
         for (index, image) in self.new_images().into_iter().enumerate() {
-            if begun.contains(&image.image.path) {
+            if self.disks.get(index).is_some_and(|disk| disk.in_place) {
+                self.target.host.control.order(Request::TakeInPlace(image)).await?;
+            } else if begun.contains(&image.image.path) {
                 self.take_up(index, image).await?;
             } else {
                 self.target.host.control.order(Request::CreateImage(image)).await?;
             }
         }
+        self.keep_digests_aside().await?;
         // What did not change has the digests that it had.
         for disk in self.disks.iter().filter(|disk| disk.untouched) {
             let digests = disk.base.as_ref().and_then(|base| base.digests.as_ref());
@@ -43,6 +51,21 @@ impl Work {
 
     async fn adopt(&self, from: String, to: String) -> Result<()> {
         self.target.host.control.order(Request::AdoptManifest { operation: self.operation, from, to }).await
+    }
+
+    /// Copies the digests of images that will be written in place: lanes compare with them, while those of the old point go before the
+    /// first byte is written.
+    async fn keep_digests_aside(&mut self) -> Result<()> {
+        for disk in self.disks.iter_mut().filter(|disk| disk.in_place && !disk.untouched) {
+            let aside = aside(&disk.manifest);
+            let Some(digests) = disk.base.as_mut().and_then(|base| base.digests.as_mut()) else { continue };
+            if digests.manifest != aside {
+                let from = std::mem::replace(&mut digests.manifest, aside.clone());
+                let adopt = Request::AdoptManifest { operation: self.operation, from, to: aside };
+                self.target.host.control.order(adopt).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The staging images of an earlier try, as long as anything is to be read of their disks.

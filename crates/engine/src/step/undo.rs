@@ -91,6 +91,7 @@ impl Work {
                 Ok(())
             }
             Step::Copy => self.target.host.control.order(Request::EndLanes).await,
+            Step::Withdraw => self.reinstate().await,
             Step::Point => self.drop_point().await,
             Step::Stage => self.remove(self.marker.staged()).await,
             Step::Mark => self.target.host.control.order(Request::RemoveMarker(self.operation)).await,
@@ -104,11 +105,17 @@ impl Work {
         let said: Vec<String> =
             failures.clone().map(|(host, failure)| format!("it could not be undone on {host}: {failure}")).collect();
         let hosts: Vec<&str> = failures.map(|(host, _)| host).collect();
+        let is_withdrawn = left.steps.contains(&Step::Withdraw) && !self.written().is_empty();
         let mut error = Error::new(Code::UndoFailed, format!("{cause}; and {}", said.join("; and ")))
             .with("cause_code", cause.code.number())
             .with("host", hosts.join(", "))
             .with("left", self.left(&left.steps).join(", "));
-        for host in hosts {
+        if is_withdrawn {
+            error = self.out_of_service_helps().into_iter().fold(error, Error::help);
+        }
+        // Of a replica that is out of service nothing can be removed.
+        let target = &self.target.host.name;
+        for host in hosts.into_iter().filter(|host| !is_withdrawn || host != target) {
             error = error
                 .help(format!("kvm-clone recover {host} finds and removes what is left, once the host can be reached"));
         }
@@ -132,6 +139,7 @@ impl Work {
             Step::Stage => marker.staged(),
             Step::Mark => vec![format!("the marker of operation {}", marker.operation)],
             Step::Point => vec![format!("a backup job on machine {}", self.plan.vm_name)],
+            Step::Withdraw => self.written_paths(),
             Step::Copy | Step::Finish | Step::Renew | Step::Flatten | Step::Settle | Step::Clean => Vec::new(),
         });
         all.collect()

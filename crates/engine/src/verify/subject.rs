@@ -81,6 +81,15 @@ async fn find(site: &Site, name: &SourceName) -> Result<Uuid> {
         .help("A sync verifies what it writes; a machine that runs can be synced"))
 }
 
+/// Its disks are known to be no point of anything.
+fn out_of_service(site: &Site, name: &SourceName) -> Error {
+    let host = &site.host.name;
+    Error::conflict(format!("replica {name} on {host} is out of service: its disks are neither one point nor another"))
+        .with("vm", name)
+        .with("host", host)
+        .help("A sync in place of it was interrupted: sync it again, which completes it")
+}
+
 async fn lock(site: &Site, operation: Uuid, machines: &[Uuid]) -> Result<()> {
     let mut keys: Vec<String> = machines.iter().map(|uuid| LockKey::Machine(*uuid).to_string()).collect();
     keys.sort();
@@ -124,6 +133,9 @@ impl Subject {
         let gone = || Error::conflict(format!("machine {name} is not there any more")).with("vm", name);
         let xml = site.libvirt.definition(uuid).await?.ok_or_else(gone)?;
         let domain = Domain::parse(&xml).map_err(|error| error.with("vm", name))?;
+        if domain.lineage().is_some_and(|lineage| lineage.incomplete.is_some()) {
+            return Err(out_of_service(&site, name));
+        }
         let mut found = inventory::disk_images(&site, &domain).await?;
         let has_qemu_nbd = site.host.facts.programs.contains_key("qemu-nbd");
         let mut disks = Vec::new();

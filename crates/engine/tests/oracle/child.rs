@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::journal::Step;
-use kvm_clone_core::plan::{CloneRequest, SyncRequest};
+use kvm_clone_core::plan::{CloneRequest, SyncRequest, Update};
 use kvm_clone_engine::{Boundary, Client, ClientOptions, CloneSettings, Events, Moment, Recovery, SshOptions, Then};
 use kvm_clone_lab::Lab;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub struct Task {
     request: CloneRequest,
     /// Whether it syncs the replica instead of making one.
     sync: bool,
+    /// Whether it writes the replica's own disks for that.
+    in_place: bool,
     /// The phase at whose beginning it stands still.
     hold_at: Option<String>,
     /// The moment of a step at which it dies, in words.
@@ -55,6 +57,7 @@ impl Task {
             ssh_config: lab.ssh_config(),
             request: CloneRequest::default(),
             sync: false,
+            in_place: false,
             hold_at: None,
             die_at: None,
             gate: false,
@@ -66,6 +69,12 @@ impl Task {
     /// Syncs the replica.
     pub fn sync(mut self) -> Self {
         self.sync = true;
+        self
+    }
+
+    /// Writes the replica's own disks.
+    pub fn in_place(mut self) -> Self {
+        (self.sync, self.in_place) = (true, true);
         self
     }
 
@@ -205,7 +214,8 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
     });
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
     let prepared = if task.sync {
-        let asked = SyncRequest::default();
+        let update = Update { in_place: task.in_place, ..Update::default() };
+        let asked = SyncRequest { update, ..SyncRequest::default() };
         client.prepare_sync(&alpha, &beta, &name, &asked, Recovery::Act, Arc::clone(&events)).await?
     } else {
         client.prepare(&alpha, &beta, &name, task.request.clone(), Arc::clone(&events)).await?

@@ -24,6 +24,11 @@ pub fn moments() -> impl Iterator<Item = At> {
 
 /// The same of a sync, which has more steps.
 pub fn sync_moments() -> impl Iterator<Item = At> {
+    in_place_moments().filter(|(step, _)| !step.is_in_place())
+}
+
+/// The same of a sync in place, which has all of them.
+pub fn in_place_moments() -> impl Iterator<Item = At> {
     Step::ALL.into_iter().flat_map(|step| MOMENTS.map(|moment| (step, moment)))
 }
 

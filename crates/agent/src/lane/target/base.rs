@@ -30,7 +30,7 @@ pub(super) struct OpenBase {
 /// What an interrupted try has left of the image that is written.
 enum Begun {
     Nothing,
-    /// The base is that image.
+    /// The base is that image, new and begun.
     Itself,
     /// An overlay over the base.
     Over(Written, Arc<dyn ReadDevice>),
@@ -63,7 +63,7 @@ impl OpenBase {
     pub(super) fn open(base: &Base, staging: &ImageSpec, key: &DigestKey, size: u64) -> Result<(Self, Option<String>)> {
         let device: Arc<dyn ReadDevice> = Arc::from(open_reader(&base.image)?);
         let (mut open, why) = Self::over(device, base, key, size)?;
-        if base.image.path == staging.path {
+        if base.begun && base.image.path == staging.path {
             open.begun = Begun::Itself;
         } else if base.begun {
             open.begun = Begun::Over(Written::open(Path::new(&staging.path))?, Arc::from(open_reader(staging)?));

@@ -12,7 +12,7 @@ use crate::device::{NamedImage, Qcow2Writer, WriteDevice};
 /// Has the staging image of a case be its own base.
 fn own_base(target: &mut Target) {
     let image = target.disks[0].clone();
-    target.bases[0] = Some(Base { image, digests: None, begun: false });
+    target.bases[0] = Some(Base { image, digests: None, begun: true });
 }
 
 /// Has the staging image of a case be an overlay over its base, in which these blocks were written.

@@ -50,6 +50,7 @@ pub(super) fn clone_of(domain: &Domain) -> Transform {
             point: "2030-01-02T03:04:05Z".to_owned(),
             policy: LineagePolicy::default(),
             points: Vec::new(),
+            incomplete: None,
         },
     }
 }

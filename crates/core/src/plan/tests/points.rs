@@ -152,3 +152,20 @@ fn more_points_than_can_be_are_refused() {
     let plan = full("32").plan();
     assert_eq!((code(&plan), plan.points.kept.len(), plan.points.dropped.len()), (0, 32, 1));
 }
+
+#[test]
+fn a_replica_that_stands_on_old_points_is_not_written_in_place() {
+    let mut world = with_points(false, "all");
+    let Existing::Update(update) = &mut world.request.existing else { unreachable!("it is a sync") };
+    update.in_place = true;
+    let plan = world.clone().plan();
+    assert_eq!(code(&plan), 1013);
+    assert!(plan.describe().contains("keeps 2 old point(s), and its disks stand on them"), "{}", plan.describe());
+    // What was kept of a disk that stands by itself by now is a file like others.
+    let replica = world.target.replica.as_mut().unwrap();
+    let image = ImageFacts { format: ImageFormat::Raw, ..image(BOTTOM, 1) };
+    replica.images = [("vda".parse().unwrap(), vec![image])].into();
+    replica.lineage.points.iter_mut().flat_map(|kept| kept.images.values_mut()).for_each(|image| image.apart = true);
+    let plan = world.plan();
+    assert_eq!((code(&plan), plan.points.kept.len()), (0, 2), "{:?}", plan.refusal());
+}

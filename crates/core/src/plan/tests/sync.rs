@@ -1,7 +1,7 @@
 //! Sync: which machine is the replica, what of it changes, and what is refused.
 
 use super::*;
-use crate::domain::{Lineage, Reduction};
+use crate::domain::{Incomplete, Lineage, Reduction, WrittenImage};
 
 const IMAGE: &str = "/images/standby-vda.qcow2";
 const OVERLAY: &str = "/images/standby-vda-deadbeef.overlay";
@@ -242,4 +242,120 @@ fn the_replica_is_found_by_its_lineage() {
     assert_eq!(find(&[None, None, None], None), Err(1007));
     assert_eq!(find(&[Some(&foreign)], Some("standby")), Err(1007));
     assert_eq!(find(&[], Some("standby")), Err(1003));
+}
+
+/// The replica's disk is a raw image, and it is written in place.
+fn in_place() -> World {
+    let mut world = replicated(|_| ());
+    let image = &mut replica(&mut world).images.get_mut(&"vda".parse().unwrap()).unwrap()[0];
+    image.format = ImageFormat::Raw;
+    update(&mut world, |update| update.in_place = true);
+    world
+}
+
+fn interrupted(world: &mut World) {
+    let written = WrittenImage { path: IMAGE.to_owned(), format: ImageFormat::Raw, device: false };
+    let images = BTreeMap::from([("vda".parse().unwrap(), written)]);
+    replica(world).lineage.incomplete = Some(Incomplete { operation: Uuid::from_u128(5), images });
+}
+
+#[test]
+fn in_place_the_replicas_image_is_the_new_one_and_the_risk_is_named() {
+    let plan = in_place().plan();
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    assert_eq!((plan.disks[0].path.as_str(), &plan.disks[0].format, plan.space_needed), (IMAGE, &ImageFormat::Raw, 0));
+    let definition = plan.definition.as_ref().unwrap();
+    assert!(
+        definition.contains(&format!("<source file='{IMAGE}'/>")) && !definition.contains("backingStore"),
+        "{definition}"
+    );
+    assert!(plan.warnings.iter().any(|warning| warning.contains("its old point is lost")), "{:?}", plan.warnings);
+    assert_eq!(plan.replaces.as_ref().unwrap().files, [""; 0]);
+    let text = plan.describe();
+    assert!(
+        text.contains("1 image(s) in place") && text.contains(&format!("to   {IMAGE} (raw, pool default), in place")),
+        "{text}"
+    );
+}
+
+#[test]
+fn in_place_a_device_keeps_its_name_and_must_have_the_very_size() {
+    let mut world = in_place();
+    let device = "/dev/vg/standby";
+    let xml =
+        replica(&mut world).xml.replace(&format!("<source file='{IMAGE}'/>"), &format!("<source dev='{device}'/>"));
+    replica(&mut world).xml = xml.replacen("<disk type='file'", "<disk type='block'", 1);
+    let image = &mut replica(&mut world).images.get_mut(&"vda".parse().unwrap()).unwrap()[0];
+    (image.path, image.regular_file) = ("/dev/dm-7".to_owned(), false);
+    let plan = world.plan();
+    assert_eq!(code(&plan), 0, "{:?}", plan.refusal());
+    let base = plan.disks[0].base.as_ref().unwrap();
+    assert_eq!((base.path.as_str(), base.device.as_deref()), ("/dev/dm-7", Some(device)));
+    assert!(plan.definition.as_ref().unwrap().contains(&format!("<source dev='{device}'/>")));
+    for by in [-512i64, 512] {
+        let other = world.clone().with(|w| {
+            let image = &mut replica(w).images.get_mut(&"vda".parse().unwrap()).unwrap()[0];
+            image.virtual_size = image.virtual_size.checked_add_signed(by).unwrap();
+        });
+        assert_eq!(code(&other), 1013, "{by}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_in_place_is_refused() {
+    assert_eq!(code(&replicated(|_| ()).with(|w| update(w, |update| update.in_place = true))), 1013, "qcow2");
+    let optional = |w: &mut World| {
+        let xml = replica(w)
+            .xml
+            .replace(&format!("<source file='{IMAGE}'"), &format!("<source file='{IMAGE}' startupPolicy='optional'"));
+        replica(w).xml = xml;
+    };
+    assert_eq!(code(&in_place().with(optional)), 1013, "it would start without the disk");
+    let shrunk = in_place().with(|w| w.image().virtual_size -= GIB);
+    assert_eq!(code(&shrunk), 1014);
+    let whole = Update { in_place: true, candidates: Candidates::All, ..Update::default() };
+    let mut world = in_place();
+    let own = replica(&mut world).clone();
+    let asked = SyncRequest { update: whole, ..SyncRequest::default() };
+    assert_eq!(sync_request(&own.name, &own.lineage, &asked).unwrap_err().code.number(), 1007);
+}
+
+#[test]
+fn in_place_no_old_point_is_kept() {
+    let mut world = in_place();
+    let own = replica(&mut world).clone();
+    let asked = |in_place, lineage: &Lineage| {
+        let (update, safety) = (Update { in_place, ..Update::default() }, Safety { keep: true, ..Safety::default() });
+        sync_request(&own.name, lineage, &SyncRequest { update, safety, ..SyncRequest::default() })
+    };
+    assert_eq!(asked(true, &own.lineage).unwrap_err().code.number(), 1007);
+    assert!(asked(false, &own.lineage).unwrap().safety.keep);
+    // What completes a replica that is out of service is not held up: there is no point any more.
+    interrupted(&mut world);
+    assert!(!asked(false, &replica(&mut world).lineage).unwrap().safety.keep);
+}
+
+#[test]
+fn a_replica_that_is_out_of_service_is_completed_in_place_or_replaced_whole() {
+    let mut world = in_place();
+    interrupted(&mut world);
+    let own = replica(&mut world).clone();
+    let made = |candidates| {
+        let update = Update { candidates, ..Update::default() };
+        let request = sync_request(&own.name, &own.lineage, &SyncRequest { update, ..SyncRequest::default() }).unwrap();
+        world.clone().with(|w| w.request = request)
+    };
+    let completed = made(Candidates::Differing);
+    assert_eq!(code(&completed), 0, "{:?}", completed.refusal());
+    assert_eq!(completed.replica.as_ref().unwrap().incomplete, Some(Uuid::from_u128(5)));
+    assert!(completed.disks[0].base.as_ref().unwrap().in_place);
+    assert!(completed.describe().contains("neither old nor new"), "{}", completed.describe());
+    let replaced = made(Candidates::All);
+    assert!(code(&replaced) == 0 && replaced.disks[0].base.is_none(), "{:?}", replaced.refusal());
+    // A definition that stays as it is must not name what was written in part and is not completed.
+    let mut world = world.clone();
+    world.source.xml = world.source.xml.replace("dev='vda'", "dev='vdz'");
+    world.source.images = world.source.images.into_values().map(|chain| ("vdz".parse().unwrap(), chain)).collect();
+    update(&mut world, |update| update.disks_only = true);
+    assert_eq!(code(&world.plan()), 1014);
 }
