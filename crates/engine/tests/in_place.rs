@@ -22,7 +22,7 @@ use kvm_clone_engine::{
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, MachineSpec, fault};
 use oracle::child::{Task, carry_out_task};
 use oracle::strike::{At, in_place_moments, struck_while};
-use oracle::{Gate, IMAGES, PATIENCE, SILENCE, assert_boots};
+use oracle::{Gate, IMAGES, PATIENCE, SILENCE, assert_boots, definitions};
 use standby::{Contents, NAME, Standby, discarding, images, write};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ async fn sync_in_place(standby: &Standby) -> Result<CloneResult> {
 }
 
 fn definition(host: &Host) -> Domain {
-    Domain::parse(&host.exec(&["virsh", "-q", "dumpxml", "--inactive", NAME]).unwrap()).unwrap()
+    Domain::parse(&definitions(host)[NAME]).unwrap()
 }
 
 fn is_out_of_service(host: &Host) -> bool {
@@ -335,6 +335,11 @@ impl<'a> Round<'a> {
     }
 }
 
+/// From where the replica is taken out of service until it is in service again, and the end; what is between is as in any sync.
+fn moments_at_stake() -> impl Iterator<Item = At> {
+    in_place_moments().filter(|(step, _)| (Step::Withdraw..=Step::Define).contains(step) || *step == Step::Clean)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_fails_leaves_the_old_point_or_a_replica_out_of_service() {
     let Some(standby) = Standby::of("a_step_in_place_that_fails", raw_machine()).await else { return };
@@ -353,7 +358,7 @@ async fn a_step_that_fails_leaves_the_old_point_or_a_replica_out_of_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_is_done_twice_is_as_done_once() {
     let Some(standby) = Standby::of("a_step_in_place_that_is_done_twice", raw_machine()).await else { return };
-    for (number, at) in in_place_moments().enumerate().filter(|(number, _)| number % 2 == 1) {
+    for (number, at) in moments_at_stake().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
         let outcome = round.struck(|| Ok(Then::Again)).await;
         outcome.as_ref().unwrap_or_else(|error| panic!("{at:?}: {error:?}"));
@@ -364,7 +369,7 @@ async fn a_step_that_is_done_twice_is_as_done_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::of("a_controller_that_dies_in_place", raw_machine()).await else { return };
-    for (number, at) in in_place_moments().enumerate() {
+    for (number, at) in moments_at_stake().enumerate() {
         let round = Round::begin(&standby, at, number);
         let mut controller = Task::in_lab(&standby.lab).in_place().die_at(at.0, at.1).start();
         controller.says("dies");
@@ -379,7 +384,7 @@ async fn a_controller_that_dies_leaves_no_mixture_that_starts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_dies_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::of("an_agent_that_dies_in_place", raw_machine()).await else { return };
-    for (number, at) in in_place_moments().enumerate() {
+    for (number, at) in moments_at_stake().enumerate() {
         let round = Round::begin(&standby, at, number);
         let host = if number % 2 == 0 { standby.beta.clone() } else { standby.alpha.clone() };
         let outcome = round
@@ -395,7 +400,7 @@ async fn an_agent_that_dies_leaves_no_mixture_that_starts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_is_cut_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::of("a_network_that_is_cut_in_place", raw_machine()).await else { return };
-    for (number, at) in in_place_moments().enumerate().filter(|(number, _)| number % 2 == 1) {
+    for (number, at) in moments_at_stake().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
         let (lab, beta) = (Arc::clone(&standby.lab), standby.beta.clone());
         let outcome = round
@@ -420,7 +425,7 @@ async fn a_power_cut_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::unreplicated("a_power_cut_in_place", raw_machine()) else { return };
     oracle::keep_what_is_synced(&standby.beta, 96);
     standby.clone().await;
-    for (number, at) in in_place_moments().enumerate() {
+    for (number, at) in moments_at_stake().enumerate() {
         let round = Round::begin(&standby, at, number);
         let beta = standby.beta.clone();
         let outcome = round

@@ -17,7 +17,7 @@ use kvm_clone_engine::{CloneResult, CloneSettings, Recovery, Then, VerifyRequest
 use kvm_clone_lab::{DiskSpec, MachineSpec, fault};
 use oracle::child::carry_out_task;
 use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
-use oracle::{SILENCE, assert_boots};
+use oracle::{SILENCE, assert_boots, definitions};
 use standby::{Contents, NAME, Standby, discarding, full, images, write};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ impl<'a> Past<'a> {
 }
 
 fn domain(standby: &Standby) -> Domain {
-    Domain::parse(&standby.beta.exec(&["virsh", "-q", "dumpxml", "--inactive", NAME]).unwrap()).unwrap()
+    Domain::parse(&definitions(&standby.beta)[NAME]).unwrap()
 }
 
 fn points(standby: &Standby) -> Vec<KeptPoint> {

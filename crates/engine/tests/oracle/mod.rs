@@ -24,7 +24,8 @@ use crate::common::{self, MIB, assert_same_contents, spec};
 pub use gate::Gate;
 #[allow(unused_imports, reason = "each test file uses its own part")]
 pub use run::{Run, at, clone_with_events};
-pub use state::State;
+#[allow(unused_imports, reason = "each test file uses its own part")]
+pub use state::{State, definitions};
 
 pub const IMAGES: &str = "/var/lib/libvirt/images";
 /// Silence after which both sides take each other for gone: short, so that tests are.

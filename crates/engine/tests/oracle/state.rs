@@ -44,8 +44,9 @@ impl State {
     }
 }
 
-/// Asked for without `virsh`, whose start takes longer than all the answers: a test looks at its hosts hundreds of times.
-fn definitions(host: &Host) -> BTreeMap<String, String> {
+/// The definitions of all machines, by name. Asked for without `virsh`, whose start takes longer than all the answers: a test
+/// looks at its hosts hundreds of times.
+pub fn definitions(host: &Host) -> BTreeMap<String, String> {
     let socket = host.path("/run/libvirt/libvirt-sock");
     let connection = Connect::open(Some(&format!("qemu+unix:///system?socket={}", socket.display()))).unwrap();
     let domains = connection.list_all_domains(0).unwrap();

@@ -12,7 +12,7 @@ use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, Machin
 use tokio_util::sync::CancellationToken;
 
 use crate::common::{self, MIB, silent, spec};
-use crate::oracle::{IMAGES, SILENCE, keep_what_is_synced};
+use crate::oracle::{IMAGES, SILENCE, definitions, keep_what_is_synced};
 
 /// The replica's name.
 pub const NAME: &str = "standby";
@@ -150,8 +150,7 @@ pub fn full() -> SyncRequest {
 
 /// Path and format of each disk of a machine, as its definition says.
 pub fn images(host: &Host, machine: &str) -> BTreeMap<String, (String, String)> {
-    let xml = host.exec(&["virsh", "-q", "dumpxml", "--inactive", machine]).unwrap();
-    let domain = kvm_clone_core::domain::Domain::parse(&xml).unwrap();
+    let domain = kvm_clone_core::domain::Domain::parse(&definitions(host)[machine]).unwrap();
     let image = |disk: &kvm_clone_core::domain::DiskElement| {
         (disk.target.to_string(), (disk.source.clone().unwrap(), disk.format().to_string()))
     };
@@ -169,12 +168,16 @@ pub fn write(host: &Host, machine: &str, target: &str, commands: &[&str]) {
 
 /// What a guest would read, summed up disk by disk. Zeroes at the end do not count: an overlay is as long as whole sectors.
 pub fn contents(host: &Host, machine: &str) -> Contents {
-    let sum = |(target, (path, format)): (String, (String, String))| {
-        let script = format!(
-            "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw && b3sum --no-names </var/tmp/contents.raw; \
-             stat -c %s /var/tmp/contents.raw; rm -f /var/tmp/contents.raw"
-        );
-        (target, host.shell(&script).unwrap())
+    let images = images(host, machine);
+    let sum_up = |(path, format): &(String, String)| {
+        format!(
+            "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw
+             echo $(b3sum --num-threads 1 --no-names /var/tmp/contents.raw) $(stat -c %s /var/tmp/contents.raw)
+             rm /var/tmp/contents.raw\n"
+        )
     };
-    images(host, machine).into_iter().map(sum).collect()
+    let script: String = images.values().map(sum_up).collect();
+    let said = host.shell(&script).unwrap();
+    assert_eq!(said.lines().count(), images.len(), "{said}");
+    images.into_keys().zip(said.lines().map(str::to_owned)).collect()
 }
