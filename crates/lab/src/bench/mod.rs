@@ -4,6 +4,7 @@
 //! the processor time of a run is that of both ends. Speed is measured here and asserted nowhere.
 
 mod disk;
+mod memory;
 mod meter;
 mod sync;
 mod table;
@@ -131,8 +132,12 @@ pub fn run(plan: &Plan<'_>, say: &dyn Fn(&str)) -> Result<String> {
         });
     }
     measured.extend(sync::run(alpha, beta, plan, say)?);
+    let mut text = table::render(&measured);
+    if plan.only.is_none_or(|only| "memory".contains(only)) {
+        text += &memory::run(alpha, beta, say)?;
+    }
     lab.down()?;
-    Ok(table::render(&measured))
+    Ok(text)
 }
 
 /// The program as a user has it: on the source host, with its agent beside it.

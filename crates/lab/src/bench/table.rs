@@ -54,9 +54,9 @@ impl Runs {
         let _ = match (self.median(), self.ended_after) {
             (Some(sample), _) => {
                 let all: Vec<String> = self.samples.iter().map(|sample| format!("{:.2}", sample.seconds)).collect();
-                let megabytes = sample.wire / 1_000_000;
+                let megabytes = sample.wire as f64 / 1e6;
                 let (seconds, cpu, all) = (sample.seconds, sample.cpu, all.join(", "));
-                writeln!(text, "| {name} | {cipher} | {seconds:.2} | {all} | {cpu:.1} | {megabytes} | `{command}` |")
+                writeln!(text, "| {name} | {cipher} | {seconds:.2} | {all} | {cpu:.1} | {megabytes:.2} | `{command}` |")
             }
             (None, limit) => {
                 let limit = limit.unwrap_or_default().as_secs_f64();
