@@ -47,9 +47,10 @@ if grep -q lab.write /proc/cmdline; then
             dd if=/record of="$disk" bs=4096 count=1 conv=fsync,notrunc \
                 seek=$((256 + (number - 1) % (sectors / 8 - 256))) 2>/dev/null
         done
-        [ $((number % 5)) -ne 0 ] || echo "kvm-clone-guest: wrote $number"
+        [ $((number % 2)) -ne 0 ] || echo "kvm-clone-guest: wrote $number"
         number=$((number + 1))
-        usleep 30000
+        # The first ones are waited for.
+        [ $number -le 20 ] || usleep 100000
     done
 fi
 while :; do sleep 3600; done
