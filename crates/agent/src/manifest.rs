@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kvm_clone_core::blocks::manifest::{ENTRY_LEN, HEADER_LEN, entry_offset};
 use kvm_clone_core::blocks::{
-    BLOCK, BlockIndex, Digest, DigestKey, ExtentKind, GROUP, Geometry, Header, Root, RootHasher, extents,
+    BlockIndex, BlockSize, Digest, DigestKey, ExtentKind, Geometry, Header, Root, RootHasher, extents,
 };
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
@@ -23,22 +23,28 @@ use crate::place::io_error;
 const BATCH: u64 = 1 << 16;
 /// Bytes of the file whose holes are asked for at once.
 const WINDOW: u64 = 1 << 30;
-/// The entries of a group of blocks.
-const GROUP_OF_ENTRIES: u64 = GROUP as u64 * ENTRY_LEN;
 
 /// A manifest that is being made.
 pub(crate) struct ManifestFile {
     file: File,
     path: PathBuf,
+    header: Header,
 }
 
 impl ManifestFile {
     /// Makes a manifest without digests; one that is there already is of an earlier try and is replaced.
-    pub(crate) fn create(path: &Path, key: &DigestKey, operation: Uuid, disk_size: u64) -> Result<()> {
+    pub(crate) fn create(
+        path: &Path,
+        key: &DigestKey,
+        operation: Uuid,
+        (block, disk_size): (BlockSize, u64),
+    ) -> Result<()> {
         let _ = std::fs::remove_file(path);
         let failed = |error| io_error("making the manifest", path, &error);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        let header = header(key, operation, disk_size, None)?;
+        let geometry = Geometry::new(block, disk_size)
+            .map_err(|error| Error::unsupported(format!("the disk cannot have a manifest: {error}")))?;
+        let header = Header { geometry, key: key.clone(), operation: operation.into_bytes(), root: None };
         file.set_len(header.geometry.file_len()).map_err(failed)?;
         file.write_all_at(&header.encode(), 0).map_err(failed)
     }
@@ -46,8 +52,14 @@ impl ManifestFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let no_link = OFlags::NOFOLLOW.bits().cast_signed();
         let file = OpenOptions::new().read(true).write(true).custom_flags(no_link).open(path);
-        let file = file.map_err(|error| io_error("opening the manifest", path, &error))?;
-        Ok(Self { file, path: path.to_owned() })
+        let failed = |error| io_error("opening the manifest", path, &error);
+        let file = file.map_err(failed)?;
+        let mut head = vec![0; HEADER_LEN];
+        file.read_exact_at(&mut head, 0).map_err(failed)?;
+        let header = Header::decode(&head).map_err(|error| {
+            Error::internal(format!("the manifest that is being made: {error}")).with("path", path.display())
+        })?;
+        Ok(Self { file, path: path.to_owned(), header })
     }
 
     /// Writes the digests of neighbouring blocks. Runs of zero blocks stay holes.
@@ -56,21 +68,15 @@ impl ManifestFile {
             return Ok(());
         }
         let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
-        let at = entry_offset(BlockIndex(offset / BLOCK));
+        let at = entry_offset(BlockIndex::of(offset, self.header.geometry.block()));
         self.file.write_all_at(&bytes, at).map_err(|error| io_error("writing the manifest", &self.path, &error))
     }
 
     /// Computes the root over all digests, writes it, and makes the file durable. Returns it with the number of blocks
     /// that hold data. Tells how many bytes of it were read.
-    pub(crate) fn complete(
-        &self,
-        key: &DigestKey,
-        operation: Uuid,
-        disk_size: u64,
-        read: &dyn Fn(u64),
-    ) -> Result<(Root, u64)> {
+    pub(crate) fn complete(&self, read: &dyn Fn(u64)) -> Result<(Root, u64)> {
         let failed = |error| io_error("completing the manifest", &self.path, &error);
-        let mut header = header(key, operation, disk_size, None)?;
+        let mut header = Header { root: None, ..self.header.clone() };
         let written = RawReader::open_without_link(&self.path)?;
         let (root, data_blocks) = root(&written, &header, &mut |bytes| {
             read(bytes);
@@ -112,9 +118,6 @@ impl Manifest {
         if geometry.file_len() != file.size() {
             return Ok(Err("it has another length than its disk asks for".to_owned()));
         }
-        if u64::from(geometry.block_size()) != BLOCK {
-            return Ok(Err(format!("it has blocks of {} bytes", geometry.block_size())));
-        }
         let Some(root) = header.root else { return Ok(Err("it was not completed".to_owned())) };
         Ok(Ok(Self { file, header, root, path: path.to_owned() }))
     }
@@ -134,6 +137,11 @@ impl Manifest {
         self.header.geometry.disk_size()
     }
 
+    /// The length of its blocks.
+    pub(crate) fn block(&self) -> BlockSize {
+        self.header.geometry.block()
+    }
+
     /// The length of the file.
     pub(crate) fn file_len(&self) -> u64 {
         self.file.size()
@@ -151,7 +159,7 @@ impl Manifest {
 
     /// The digests of neighbouring blocks; those beyond its disk are zero.
     pub(crate) fn read(&self, offset: u64, blocks: usize) -> Result<Vec<Digest>> {
-        let first = BlockIndex::of(offset, self.header.geometry.block_size());
+        let first = BlockIndex::of(offset, self.block());
         let here = self.header.geometry.blocks().saturating_sub(first.0);
         let here = usize::try_from(here).map_or(blocks, |left| left.min(blocks));
         let mut bytes = vec![0; here * Digest::ZERO.0.len()];
@@ -170,12 +178,16 @@ impl Manifest {
         from: BlockIndex,
         mut act: impl FnMut(BlockIndex, &[Digest]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        for_each_piece(&self.file, entry_offset(from), |offset, bytes| act(index_of(offset), &digests_in(bytes)))
+        for_each_piece(&self.file, self.block(), entry_offset(from), |offset, bytes| {
+            act(index_of(offset), &digests_in(bytes))
+        })
     }
 
     /// The bytes of its entries: where they lie, and what they are. Holes are left out.
     pub(crate) fn for_each_piece(&self, mut act: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        for_each_piece(&self.file, HEADER_LEN as u64, |offset, bytes| act(offset, bytes).map(ControlFlow::Continue))
+        for_each_piece(&self.file, self.block(), HEADER_LEN as u64, |offset, bytes| {
+            act(offset, bytes).map(ControlFlow::Continue)
+        })
     }
 
     fn named(&self, error: Error) -> Error {
@@ -187,7 +199,7 @@ impl Manifest {
 fn root(file: &RawReader, header: &Header, read: &mut dyn FnMut(u64) -> Result<()>) -> Result<(Root, u64)> {
     let mut hasher = RootHasher::new(&header.key, header.geometry);
     let mut data_blocks = 0;
-    for_each_piece(file, HEADER_LEN as u64, |offset, bytes| {
+    for_each_piece(file, header.geometry.block(), HEADER_LEN as u64, |offset, bytes| {
         for (index, digest) in (index_of(offset).0..).zip(digests_in(bytes)) {
             data_blocks += u64::from(!digest.is_zero());
             let pushed = hasher.push(BlockIndex(index), digest);
@@ -203,10 +215,11 @@ fn root(file: &RawReader, header: &Header, read: &mut dyn FnMut(u64) -> Result<(
 /// hole that begins anywhere never cuts one.
 fn for_each_piece(
     file: &RawReader,
+    block: BlockSize,
     from: u64,
     mut act: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    let Some(group) = std::num::NonZeroU64::new(GROUP_OF_ENTRIES) else { return Ok(()) };
+    let Some(group) = std::num::NonZeroU64::new(block.in_group() as u64 * ENTRY_LEN) else { return Ok(()) };
     let mut buffer = vec![0; usize::try_from(BATCH).unwrap_or(0)];
     let mut window = from;
     while window < file.size() {
@@ -236,10 +249,4 @@ const fn index_of(offset: u64) -> BlockIndex {
 
 fn digests_in(bytes: &[u8]) -> Vec<Digest> {
     bytes.as_chunks::<16>().0.iter().map(|entry| Digest(*entry)).collect()
-}
-
-fn header(key: &DigestKey, operation: Uuid, disk_size: u64, root: Option<Root>) -> Result<Header> {
-    let geometry = Geometry::default_blocks(disk_size)
-        .map_err(|error| Error::unsupported(format!("the disk cannot have a manifest: {error}")))?;
-    Ok(Header { geometry, key: key.clone(), operation: operation.into_bytes(), root })
 }

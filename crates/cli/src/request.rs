@@ -72,6 +72,7 @@ pub(crate) fn clone_request(args: &CloneArgs, settings: &Settings, dest: &Host) 
         usual_networks: usual_networks(dest)?,
         pool,
         disk_format: args.storage.disk_format,
+        block_size: settings.transfer.block_size.value.0.unwrap_or_default(),
         copy_media: args.storage.copy_media,
         keep_snapshots: args.storage.keep_snapshots,
         reduction: Reduction {
@@ -118,6 +119,7 @@ pub(crate) fn sync_request(args: &SyncArgs, settings: &Settings) -> Result<SyncR
     Ok(SyncRequest {
         replica: args.target_name.clone(),
         update: Update { candidates, disks_only: args.update.disks_only, in_place: args.update.in_place },
+        block_size: settings.transfer.block_size.value.0,
         presence: presence(args.live, args.offline),
         discard_managed_save: args.update.discard_managed_save,
         space_margin_percent: settings.safety.space_margin_percent.value.narrow()?,

@@ -5,6 +5,7 @@ use kvm_clone_core::domain::TpmState;
 
 use super::*;
 use crate::args::{Cli, Command, parse};
+use crate::settings::Optional;
 
 fn with_inventory() -> Settings {
     let mut settings = Settings::defaults().unwrap();
@@ -65,4 +66,20 @@ fn options_win_over_the_inventory() {
 #[test]
 fn a_network_cannot_go_to_two_places() {
     assert_eq!(request("--network a=b --network a=c").unwrap_err().code, Code::Validation);
+}
+
+#[test]
+fn the_size_of_blocks_is_an_option_else_a_setting_else_that_of_the_replica() {
+    let asked = |options: &str, file: Option<&str>| {
+        let line = format!("kvm-clone sync alpha beta web1 {options}");
+        let cli = parse(line.split_whitespace().map(Into::into)).ok().unwrap();
+        let Command::Sync(args) = &cli.command else { unreachable!("it is a sync") };
+        let mut settings = Settings::defaults().unwrap();
+        settings.transfer.block_size.value = Optional(file.map(|size| size.parse().unwrap()));
+        settings.take_options(&cli);
+        sync_request(args, &settings).unwrap().block_size.map(|size| size.to_string())
+    };
+    assert_eq!(asked("", None), None);
+    assert_eq!(asked("", Some("1M")).unwrap(), "1M");
+    assert_eq!(asked("--block-size 4K", Some("1M")).unwrap(), "4K");
 }

@@ -141,6 +141,10 @@ fn set_refuses_what_is_no_setting_and_leaves_the_file() {
     let tried = [
         ["transfer.lanes", "8"],
         ["transfer.parallel", "64"],
+        ["transfer.block_size", "3K"],
+        ["transfer.block_size", "5000"],
+        ["transfer.block_size", "2K"],
+        ["transfer.block_size", "2M"],
         ["parallel", "8"],
         ["hosts.a.prot", "22"],
         ["hosts.a.port", "many"],

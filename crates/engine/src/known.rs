@@ -6,7 +6,7 @@ mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvm_clone_core::blocks::{DigestKey, Root};
+use kvm_clone_core::blocks::{BlockSize, DigestKey, Root};
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, DiskPlan, ReplicaPlan};
 use kvm_clone_core::size::whole_sectors;
@@ -99,14 +99,34 @@ pub(crate) async fn look(
     } else {
         sealed(source, replica.operation, &all, chain).await?
     };
-    known.untouched = ours.intersection(&theirs).cloned().collect();
-    let on_divergence = if settings.discard_target_changes { OnDivergence::Discard } else { OnDivergence::Refuse };
-    let is_resized = |disk: &DiskTarget| plan.disks.iter().any(|planned| planned.target == *disk && resized(planned));
-    for (disk, kept) in all.into_iter().filter(|(disk, _)| !is_resized(disk)) {
-        let trust = if ours.contains(&disk) { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
-        known.digests.insert(disk, BaseDigests { manifest: kept.manifest, trust });
-    }
+    // Digests of blocks of another size are made anew.
+    let fits = |disk: &DiskTarget| all.iter().any(|(of, kept)| of == disk && kept.block == plan.block_size);
+    known.untouched = ours.intersection(&theirs).filter(|disk| fits(disk)).cloned().collect();
+    known.digests = lane_digests(plan, settings, all, &ours);
     Ok(known)
+}
+
+/// The digests that lanes get to know, and how far they may rest on them, where `sealed` are known to be what they were.
+fn lane_digests(
+    plan: &ClonePlan,
+    settings: &CloneSettings,
+    all: Vec<(DiskTarget, KeptDigests)>,
+    sealed: &BTreeSet<DiskTarget>,
+) -> BTreeMap<DiskTarget, BaseDigests> {
+    let on_divergence = if settings.discard_target_changes { OnDivergence::Discard } else { OnDivergence::Refuse };
+    let digests = all.into_iter().filter_map(|(disk, kept)| {
+        let planned = plan.disks.iter().find(|planned| planned.target == disk)?;
+        let is_sealed = sealed.contains(&disk);
+        // In place such an image is read for its new digests. A lane that compared it with the old ones as well would refuse what it has
+        // written itself, where the copy is done once more.
+        let is_of_no_use = planned.is_in_place() && is_sealed && kept.block != plan.block_size;
+        if resized(planned) || is_of_no_use {
+            return None;
+        }
+        let trust = if is_sealed { Trust::Sealed(kept.root) } else { Trust::Checked(on_divergence) };
+        Some((disk, BaseDigests { manifest: kept.manifest, trust }))
+    });
+    digests.collect()
 }
 
 /// Before the first byte is written in place: whether the replica was changed, which its lanes would find out too late. Returns whose
@@ -149,6 +169,7 @@ pub(crate) fn manifest_path(target: &Host, operation: Uuid, disk: &DiskTarget) -
 pub(crate) struct KeptDigests {
     pub(crate) manifest: String,
     pub(crate) key: DigestKey,
+    pub(crate) block: BlockSize,
     pub(crate) root: Root,
     /// Size that the disk has by them, in bytes. An odd disk is as long as its sectors while it has an overlay.
     pub(crate) size: u64,
@@ -175,8 +196,8 @@ async fn whole_digests(host: &Host, operation: Uuid, disk: &DiskTarget) -> Resul
     match host.control.ask(Request::Manifest(query)).await? {
         Reply::Manifest(ManifestState::Absent) => Ok(Err("its digests are not there any more".to_owned())),
         Reply::Manifest(ManifestState::Unusable { why }) => Ok(Err(format!("its digests are of no use: {why}"))),
-        Reply::Manifest(ManifestState::Whole { disk_size, key, root, .. }) => {
-            Ok(Ok(KeptDigests { manifest, key, root, size: disk_size }))
+        Reply::Manifest(ManifestState::Whole { disk_size, block, key, root, .. }) => {
+            Ok(Ok(KeptDigests { manifest, key, block, root, size: disk_size }))
         }
         other => Err(unexpected(&other)),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::name::{DiskTarget, SourceName, VmName};
 use kvm_clone_core::plan::{Consistency, PointPlan};
@@ -65,6 +66,8 @@ pub struct CloneResult {
     pub resumed: bool,
     /// Bytes that were at the target already when it went on, and that were right.
     pub bytes_kept: u64,
+    /// The length of a block, in bytes.
+    pub block_size: BlockSize,
     /// Blocks of all disks.
     pub blocks_total: u64,
     /// Blocks that hold data and were copied; of a sync, those that differed.
@@ -127,7 +130,7 @@ pub struct DiskSide {
     pub size: u64,
     /// Bytes that it takes on its host, with what is behind it.
     pub allocated: u64,
-    /// Blocks of 64 KiB.
+    /// Its blocks, as long as those that are compared.
     pub blocks: u64,
     /// Of these, blocks that hold anything but zeroes.
     pub data_blocks: u64,

@@ -1,6 +1,5 @@
 //! What became of an operation, put together: which way was taken, why, and what was moved.
 
-use kvm_clone_core::blocks::BLOCK;
 use kvm_clone_core::plan::PointPlan;
 use kvm_clone_core::wire::lane::Verify;
 
@@ -63,7 +62,8 @@ impl Prepared {
             bytes_written: moved.written,
             resumed: self.staged.is_some(),
             bytes_kept: moved.kept,
-            blocks_total: self.plan.lengths().map(|len| len.div_ceil(BLOCK)).sum(),
+            block_size: self.plan.block_size,
+            blocks_total: self.plan.blocks_total,
             blocks_synchronized: match self.way(work) {
                 Way::Full => moved.data_blocks,
                 Way::Compare | Way::Untouched => moved.compared.differing,

@@ -172,6 +172,7 @@ impl Work {
             target: &self.target.host,
             disks: &self.disks,
             key: &self.key,
+            block: self.plan.block_size,
             verify: self.settings.verify,
             lanes: self.settings.parallel,
             stall: self.source.host.stall(),

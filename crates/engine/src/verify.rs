@@ -13,6 +13,7 @@ mod subject;
 
 use std::time::Instant;
 
+use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::blocks::compare::Differences;
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::event::{Event, Phase};
@@ -167,7 +168,12 @@ impl Verifying<'_> {
                     } else {
                         let digests = |of: &Subject, disk: &SubjectDisk| Digests {
                             control: of.site.host.control.clone(),
-                            query: DigestQuery { of: Digested::Disk(disk.image.clone()), key: key.clone(), size },
+                            query: DigestQuery {
+                                of: Digested::Disk(disk.image.clone()),
+                                key: key.clone(),
+                                block: BlockSize::default(),
+                                size,
+                            },
                         };
                         by_digests(&digests(&self.ours, our_disk), &digests(theirs, their_disk), size, &progress).await
                     };

@@ -226,6 +226,11 @@ async fn a_replica_on_a_block_device_is_written() {
     change(&standby, 8);
     assert!(sync_in_place(&standby).await.unwrap().bytes_written <= MIB);
     standby.assert_synced();
+    // By blocks of another size, which its digests do not have.
+    change(&standby, 9);
+    let smaller = SyncRequest { block_size: Some("4K".parse().unwrap()), ..in_place() };
+    assert!(standby.sync_with(&smaller, &CloneSettings::default()).await.unwrap().bytes_written <= MIB);
+    standby.assert_synced();
     assert_boots(&standby.beta.machine(NAME).unwrap());
 }
 

@@ -66,8 +66,12 @@ impl<'a> Past<'a> {
     }
 
     async fn sync(&mut self, keep: bool, retention: &str) -> CloneResult {
+        self.sync_as(&asked(keep, retention)).await
+    }
+
+    async fn sync_as(&mut self, asked: &SyncRequest) -> CloneResult {
         self.change();
-        let result = sync(self.standby, keep, retention).await.unwrap();
+        let result = self.standby.sync_with(asked, &CloneSettings::default()).await.unwrap();
         self.remember();
         result
     }
@@ -213,6 +217,22 @@ async fn old_points_are_dropped_by_count_and_by_age() {
     standby.assert_synced();
     past.sync(false, "0").await;
     standby.assert_synced();
+}
+
+/// Blocks that are smaller than a cluster leave the rest of it as the points below have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_points_are_kept_whatever_the_size_of_blocks() {
+    let Some(standby) = Standby::new("old_points_are_kept_whatever_the_size").await else { return };
+    let mut past = Past::of(&standby);
+    for (kept, size) in (1..).zip(["4K", "1M", "4K", "4K"]) {
+        let asked = SyncRequest { block_size: Some(size.parse().unwrap()), ..asked(true, "all") };
+        let result = past.sync_as(&asked).await;
+        assert_eq!((result.block_size.to_string().as_str(), result.points.len()), (size, kept));
+        past.assert_kept(kept);
+    }
+    // What of small blocks is merged is the same.
+    past.sync(false, "2").await;
+    past.assert_kept(2);
 }
 
 /// Gives the points that are kept times of a year ago, in the replica's definition.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kvm_clone_core::blocks::compare::GroupPage;
-use kvm_clone_core::blocks::{Digest, DigestKey, Root};
+use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey, Root};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::MAGIC;
 use kvm_clone_core::wire::control::{
@@ -88,7 +88,7 @@ pub(super) fn write(dir: &Path) {
 }
 
 fn digests_of(of: Digested) -> DigestQuery {
-    DigestQuery { of, key: key(), size: 1 << 30 }
+    DigestQuery { of, key: key(), block: BlockSize::default(), size: 1 << 30 }
 }
 
 fn group_page() -> GroupPage {
@@ -96,7 +96,13 @@ fn group_page() -> GroupPage {
 }
 
 fn source() -> LaneCommand {
-    LaneCommand::Source { disks: vec![image()], compared: vec![0], key: key(), route: Route::Direct }
+    LaneCommand::Source {
+        disks: vec![image()],
+        compared: vec![0],
+        key: key(),
+        block: BlockSize::default(),
+        route: Route::Direct,
+    }
 }
 
 fn target() -> LaneCommand {
@@ -112,6 +118,7 @@ fn target() -> LaneCommand {
         bases: vec![Some(base(trust)), None, Some(base(sealed))],
         manifests: vec!["/m".to_owned(); 3],
         key: key(),
+        block: BlockSize::default(),
         verify: Verify::Media,
         route: Route::Relay,
     }
@@ -163,6 +170,7 @@ fn new_image() -> NewImage {
         virtual_size: 1 << 30,
         manifest: "/m".to_owned(),
         key: key(),
+        block: BlockSize::default(),
         owner: Some((64055, 64055)),
         mode: 0o600,
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kvm_clone_core::blocks::compare::{GROUP_LEN, GroupPage, blocks_in, groups_of};
 use kvm_clone_core::blocks::groups::told;
-use kvm_clone_core::blocks::{BlockIndex, Digest, GROUP, ListKey};
+use kvm_clone_core::blocks::{BlockIndex, Digest, ListKey};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::verify::{BYTES_ASKED, DigestQuery, Digested, GROUPS_ASKED};
 use kvm_clone_core::{Error, Result};
@@ -56,7 +56,8 @@ pub(super) fn blocks(query: &DigestQuery, groups: &[u64], progress: &Progress) -
         Digested::Disk(image) => disk_blocks(&disk(image, query.size)?, query, groups, progress),
         Digested::Manifest(path) => {
             let manifest = manifest(path, query)?;
-            let blocks = groups.iter().map(|group| manifest.read(group * GROUP_LEN, blocks_in(*group, query.size)));
+            let in_group = |group| blocks_in(group, query.size, query.block);
+            let blocks = groups.iter().map(|group| manifest.read(group * GROUP_LEN, in_group(*group)));
             Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
         }
     }
@@ -91,14 +92,16 @@ fn manifest(path: &str, query: &DigestQuery) -> Result<Manifest> {
             .help("Run the command again")
     };
     let manifest = Manifest::open(Path::new(path))?.map_err(another)?;
-    if manifest.header().key == query.key && manifest.disk_size() == query.size {
+    let is_same =
+        (&manifest.header().key, manifest.disk_size(), manifest.block()) == (&query.key, query.size, query.block);
+    if is_same {
         return Ok(manifest);
     }
     Err(another("it is of another disk".to_owned()))
 }
 
 fn disk_groups(device: &Arc<dyn ReadDevice>, query: &DigestQuery, from: u64, progress: &Progress) -> Result<GroupPage> {
-    let (readers, lists) = (Readers::start(&query.key), ListKey::of(&query.key));
+    let (readers, lists) = (Readers::start(&query.key, query.block), ListKey::of(&query.key));
     let mut groups = Vec::new();
     let mut waiting = VecDeque::new();
     let (mut at, mut read) = (from * GROUP_LEN, 0);
@@ -120,7 +123,11 @@ fn disk_groups(device: &Arc<dyn ReadDevice>, query: &DigestQuery, from: u64, pro
         device.drop_cache(offset, len);
         progress.add(read);
         let first = offset / GROUP_LEN;
-        groups.extend(told(&lists.groups(&digests)).iter().map(|(group, digest)| (first + u64::from(*group), *digest)));
+        groups.extend(
+            told(&lists.groups(&digests, query.block))
+                .iter()
+                .map(|(group, digest)| (first + u64::from(*group), *digest)),
+        );
     }
     Ok(GroupPage { groups, next: (at < query.size).then_some(at / GROUP_LEN) })
 }
@@ -131,7 +138,7 @@ fn disk_blocks(
     groups: &[u64],
     progress: &Progress,
 ) -> Result<Vec<Digest>> {
-    let readers = Readers::start(&query.key);
+    let readers = Readers::start(&query.key, query.block);
     let mut digests = Vec::new();
     for some in groups.chunks(AT_ONCE) {
         progress.go_on(WORK)?;
@@ -150,12 +157,13 @@ fn disk_blocks(
 fn manifest_groups(manifest: &Manifest, from: u64, progress: &Progress) -> Result<GroupPage> {
     let lists = ListKey::of(&manifest.header().key);
     let mut page = GroupPage { groups: Vec::new(), next: None };
-    let in_group = GROUP as u64;
+    let block = manifest.block();
+    let in_group = block.in_group() as u64;
     manifest.for_each_run(BlockIndex(from * in_group), |first, digests| {
         progress.go_on(WORK)?;
         progress.add(digests.len() as u64);
         let first = first.0 / in_group;
-        let found = lists.groups(digests);
+        let found = lists.groups(digests, block);
         page.groups.extend(told(&found).iter().map(|(group, digest)| (first + u64::from(*group), *digest)));
         if page.groups.len() < PAGE_GROUPS {
             return Ok(ControlFlow::Continue(()));

@@ -93,7 +93,8 @@ pub(super) fn register(session: &Session, new: &NewImage) -> Result<()> {
         session.growing.add(new.disk, AtomicChunks::of(Path::new(&new.image.path))?);
     }
     session.made.note(&new.image.path)?;
-    ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
+    let geometry = (new.block, new.virtual_size);
+    ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, geometry)
 }
 
 /// The size of the disk that the image shows. A raw disk may have any size, an overlay over it has whole sectors; what is
@@ -137,7 +138,7 @@ pub(super) fn complete_manifest(session: &Session, new: &NewImage, progress: &Pr
     durable::waiting(manifest, progress, || {
         let count = |bytes| progress.add(bytes);
         device::write_out(manifest, &count)?;
-        let root = ManifestFile::open(manifest)?.complete(&new.key, new.operation, new.virtual_size, &count)?;
+        let root = ManifestFile::open(manifest)?.complete(&count)?;
         let manifests = session.place.manifests();
         sync_dir(&manifests).map_err(|error| io_error("syncing", &manifests, &error))?;
         Ok(root)
@@ -230,6 +231,7 @@ mod tests {
             virtual_size: 200_001,
             manifest: path("manifest"),
             key: DigestKey::new([0; 32]),
+            block: kvm_clone_core::blocks::BlockSize::default(),
             owner: None,
             mode: 0o600,
         };
@@ -264,6 +266,7 @@ mod tests {
                 virtual_size: 0,
                 manifest: String::new(),
                 key: DigestKey::new([0; 32]),
+                block: kvm_clone_core::blocks::BlockSize::default(),
                 owner: None,
                 mode: 0o644,
             };

@@ -48,7 +48,7 @@ pub(super) fn take(session: &Session, new: &NewImage) -> Result<()> {
         }
         session.taken.all().insert(new.image.path.clone(), Arc::new(file));
     }
-    ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, new.virtual_size)
+    ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, (new.block, new.virtual_size))
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -123,7 +123,7 @@ pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use kvm_clone_core::blocks::DigestKey;
+    use kvm_clone_core::blocks::{BlockSize, DigestKey};
     use kvm_clone_core::wire::control::Marker;
     use kvm_clone_core::wire::lane::ImageSpec;
     use uuid::Uuid;
@@ -139,6 +139,7 @@ mod tests {
             virtual_size: size,
             manifest: host.path("manifest"),
             key: DigestKey::new([0; 32]),
+            block: BlockSize::default(),
             owner: None,
             mode: 0o600,
         }

@@ -32,9 +32,10 @@ pub(super) fn state(query: &ManifestQuery, progress: &Progress) -> Result<Manife
         progress.add(bytes);
         progress.go_on("the reading of the manifest")
     })?;
-    let (disk_size, key, root) = (manifest.disk_size(), header.key.clone(), manifest.root());
+    let (disk_size, block) = (manifest.disk_size(), manifest.block());
+    let (key, root) = (header.key.clone(), manifest.root());
     Ok(match proved {
-        Ok(data_blocks) => ManifestState::Whole { disk_size, key, root, data_blocks },
+        Ok(data_blocks) => ManifestState::Whole { disk_size, block, key, root, data_blocks },
         Err(why) => ManifestState::Unusable { why },
     })
 }

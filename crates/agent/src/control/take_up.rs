@@ -179,6 +179,7 @@ mod tests {
                 virtual_size: size,
                 manifest: name("manifest"),
                 key: DigestKey::new([0; 32]),
+                block: kvm_clone_core::blocks::BlockSize::default(),
                 owner: None,
                 mode: 0o600,
             };

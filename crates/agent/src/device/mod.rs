@@ -22,7 +22,7 @@ pub use error::{DeviceError, Problem, Result};
 pub use file::forget_file;
 pub use inspect::{ImageFormat, ImageInfo, inspect};
 pub use nbd::NbdReader;
-pub use new_qcow2::{AtomicChunks, ChunkAllocator, Qcow2Writer};
+pub use new_qcow2::{AtomicChunks, ChunkAllocator, PartWriter, Qcow2Writer};
 pub use qcow2::{NamedImage, Qcow2Reader};
 pub use raw::{RawReader, RawWriter};
 pub use write_out::{read_anew, write_out};

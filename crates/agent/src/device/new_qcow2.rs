@@ -33,6 +33,7 @@ mod finish;
 mod header;
 mod image;
 mod layout;
+mod parts;
 mod recover;
 mod refcounts;
 mod writer;
@@ -42,6 +43,7 @@ use std::path::Path;
 
 pub use chunks::{AtomicChunks, CHUNK, ChunkAllocator};
 pub use finish::finish;
+pub use parts::PartWriter;
 pub use recover::recover;
 pub use writer::Qcow2Writer;
 pub use written::{Written, shows};

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use kvm_clone_core::blocks::{BLOCK, BlockSize};
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Code, Error, Result};
 
 use crate::device::{
-    ChunkAllocator, DeviceError, ImageFormat, NamedImage, NbdReader, Problem, Qcow2Reader, Qcow2Writer, RawReader,
-    RawWriter, ReadDevice, WriteDevice,
+    ChunkAllocator, DeviceError, ImageFormat, NamedImage, NbdReader, PartWriter, Problem, Qcow2Reader, Qcow2Writer,
+    RawReader, RawWriter, ReadDevice, WriteDevice,
 };
 
 /// Opens an image read-only, with the backing files that the spec names and no others.
@@ -46,13 +47,29 @@ pub(crate) fn refuse_link(path: &Path) -> Result<()> {
         .help("Put the file itself in its place: whoever may write to its directory could have us read any file"))
 }
 
-/// Opens a staging image of ours for writing.
-pub(crate) fn open_writer(image: &ImageSpec, chunks: Arc<dyn ChunkAllocator>) -> Result<Box<dyn WriteDevice>> {
+/// Opens a staging image of ours for writing blocks of this size. Of those that are smaller than its clusters, a new cluster is
+/// filled up with what the image shows there.
+pub(crate) fn open_writer(
+    image: &ImageSpec,
+    chunks: Arc<dyn ChunkAllocator>,
+    block: BlockSize,
+) -> Result<Box<dyn WriteDevice>> {
     let path = Path::new(&image.path);
     match known(&image.format, &image.path)? {
         ImageFormat::Raw => Ok(Box::new(RawWriter::open(path)?)),
+        ImageFormat::Qcow2 if block.bytes() < BLOCK => {
+            let below = below(image).map(|below| open_reader(&below)).transpose()?;
+            Ok(Box::new(PartWriter::new(Qcow2Writer::open(path, chunks)?, below)))
+        }
         ImageFormat::Qcow2 => Ok(Box::new(Qcow2Writer::open(path, chunks)?)),
     }
+}
+
+/// The image under an overlay, with those behind it.
+fn below(image: &ImageSpec) -> Option<ImageSpec> {
+    let ((path, format), behind) = image.backing.split_first()?;
+    let below = ImageSpec::new(path, format.clone());
+    Some(ImageSpec { backing: behind.to_vec(), data_files: image.data_files.clone(), ..below })
 }
 
 /// The format, if it is one that we read and write ourselves.

@@ -85,13 +85,13 @@ fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<L
             Some(LaneCommand::Connect { at, seal }) => {
                 events.tell(&LaneEvent::Connected(direct.connect(ssh, &at, &seal)));
             }
-            Some(LaneCommand::Source { disks, compared, key, route }) => {
-                let work = source::Source { disks, compared, key };
+            Some(LaneCommand::Source { disks, compared, key, block, route }) => {
+                let work = source::Source { disks, compared, key, block };
                 source::run(&work, direct.streams(route)?, commands, events)?;
                 break;
             }
-            Some(LaneCommand::Target { disks, bases, manifests, key, verify, route }) => {
-                let work = target::Target { disks, bases, manifests, key, verify };
+            Some(LaneCommand::Target { disks, bases, manifests, key, block, verify, route }) => {
+                let work = target::Target { disks, bases, manifests, key, block, verify };
                 target::run(work, direct.streams(route)?, commands, events)?;
                 break;
             }

@@ -3,14 +3,15 @@
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Extent, extents};
-use kvm_clone_core::wire::lane::{FRAME_BLOCKS, Segment};
+use kvm_clone_core::blocks::compare::GROUP_LEN;
+use kvm_clone_core::blocks::{BLOCK, BlockSize, Digest, DigestKey, Extent, extents};
+use kvm_clone_core::wire::lane::Segment;
 use kvm_clone_core::{Error, Result};
 
 use crate::device::ReadDevice;
 
-/// Bytes read at once.
-pub(super) const UNIT: u64 = FRAME_BLOCKS as u64 * BLOCK;
+/// Bytes read at once; whole blocks, whatever their size.
+pub(super) const UNIT: u64 = GROUP_LEN;
 /// Threads that read and digest.
 const READERS: usize = 4;
 /// Units in flight, which bounds the memory of a lane agent: with [`UNIT`] bytes each, 12 MiB.
@@ -38,6 +39,7 @@ struct Job {
     device: Arc<dyn ReadDevice>,
     offset: u64,
     len: usize,
+    block: BlockSize,
     keep: Keep,
     done: SyncSender<Result<Piece>>,
 }
@@ -46,10 +48,12 @@ struct Job {
 pub(crate) struct Readers {
     jobs: SyncSender<Job>,
     spare: SyncSender<Vec<u8>>,
+    block: BlockSize,
 }
 
 impl Readers {
-    pub(crate) fn start(key: &DigestKey) -> Self {
+    /// Readers of blocks of this size.
+    pub(crate) fn start(key: &DigestKey, block: BlockSize) -> Self {
         let (jobs, waiting) = mpsc::sync_channel::<Job>(IN_FLIGHT);
         let (spare, spares) = mpsc::sync_channel::<Vec<u8>>(IN_FLIGHT * 2);
         let (waiting, spares) = (Arc::new(Mutex::new(waiting)), Arc::new(Mutex::new(spares)));
@@ -70,28 +74,50 @@ impl Readers {
                 }
             });
         }
-        Self { jobs, spare }
+        Self { jobs, spare, block }
+    }
+
+    /// The length of the blocks that are digested.
+    pub(super) fn block(&self) -> BlockSize {
+        self.block
     }
 
     /// Has a piece read; waits while too many are in flight.
     pub(super) fn read(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: usize) -> Result<Coming> {
-        self.order(device, offset, len, Keep::Data)
+        self.order(device, (offset, len), self.block, Keep::Data)
     }
 
     /// Has what may hold data in a range digested; waits while too much is in flight, but never for all of it. Of the range
     /// only the digests are kept.
     pub(crate) fn digest(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: u64) -> Result<Digesting> {
-        let mut digesting = Digesting { offset, blocks: block_count(len), read: 0, coming: Vec::new() };
-        for (offset, len) in pieces(&**device, offset, len)? {
-            digesting.coming.push(self.order(device, offset, len, Keep::DigestsOnly)?);
+        self.digest_by(self.block, device, offset, len)
+    }
+
+    /// The same in blocks of another size.
+    pub(super) fn digest_by(
+        &self,
+        block: BlockSize,
+        device: &Arc<dyn ReadDevice>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Digesting> {
+        let mut digesting = Digesting { offset, block, blocks: block.count(len), read: 0, coming: Vec::new() };
+        for (offset, len) in pieces(&**device, offset, len, block)? {
+            digesting.coming.push(self.order(device, (offset, len), block, Keep::DigestsOnly)?);
             digesting.read += len as u64;
         }
         Ok(digesting)
     }
 
-    fn order(&self, device: &Arc<dyn ReadDevice>, offset: u64, len: usize, keep: Keep) -> Result<Coming> {
+    fn order(
+        &self,
+        device: &Arc<dyn ReadDevice>,
+        (offset, len): (u64, usize),
+        block: BlockSize,
+        keep: Keep,
+    ) -> Result<Coming> {
         let (done, coming) = mpsc::sync_channel(1);
-        let job = Job { device: Arc::clone(device), offset, len, keep, done };
+        let job = Job { device: Arc::clone(device), offset, len, block, keep, done };
         self.jobs.send(job).map_err(|_| Error::internal("the reader threads are gone"))?;
         Ok(coming)
     }
@@ -110,13 +136,14 @@ fn take(waiting: &Mutex<Receiver<Job>>) -> Option<Job> {
 fn digest(job: &Job, key: &DigestKey, buffer: &mut Vec<u8>) -> Result<Piece> {
     buffer.resize(job.len, 0);
     job.device.read_at(buffer, job.offset)?;
-    let digests = buffer.chunks(BLOCK_LEN).map(|block| key.block(block)).collect();
+    let digests = buffer.chunks(job.block.in_memory()).map(|block| key.block(block)).collect();
     Ok(Piece { offset: job.offset, data: Vec::new(), digests })
 }
 
 /// The digests of a range, on their way.
 pub(crate) struct Digesting {
     offset: u64,
+    block: BlockSize,
     blocks: usize,
     read: u64,
     coming: Vec<Coming>,
@@ -133,7 +160,7 @@ impl Digesting {
         let mut found = vec![Digest::ZERO; self.blocks];
         for coming in self.coming {
             let piece = arrived(&coming)?;
-            let first = block_count(piece.offset - self.offset);
+            let first = self.block.count(piece.offset - self.offset);
             found[first..first + piece.digests.len()].copy_from_slice(&piece.digests);
         }
         Ok((found, self.read))
@@ -145,24 +172,20 @@ pub(super) fn arrived(coming: &Coming) -> Result<Piece> {
     coming.recv().map_err(|_| Error::internal("a reader thread is gone"))?
 }
 
-/// How many blocks so many bytes have.
-pub(super) fn block_count(len: u64) -> usize {
-    usize::try_from(len.div_ceil(BLOCK)).unwrap_or(usize::MAX)
-}
-
-/// Whether a segment that somebody named can be one.
-pub(super) fn is_sane(segment: Segment, disks: usize) -> bool {
+/// Whether a segment that somebody named can be one. Whatever the size of the blocks, it has whole clusters of a staging image:
+/// those of another segment may be another lane's.
+pub(super) fn is_sane(segment: Segment, disks: usize, block: BlockSize) -> bool {
     usize::from(segment.disk) < disks
-        && segment.offset.is_multiple_of(BLOCK)
+        && segment.offset.is_multiple_of(block.bytes().max(BLOCK))
         && segment.len <= 1 << 30
         && segment.offset.checked_add(segment.len).is_some()
 }
 
 /// The pieces of a range of whole blocks (the disk's end aside) that may hold data: whole blocks as well, none larger
 /// than [`UNIT`].
-pub(super) fn pieces(device: &dyn ReadDevice, offset: u64, len: u64) -> Result<Vec<(u64, usize)>> {
+pub(super) fn pieces(device: &dyn ReadDevice, offset: u64, len: u64, block: BlockSize) -> Result<Vec<(u64, usize)>> {
     let found: Vec<Extent> = device.extents(offset, len)?;
-    let Some(block) = std::num::NonZeroU64::new(BLOCK) else { return Ok(Vec::new()) };
+    let Some(block) = std::num::NonZeroU64::new(block.bytes()) else { return Ok(Vec::new()) };
     let mut pieces = Vec::new();
     for extent in extents::align_outward(&found, block, offset.saturating_add(len)) {
         let mut at = extent.offset;

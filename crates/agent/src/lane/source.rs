@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{BLOCK_LEN, Digest, DigestKey, ListKey};
+use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey, ListKey};
 use kvm_clone_core::wire::control::DiskIndex;
 use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment};
@@ -19,7 +19,7 @@ use super::crew::{Crew, gone};
 use super::direct::{Input, Output};
 use super::images::open_reader;
 use super::join::Events;
-use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers, arrived, block_count};
+use super::readers::{self, Coming, IN_FLIGHT, Piece, Readers, arrived};
 use crate::device::ReadDevice;
 use crate::stream::FrameWriter;
 
@@ -32,6 +32,7 @@ pub(super) struct Source {
     /// Those that are compared.
     pub(super) compared: Vec<DiskIndex>,
     pub(super) key: DigestKey,
+    pub(super) block: BlockSize,
 }
 
 /// What is sent, in this order: a beginning, zeros and pieces as they lie, an end.
@@ -86,7 +87,7 @@ pub(super) fn run_on(
     let mut output = FrameWriter::new(output);
     output.magic()?;
     let sending = Arc::new(Sending { output: Mutex::new(output), digests: AtomicU64::new(0) });
-    let readers = Arc::new(Readers::start(&source.key));
+    let readers = Arc::new(Readers::start(&source.key, source.block));
     let (items, queue) = mpsc::sync_channel(IN_FLIGHT);
     let mut crew = Crew::new();
     if source.compared.is_empty() {
@@ -110,9 +111,9 @@ fn enqueue(
 ) -> Result<()> {
     loop {
         match next(commands)? {
-            Some(segment) => {
-                read_all(device_of(devices, segment)?, segment, readers, &|item| items.send(item).map_err(gone))?
-            }
+            Some(segment) => read_all(device_of(devices, segment, readers)?, segment, readers, &|item| {
+                items.send(item).map_err(gone)
+            })?,
             None => return items.send(Item::Finish).map_err(gone),
         }
     }
@@ -128,8 +129,13 @@ fn next(commands: &Receiver<LaneCommand>) -> Result<Option<Segment>> {
     }
 }
 
-fn device_of(devices: &[Arc<dyn ReadDevice>], segment: Segment) -> Result<&Arc<dyn ReadDevice>> {
-    let device = devices.get(usize::from(segment.disk)).filter(|_| readers::is_sane(segment, devices.len()));
+fn device_of<'a>(
+    devices: &'a [Arc<dyn ReadDevice>],
+    segment: Segment,
+    readers: &Readers,
+) -> Result<&'a Arc<dyn ReadDevice>> {
+    let is_sane = readers::is_sane(segment, devices.len(), readers.block());
+    let device = devices.get(usize::from(segment.disk)).filter(|_| is_sane);
     device.ok_or_else(|| Error::internal(format!("there is no segment {segment:?}")))
 }
 
@@ -141,7 +147,7 @@ fn read_all(
     give: &dyn Fn(Item) -> Result<()>,
 ) -> Result<()> {
     give(Item::Begin(segment, Known::Nothing))?;
-    for (offset, len) in readers::pieces(&**device, segment.offset, segment.len)? {
+    for (offset, len) in readers::pieces(&**device, segment.offset, segment.len, readers.block())? {
         give(Item::Piece(readers.read(device, offset, len)?))?;
     }
     give(Item::End(segment, Arc::clone(device)))
@@ -158,7 +164,7 @@ struct Sender {
 
 impl Sender {
     fn run(&self, queue: &Receiver<Item>) -> Result<()> {
-        let mut current = Outgoing::default();
+        let mut current = Outgoing::of(self.readers.block());
         let (mut read, mut sent) = (0, 0);
         while let Ok(item) = queue.recv() {
             match item {
@@ -173,7 +179,7 @@ impl Sender {
                     let piece = arrived(&coming)?;
                     read += piece.data.len() as u64;
                     current.note(&piece).map_err(|error| error.with("path", &self.paths[current.disk]))?;
-                    sent += send_piece(&self.sending, &piece)?;
+                    sent += send_piece(&self.sending, &piece, current.block)?;
                     self.readers.recycle(piece.data);
                 }
                 Item::End(segment, device) => {
@@ -201,8 +207,8 @@ impl Sender {
 }
 
 /// The segment that is being sent.
-#[derive(Default)]
 struct Outgoing {
+    block: BlockSize,
     disk: usize,
     start: u64,
     /// The digests of all its blocks, as far as they are known.
@@ -211,11 +217,15 @@ struct Outgoing {
 }
 
 impl Outgoing {
+    fn of(block: BlockSize) -> Self {
+        Self { block, disk: 0, start: 0, digests: Vec::new(), compared: false }
+    }
+
     /// Begins a segment; returns how many bytes were read for what is known of it.
     fn begin(&mut self, segment: Segment, known: Known) -> u64 {
         (self.disk, self.start) = (usize::from(segment.disk), segment.offset);
         let (digests, read, compared) = match known {
-            Known::Nothing => (vec![Digest::ZERO; block_count(segment.len)], 0, false),
+            Known::Nothing => (vec![Digest::ZERO; self.block.count(segment.len)], 0, false),
             Known::All(digests, read) => (digests, read, true),
         };
         (self.digests, self.compared) = (digests, compared);
@@ -224,7 +234,7 @@ impl Outgoing {
 
     /// Notes what is sent. What was compared must still be the same: the target was told of the rest by what it was then.
     fn note(&mut self, piece: &Piece) -> Result<()> {
-        let first = block_count(piece.offset - self.start);
+        let first = self.block.count(piece.offset - self.start);
         let known = &mut self.digests[first..first + piece.digests.len()];
         if self.compared && known != piece.digests {
             return Err(Error::conflict(format!(
@@ -244,15 +254,16 @@ impl Outgoing {
 }
 
 /// Sends each run of blocks that are not zero as one frame.
-fn send_piece(sending: &Sending, piece: &Piece) -> Result<u64> {
+fn send_piece(sending: &Sending, piece: &Piece, block: BlockSize) -> Result<u64> {
+    let block = block.in_memory();
     let mut sent = 0;
     let mut index = 0;
     while index < piece.digests.len() {
         let zero = piece.digests[index].is_zero();
         let run = piece.digests[index..].iter().take_while(|digest| digest.is_zero() == zero).count();
         if !zero {
-            let start = index * BLOCK_LEN;
-            let end = piece.data.len().min(start + run * BLOCK_LEN);
+            let start = index * block;
+            let end = piece.data.len().min(start + run * block);
             let digests = piece.digests[index..index + run].to_vec();
             let payload = &piece.data[start..end];
             let crc = crc32fast::hash(payload);

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_clone_core::blocks::{DigestKey, ListKey};
+use kvm_clone_core::blocks::{BlockSize, DigestKey, ListKey};
 use kvm_clone_core::wire::control::DiskIndex;
 use kvm_clone_core::wire::lane::{Base, ImageSpec, LaneCommand, LaneEvent, Segment, Verify};
 use kvm_clone_core::{Error, Result};
@@ -45,6 +45,7 @@ pub(super) struct Target {
     pub(super) bases: Vec<Option<Base>>,
     pub(super) manifests: Vec<String>,
     pub(super) key: DigestKey,
+    pub(super) block: BlockSize,
     pub(super) verify: Verify,
 }
 
@@ -67,7 +68,7 @@ pub(super) fn run(
     let mut devices: Vec<Arc<dyn WriteDevice>> = Vec::new();
     for (disk, image) in (0..).zip(&target.disks) {
         let chunks = RemoteChunks { disk, events: Arc::clone(events), chunks: Arc::clone(&new_chunks) };
-        devices.push(Arc::from(open_writer(image, Arc::new(chunks))?));
+        devices.push(Arc::from(open_writer(image, Arc::new(chunks), target.block)?));
     }
     run_on(devices, target, streams, (commands, chunks), events)
 }
@@ -81,9 +82,9 @@ pub(super) fn run_on(
     events: &Arc<Events>,
 ) -> Result<()> {
     let target = Arc::new(target);
-    let readers = Arc::new(Readers::start(&target.key));
+    let readers = Arc::new(Readers::start(&target.key, target.block));
     let lists = ListKey::of(&target.key);
-    let told = Arc::new(Told::default());
+    let told = Arc::new(Told::of(target.block));
     let (items, to_write) = mpsc::sync_channel(IN_FLIGHT);
     let (written, to_check) = mpsc::sync_channel(UNVERIFIED);
     let (spare, spares) = mpsc::sync_channel(IN_FLIGHT * 2);
@@ -95,12 +96,13 @@ pub(super) fn run_on(
         let sizes = devices.iter().map(|device| device.size());
         let each = target.bases.iter().cloned().zip(target.disks.iter().cloned()).zip(sizes);
         let bases = each.map(|((base, staging), size)| Some((base?, staging, size))).collect();
-        let mut bases = Bases { bases, key: target.key.clone(), open: HashMap::new() };
+        let mut bases = Bases { bases, key: target.key.clone(), block: target.block, open: HashMap::new() };
         let (looking, looked) = mpsc::sync_channel(1);
         let (lists, told, answers) = (lists.clone(), Arc::clone(&told), answers.clone());
         let (looker, teller, readers) = (Arc::clone(events), Arc::clone(events), Arc::clone(&readers));
         crew.serve(move || compare::look(&mut bases, &to_compare, &readers, &looker, &looking));
-        crew.serve(move || compare::tell(&looked, &lists, &told, &teller, &answers));
+        let block = target.block;
+        crew.serve(move || compare::tell(&looked, (&lists, block), &told, &teller, &answers));
         crew.serve(move || compare::talk(&mut output, &to_tell));
     }
     let receiving = Receiving { target: Arc::clone(&target), lists, told, items, answers, spares };

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_clone_core::blocks::{BLOCK, Digest};
+use kvm_clone_core::blocks::{BLOCK, BlockSize, Digest};
+use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::lane::{ImageSpec, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 
@@ -42,27 +43,46 @@ fn read_back(
     if how == Verify::Media {
         forget_file(Path::new(&image.path))?;
     }
+    let block = readers.block();
+    let written = match image.format {
+        ImageFormat::Raw => written.to_vec(),
+        _ => filled_up(written, block, expected.len()),
+    };
     let mut reading = Vec::new();
-    for range in written {
-        let (offset, len) = bytes(segment, range);
+    for range in &written {
+        let (offset, len) = bytes(segment, range, block);
         reading.push(readers.digest(device, offset, len)?);
     }
     for (range, reading) in written.iter().zip(reading) {
         let (found, _) = reading.finish()?;
-        let (offset, len) = bytes(segment, range);
+        let (offset, len) = bytes(segment, range, block);
         device.drop_cache(offset, len);
-        if let Some(block) = found.iter().zip(&expected[range.clone()]).position(|(found, expected)| found != expected)
-        {
-            return Err(mismatch(image, offset + block as u64 * BLOCK));
+        if let Some(at) = found.iter().zip(&expected[range.clone()]).position(|(found, expected)| found != expected) {
+            return Err(mismatch(image, offset + at as u64 * block.bytes()));
         }
     }
     Ok(())
 }
 
+/// What was written with blocks of an image of clusters: all blocks of those that they lie in. One that is new was filled up with
+/// what was there before.
+fn filled_up(written: &[Range<usize>], block: BlockSize, blocks: usize) -> Vec<Range<usize>> {
+    let in_cluster = usize::try_from(BLOCK / block.bytes()).map_or(1, |blocks| blocks.max(1));
+    let mut whole: Vec<Range<usize>> = Vec::with_capacity(written.len());
+    for range in written {
+        let here = range.start - range.start % in_cluster..range.end.next_multiple_of(in_cluster).min(blocks);
+        match whole.last_mut() {
+            Some(last) if last.end >= here.start => last.end = here.end,
+            _ => whole.push(here),
+        }
+    }
+    whole
+}
+
 /// Where blocks of a segment lie, and how many bytes they have.
-fn bytes(segment: Segment, blocks: &Range<usize>) -> (u64, u64) {
-    let end = (segment.offset + blocks.end as u64 * BLOCK).min(segment.offset + segment.len);
-    let offset = segment.offset + blocks.start as u64 * BLOCK;
+fn bytes(segment: Segment, blocks: &Range<usize>, block: BlockSize) -> (u64, u64) {
+    let end = (segment.offset + blocks.end as u64 * block.bytes()).min(segment.offset + segment.len);
+    let offset = segment.offset + blocks.start as u64 * block.bytes();
     (offset, end.saturating_sub(offset))
 }
 
@@ -81,7 +101,6 @@ mod tests {
     use std::sync::Mutex;
 
     use kvm_clone_core::blocks::{BLOCK_LEN, DigestKey, Extent};
-    use kvm_clone_core::inventory::ImageFormat;
     use rustix::io::{ReadWriteFlags, preadv2};
 
     use super::*;
@@ -132,7 +151,8 @@ mod tests {
         let whole = Segment { disk: 0, offset: 0, len: size };
         let written = [Range { start: 0, end: 16 }, Range { start: 32, end: BLOCKS }];
         let image = ImageSpec::new(path.to_str().unwrap(), ImageFormat::Raw);
-        read_back(&Readers::start(&key), &image, &device, how, whole, &expected, &written).unwrap();
+        read_back(&Readers::start(&key, BlockSize::default()), &image, &device, how, whole, &expected, &written)
+            .unwrap();
         std::fs::remove_file(path).unwrap();
         let cached = watched.cached.lock().unwrap();
         cached.clone()
@@ -148,5 +168,13 @@ mod tests {
         // A reader may be overtaken by the kernel's reading ahead for the one before it; the first one cannot be.
         let media = cached(&path, Verify::Media);
         assert_eq!((media.len(), media[0]), (3, false), "{media:?}");
+    }
+
+    #[test]
+    fn what_a_cluster_was_filled_up_with_is_read_back_beside_the_block() {
+        let written = [Range { start: 5, end: 6 }, Range { start: 40, end: 41 }, Range { start: 70, end: 71 }];
+        let small = BlockSize::new(4096).unwrap();
+        assert_eq!(filled_up(&written, small, 75), [0..16, 32..48, 64..75]);
+        assert_eq!(filled_up(&written, BlockSize::default(), 75), written);
     }
 }

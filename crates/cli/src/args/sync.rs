@@ -1,6 +1,7 @@
 //! `kvm-clone sync`.
 
 use clap::Args;
+use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::name::{SourceName, VmName};
 
@@ -11,6 +12,7 @@ const EXAMPLES: &str = "Examples:
   kvm-clone sync alpha beta web1 --dry-run              Show what would be done, and what hinders it
   kvm-clone sync alpha beta web1 -t web1-standby        ... of several replicas, this one
   kvm-clone sync alpha beta web1 --safety-snapshot      Keep the point that the replica had before
+  kvm-clone sync alpha beta db1 --block-size 4K         Send less of many small writes, now and later
   kvm-clone sync alpha beta web1 --full                 Copy all disks whole, into new images
   kvm-clone sync alpha beta web1 --in-place             Write into the replica's disks: no room for staging, and no old point meanwhile
   kvm-clone sync alpha beta web1 --discard-target-changes   Throw away what was written on the replica since";
@@ -79,6 +81,10 @@ pub(crate) struct UpdateArgs {
     /// Read and compare everything, whatever is known of both sides
     #[arg(long)]
     pub(crate) paranoid: bool,
+    /// The unit of comparison, a power of two from 4K to 1M: small ones send less after small writes, large ones keep fewer digests.
+    /// Later syncs of the replica keep it. Changing it has all of the replica read once [default: as at its last sync; 64K at first]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<BlockSize>,
     /// Leave out the source's memory that was saved with "virsh managedsave"; the disks are as after a power cut
     #[arg(long)]
     pub(crate) discard_managed_save: bool,

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::plan::Retention;
 use kvm_clone_core::size::ByteSize;
 use kvm_clone_core::{Code, Error, Result};
@@ -155,6 +156,7 @@ settings! {
         parallel: Lanes = "4", "Lanes that copy at once, 1 to 16";
         route: Route = "auto", "The way between the hosts: auto, relay (over SSH, no port is opened) or direct (from host to host)";
         verify: VerifyMode = "on", "Read back what was written: on, off, or media (from the medium, not the page cache)";
+        block_size: Optional<BlockSize> = "", "The unit of comparison, a power of two from 4K to 1M; unset: what a replica was last synced with, 64K for a new copy";
         stall_timeout: Seconds = "120", "Seconds without progress after which a copy has failed";
     }
     libvirt: LibvirtSettings {
@@ -220,7 +222,7 @@ impl Settings {
         Ok(())
     }
 
-    fn take_options(&mut self, cli: &Cli) {
+    pub(crate) fn take_options(&mut self, cli: &Cli) {
         let verbose = match cli.global.verbose {
             0 => None,
             1 => Some(LogLevel::Info),
@@ -239,6 +241,7 @@ impl Settings {
             Command::Sync(args) => {
                 self.take_ssh(&args.ssh);
                 self.take_transfer(&args.transfer);
+                self.transfer.block_size.overrule("--block-size", args.update.block_size.map(Optional::some));
                 self.timeouts.sync.overrule("--timeout", args.transfer.timeout.map(Optional::some));
                 let keep = args.update.safety_snapshot.then_some(Switch::On);
                 self.safety.safety_snapshot.overrule("--safety-snapshot", keep);

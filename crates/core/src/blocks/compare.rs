@@ -5,10 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BLOCK, BLOCK_LEN, Digest, GROUP};
+use super::{BLOCK_LEN, BlockSize, Digest};
 
-/// The length of a group in bytes.
-pub const GROUP_LEN: u64 = GROUP as u64 * BLOCK;
+/// The length of a group in bytes, whatever the size of its blocks: it is also what is read at once, and the most that a frame
+/// carries. Small enough that frames, buffers and loss of work are small, far above the size where a system call costs anything.
+pub const GROUP_LEN: u64 = 1 << 20;
 
 /// How many groups a disk has.
 #[must_use]
@@ -18,9 +19,8 @@ pub const fn groups_of(disk_size: u64) -> u64 {
 
 /// How many blocks a group of a disk has; none beyond its end.
 #[must_use]
-pub fn blocks_in(group: u64, disk_size: u64) -> usize {
-    let blocks = disk_size.saturating_sub(group.saturating_mul(GROUP_LEN)).div_ceil(BLOCK);
-    usize::try_from(blocks).map_or(GROUP, |blocks| blocks.min(GROUP))
+pub fn blocks_in(group: u64, disk_size: u64, block: BlockSize) -> usize {
+    block.count(disk_size.saturating_sub(group.saturating_mul(GROUP_LEN)).min(GROUP_LEN))
 }
 
 /// The digests of a disk's groups from some group on: those that are not zero, with their numbers.
@@ -108,19 +108,26 @@ impl Differences {
 
     /// Notes the blocks of a group that differ; none if there are not as many digests as the group has blocks.
     #[must_use]
-    pub fn push_blocks(&mut self, group: u64, disk_size: u64, ours: &[Digest], theirs: &[Digest]) -> Option<()> {
-        let blocks = blocks_in(group, disk_size);
+    pub fn push_blocks(
+        &mut self,
+        group: u64,
+        (disk_size, block): (u64, BlockSize),
+        ours: &[Digest],
+        theirs: &[Digest],
+    ) -> Option<()> {
+        let blocks = blocks_in(group, disk_size, block);
         if ours.len() != blocks || theirs.len() != blocks {
             return None;
         }
         let start = group * GROUP_LEN;
-        for (offset, _) in (start..).step_by(BLOCK_LEN).zip(ours.iter().zip(theirs)).filter(|(_, (a, b))| a != b) {
-            self.push(offset, BLOCK.min(disk_size - offset));
+        let each = ours.iter().zip(theirs);
+        for (offset, _) in (start..).step_by(block.in_memory()).zip(each).filter(|(_, (a, b))| a != b) {
+            self.push(offset, block.bytes().min(disk_size - offset));
         }
         Some(())
     }
 
-    /// Notes the blocks that differ of what two disks hold from `offset` on, where a block begins; none if it is not as much.
+    /// Notes what differs of what two disks hold from `offset` on, in pieces of 64 KiB; none if it is not as much.
     #[must_use]
     pub fn push_bytes(&mut self, offset: u64, ours: &[u8], theirs: &[u8]) -> Option<()> {
         let both = ours.chunks(BLOCK_LEN).zip(theirs.chunks(BLOCK_LEN));
@@ -161,24 +168,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::blocks::{DigestKey, ListKey};
+    use crate::blocks::{BLOCK, DigestKey, ListKey};
 
     /// Digests of the blocks of a disk; nought stands for zeros.
     fn disk(blocks: &[u8]) -> Vec<Digest> {
         blocks.iter().map(|block| Digest([*block; 16])).collect()
     }
 
-    fn groups(digests: &[Digest]) -> Vec<(u64, Digest)> {
-        let all = ListKey::of(&DigestKey::new([1; 32])).groups(digests);
+    fn groups(digests: &[Digest], block: BlockSize) -> Vec<(u64, Digest)> {
+        let all = ListKey::of(&DigestKey::new([1; 32])).groups(digests, block);
         (0..).zip(all).filter(|(_, digest)| !digest.is_zero()).collect()
     }
 
-    fn compare(ours: &[Digest], theirs: &[Digest], size: u64) -> Differences {
+    fn compare(ours: &[Digest], theirs: &[Digest], size: u64, block: BlockSize) -> Differences {
         let mut found = Differences::default();
-        for group in differing_groups(&groups(ours), &groups(theirs)) {
-            let first = usize::try_from(group).unwrap() * GROUP;
-            let here = first..first + blocks_in(group, size);
-            found.push_blocks(group, size, &ours[here.clone()], &theirs[here]).unwrap();
+        for group in differing_groups(&groups(ours, block), &groups(theirs, block)) {
+            let first = usize::try_from(group).unwrap() * block.in_group();
+            let here = first..first + blocks_in(group, size, block);
+            found.push_blocks(group, (size, block), &ours[here.clone()], &theirs[here]).unwrap();
         }
         found
     }
@@ -186,18 +193,20 @@ mod tests {
     proptest! {
         #[test]
         fn just_the_blocks_that_differ_are_found(
-            blocks in prop::collection::vec((0u8..3, 0u8..3), 1..100),
-            short in 0..BLOCK,
+            blocks in prop::collection::vec((0u8..3, 0u8..3), 1..600),
+            shift in 12u32..=20,
+            short in 0u64..4096,
         ) {
             let (ours, theirs): (Vec<u8>, Vec<u8>) = blocks.iter().copied().unzip();
-            let size = blocks.len() as u64 * BLOCK - short;
-            let found = compare(&disk(&ours), &disk(&theirs), size);
+            let block = BlockSize::new(1 << shift).unwrap();
+            let size = blocks.len() as u64 * block.bytes() - short;
+            let found = compare(&disk(&ours), &disk(&theirs), size, block);
             let bytes = found.bytes();
             let (ranges, unlisted) = found.end();
             prop_assert_eq!(unlisted, 0);
             prop_assert_eq!(bytes, ranges.iter().map(|range| range.length).sum::<u64>());
             prop_assert!(ranges.windows(2).all(|pair| pair[0].offset + pair[0].length < pair[1].offset));
-            for (offset, (own, other)) in (0..).step_by(65536).zip(&blocks) {
+            for (offset, (own, other)) in (0..).step_by(block.in_memory()).zip(&blocks) {
                 let inside = ranges.iter().any(|range| range.offset <= offset && offset < range.offset + range.length);
                 prop_assert_eq!(inside, own != other);
             }
@@ -226,9 +235,10 @@ mod tests {
     fn an_answer_of_another_length_is_no_answer() {
         let mut found = Differences::default();
         let digests = disk(&[1; 16]);
-        assert_eq!(found.push_blocks(0, 2 * BLOCK, &digests[..2], &digests[..1]), None);
-        assert_eq!(found.push_blocks(0, 2 * BLOCK, &digests, &digests), None);
-        assert_eq!(found.push_blocks(7, 2 * BLOCK, &[], &[]), Some(()));
+        let two = (2 * BLOCK, BlockSize::default());
+        assert_eq!(found.push_blocks(0, two, &digests[..2], &digests[..1]), None);
+        assert_eq!(found.push_blocks(0, two, &digests, &digests), None);
+        assert_eq!(found.push_blocks(7, two, &[], &[]), Some(()));
     }
 
     #[test]

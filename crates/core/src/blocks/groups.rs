@@ -1,12 +1,9 @@
 //! Comparing the block digests of two ends without sending them all.
 //!
-//! Sixteen neighbouring blocks are a group. Where the digests of a group are alike at both ends, its blocks are, and
-//! nothing more is asked; so equal disks cost 16 bytes for each MiB, and less where they are zero.
+//! The blocks of one MiB are a group, however many they are. Where the digests of a group are alike at both ends, its blocks are,
+//! and nothing more is asked; so equal disks cost 16 bytes for each MiB, and less where they are zero.
 
-use super::{Digest, DigestKey, ExtentKind};
-
-/// Blocks in a group; the last one of a segment may have fewer.
-pub const GROUP: usize = 16;
+use super::{BlockSize, Digest, DigestKey, ExtentKind};
 
 /// What the key of lists is derived under.
 const LIST_CONTEXT: &str = "kvm-clone 2025 digest list v1";
@@ -35,10 +32,10 @@ impl ListKey {
         Digest::of_data(hasher.finalize().as_bytes())
     }
 
-    /// The digest of each group.
+    /// The digest of each group; the last one may have fewer blocks.
     #[must_use]
-    pub fn groups(&self, digests: &[Digest]) -> Vec<Digest> {
-        digests.chunks(GROUP).map(|group| self.list(group)).collect()
+    pub fn groups(&self, digests: &[Digest], block: BlockSize) -> Vec<Digest> {
+        digests.chunks(block.in_group()).map(|group| self.list(group)).collect()
     }
 }
 
@@ -50,23 +47,24 @@ impl std::fmt::Debug for ListKey {
 
 /// How many groups so many blocks have.
 #[must_use]
-pub const fn group_count(blocks: usize) -> usize {
-    blocks.div_ceil(GROUP)
+pub const fn group_count(blocks: usize, block: BlockSize) -> usize {
+    blocks.div_ceil(block.in_group())
 }
 
 /// The blocks of a group among so many.
 #[must_use]
-pub fn group_blocks(group: u32, blocks: usize) -> std::ops::Range<usize> {
-    let start = usize::try_from(group).unwrap_or(usize::MAX).saturating_mul(GROUP).min(blocks);
-    start..start.saturating_add(GROUP).min(blocks)
+pub fn group_blocks(group: u32, blocks: usize, block: BlockSize) -> std::ops::Range<usize> {
+    let each = block.in_group();
+    let start = usize::try_from(group).unwrap_or(usize::MAX).saturating_mul(each).min(blocks);
+    start..start.saturating_add(each).min(blocks)
 }
 
 /// Whether these are numbers of groups among so many blocks, rising.
 #[must_use]
-pub fn are_groups(numbers: impl IntoIterator<Item = u32>, blocks: usize) -> bool {
+pub fn are_groups(numbers: impl IntoIterator<Item = u32>, blocks: usize, block: BlockSize) -> bool {
     let mut least = 0;
     numbers.into_iter().all(|number| {
-        let fits = number >= least && !group_blocks(number, blocks).is_empty();
+        let fits = number >= least && !group_blocks(number, blocks, block).is_empty();
         least = number.saturating_add(1);
         fits
     })
@@ -80,12 +78,12 @@ pub fn told(groups: &[Digest]) -> Vec<(u32, Digest)> {
 
 /// A whole list of group digests from what was told of it; none where that cannot be of so many blocks.
 #[must_use]
-pub fn hear(told: &[(u32, Digest)], blocks: usize) -> Option<Vec<Digest>> {
-    let sane = are_groups(told.iter().map(|(number, _)| *number), blocks);
+pub fn hear(told: &[(u32, Digest)], blocks: usize, block: BlockSize) -> Option<Vec<Digest>> {
+    let sane = are_groups(told.iter().map(|(number, _)| *number), blocks, block);
     if !sane || told.iter().any(|(_, digest)| digest.is_zero()) {
         return None;
     }
-    let mut groups = vec![Digest::ZERO; group_count(blocks)];
+    let mut groups = vec![Digest::ZERO; group_count(blocks, block)];
     for (number, digest) in told {
         *groups.get_mut(usize::try_from(*number).ok()?)? = *digest;
     }
@@ -100,23 +98,24 @@ pub struct Comparison {
     /// The other end's, except for the blocks of `wanted`.
     theirs: Vec<Digest>,
     wanted: Vec<u32>,
+    block: BlockSize,
 }
 
 impl Comparison {
     /// Compares our digests with the other end's groups, of which there are as many.
     #[must_use]
-    pub fn new(key: &ListKey, ours: Vec<Digest>, their_groups: &[Digest]) -> Self {
+    pub fn new(key: &ListKey, ours: Vec<Digest>, their_groups: &[Digest], block: BlockSize) -> Self {
         let mut theirs = ours.clone();
         let mut wanted = Vec::new();
-        for ((number, own), other) in (0..).zip(key.groups(&ours)).zip(their_groups) {
+        for ((number, own), other) in (0..).zip(key.groups(&ours, block)).zip(their_groups) {
             match own == *other {
                 true => {}
                 // Nothing to ask: every block of it is zero there.
-                false if other.is_zero() => theirs[group_blocks(number, ours.len())].fill(Digest::ZERO),
+                false if other.is_zero() => theirs[group_blocks(number, ours.len(), block)].fill(Digest::ZERO),
                 false => wanted.push(number),
             }
         }
-        Self { ours, theirs, wanted }
+        Self { ours, theirs, wanted, block }
     }
 
     /// The groups whose block digests have to be asked for, rising.
@@ -131,7 +130,7 @@ impl Comparison {
     pub fn complete(mut self, answer: &[Digest]) -> Option<(Vec<Digest>, Vec<Run>)> {
         let mut rest = answer;
         for number in &self.wanted {
-            let blocks = &mut self.theirs[group_blocks(*number, self.ours.len())];
+            let blocks = &mut self.theirs[group_blocks(*number, self.ours.len(), self.block)];
             let (here, later) = rest.split_at_checked(blocks.len())?;
             blocks.copy_from_slice(here);
             rest = later;
@@ -176,6 +175,11 @@ mod tests {
         ListKey::of(&DigestKey::new([5; 32]))
     }
 
+    /// All sizes that change how many blocks a group has.
+    fn block() -> impl Strategy<Value = BlockSize> {
+        (12u32..=20).prop_map(|shift| BlockSize::new(1 << shift).unwrap())
+    }
+
     fn digests(bytes: &[u8]) -> Vec<Digest> {
         bytes.iter().map(|byte| Digest([*byte; 16])).collect()
     }
@@ -183,7 +187,7 @@ mod tests {
     /// Two lists of one length that are mostly alike and mostly zero.
     fn two_lists() -> impl Strategy<Value = (Vec<Digest>, Vec<Digest>)> {
         let block = (0u8..3, prop::option::weighted(0.1, 0u8..3));
-        prop::collection::vec(block, 0..100).prop_map(|blocks| {
+        prop::collection::vec(block, 0..600).prop_map(|blocks| {
             let ours: Vec<u8> = blocks.iter().map(|(own, _)| *own).collect();
             let theirs: Vec<u8> = blocks.iter().map(|(own, other)| other.unwrap_or(*own)).collect();
             (digests(&ours), digests(&theirs))
@@ -192,15 +196,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_ends_find_exactly_what_differs((ours, theirs) in two_lists()) {
+        fn the_ends_find_exactly_what_differs((ours, theirs) in two_lists(), block in block()) {
             let key = key();
-            let told = told(&key.groups(&theirs));
-            let heard = hear(&told, theirs.len()).unwrap();
-            let comparison = Comparison::new(&key, ours.clone(), &heard);
+            let told = told(&key.groups(&theirs, block));
+            let heard = hear(&told, theirs.len(), block).unwrap();
+            let comparison = Comparison::new(&key, ours.clone(), &heard, block);
             let wanted = comparison.wanted().to_vec();
-            prop_assert!(are_groups(wanted.iter().copied(), ours.len()));
+            prop_assert!(are_groups(wanted.iter().copied(), ours.len(), block));
             let answer: Vec<Digest> =
-                wanted.iter().flat_map(|group| theirs[group_blocks(*group, theirs.len())].to_vec()).collect();
+                wanted.iter().flat_map(|group| theirs[group_blocks(*group, theirs.len(), block)].to_vec()).collect();
             let too_many = [&answer[..], &[Digest::ZERO]].concat();
             prop_assert_eq!(comparison.clone().complete(&too_many), None);
             if let Some((_, fewer)) = answer.split_last() {
@@ -226,7 +230,7 @@ mod tests {
 
         #[test]
         fn a_group_is_its_blocks_in_their_order(
-            blocks in prop::collection::vec(0u8..4, 1..=GROUP),
+            blocks in prop::collection::vec(0u8..4, 1..=16),
             at in any::<prop::sample::Index>(),
         ) {
             let (key, list) = (key(), digests(&blocks));
@@ -243,20 +247,25 @@ mod tests {
         }
 
         #[test]
-        fn rubbish_is_not_heard(told in prop::collection::vec((any::<u32>(), any::<[u8; 16]>()), 0..5), blocks in 0usize..100) {
+        fn rubbish_is_not_heard(
+            told in prop::collection::vec((any::<u32>(), any::<[u8; 16]>()), 0..5),
+            blocks in 0usize..1000,
+            block in block(),
+        ) {
             let list: Vec<_> = told.into_iter().map(|(number, digest)| (number, Digest(digest))).collect();
             let rising = list.windows(2).all(|pair| pair[0].0 < pair[1].0);
-            let inside = list.iter().all(|(number, _)| (*number as usize) < group_count(blocks));
-            prop_assert_eq!(hear(&list, blocks).is_some(), rising && inside);
+            let inside = list.iter().all(|(number, _)| (*number as usize) < group_count(blocks, block));
+            prop_assert_eq!(hear(&list, blocks, block).is_some(), rising && inside);
         }
     }
 
     #[test]
     fn a_block_is_never_a_list() {
         let (blocks, digest) = (DigestKey::new([5; 32]), Digest([7; 16]));
+        let block = BlockSize::default();
         assert_ne!(blocks.block(&digest.0), key().list(&[digest]));
-        assert_eq!(hear(&[(0, Digest::ZERO)], 16), None);
-        assert!(!are_groups([1, 1], 100) && !are_groups([2, 1], 100) && are_groups([0, 6], 100));
-        assert!(!are_groups([u32::MAX], 100));
+        assert_eq!(hear(&[(0, Digest::ZERO)], 16, block), None);
+        assert!(!are_groups([1, 1], 100, block) && !are_groups([2, 1], 100, block) && are_groups([0, 6], 100, block));
+        assert!(!are_groups([u32::MAX], 100, block));
     }
 }

@@ -17,7 +17,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{BLOCK, BlockIndex, Digest, DigestKey};
+use super::{BlockIndex, BlockSize, Digest, DigestKey};
 
 /// The length of the header.
 pub const HEADER_LEN: usize = 4096;
@@ -29,9 +29,6 @@ const VERSION: u32 = 2;
 const FLAG_COMPLETE: u32 = 1;
 const HASHED: usize = 128;
 const ROOT_CONTEXT: &str = "kvm-clone 2025 manifest root v1";
-
-/// Block sizes that are sensible, hence believed from a file.
-const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 4096..=16 << 20;
 
 /// Why a manifest is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -61,32 +58,24 @@ pub enum ManifestError {
 /// How a disk is cut into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Geometry {
-    block_size: u32,
+    block: BlockSize,
     disk_size: u64,
 }
 
 impl Geometry {
-    /// Checks the numbers, which may come from a file or a peer.
-    ///
-    /// # Errors
-    /// Where the block size is no power of two or out of bounds, or the disk is too large for a file's offsets.
-    pub fn new(block_size: u32, disk_size: u64) -> Result<Self, ManifestError> {
-        let sane = block_size.is_power_of_two() && BLOCK_SIZES.contains(&block_size) && disk_size <= i64::MAX as u64;
-        sane.then_some(Self { block_size, disk_size }).ok_or(ManifestError::Geometry { block_size, disk_size })
-    }
-
-    /// The default block size for a disk of this size.
+    /// Checks the size, which may come from a file or a peer.
     ///
     /// # Errors
     /// Where the disk is too large for a file's offsets.
-    pub fn default_blocks(disk_size: u64) -> Result<Self, ManifestError> {
-        Self::new(u32::try_from(BLOCK).unwrap_or(u32::MAX), disk_size)
+    pub fn new(block: BlockSize, disk_size: u64) -> Result<Self, ManifestError> {
+        let sane = disk_size <= i64::MAX as u64;
+        sane.then_some(Self { block, disk_size }).ok_or(ManifestError::Geometry { block_size: block.into(), disk_size })
     }
 
     /// The length of a block.
     #[must_use]
-    pub const fn block_size(&self) -> u32 {
-        self.block_size
+    pub const fn block(&self) -> BlockSize {
+        self.block
     }
 
     /// The size of the disk.
@@ -98,7 +87,7 @@ impl Geometry {
     /// How many blocks there are; the last one may be short.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
-        self.disk_size.div_ceil(self.block_size as u64)
+        self.disk_size.div_ceil(self.block.bytes())
     }
 
     /// How long a manifest file of this disk is.
@@ -134,7 +123,7 @@ impl Header {
         let mut out = [0; HEADER_LEN];
         out[0..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        out[12..16].copy_from_slice(&self.geometry.block_size.to_le_bytes());
+        out[12..16].copy_from_slice(&u32::from(self.geometry.block).to_le_bytes());
         out[16..24].copy_from_slice(&self.geometry.disk_size.to_le_bytes());
         out[48..80].copy_from_slice(self.key.bytes());
         out[80..96].copy_from_slice(&self.operation);
@@ -163,7 +152,9 @@ impl Header {
         if blake3::hash(&bytes[..HASHED]) != array::<32>(bytes, HASHED) {
             return Err(ManifestError::Damaged);
         }
-        let geometry = Geometry::new(u32::from_le_bytes(array(bytes, 12)), u64::from_le_bytes(array(bytes, 16)))?;
+        let (block_size, disk_size) = (u32::from_le_bytes(array(bytes, 12)), u64::from_le_bytes(array(bytes, 16)));
+        let block = BlockSize::new(block_size).ok_or(ManifestError::Geometry { block_size, disk_size })?;
+        let geometry = Geometry::new(block, disk_size)?;
         let complete = u32::from_le_bytes(array(bytes, 24)) == FLAG_COMPLETE;
         let header = Self {
             geometry,
@@ -201,7 +192,7 @@ impl RootHasher {
     pub fn new(key: &DigestKey, geometry: Geometry) -> Self {
         // A key of its own: no block's content can pass for a list of digests.
         let mut hasher = blake3::Hasher::new_keyed(&blake3::derive_key(ROOT_CONTEXT, key.bytes()));
-        hasher.update(&geometry.block_size.to_le_bytes());
+        hasher.update(&u32::from(geometry.block).to_le_bytes());
         hasher.update(&geometry.disk_size.to_le_bytes());
         Self { hasher, blocks: geometry.blocks(), next: 0 }
     }
@@ -235,13 +226,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::blocks::BLOCK;
 
     fn key() -> DigestKey {
         DigestKey::new([5; 32])
     }
 
+    fn geometry(disk_size: u64) -> Geometry {
+        Geometry::new(BlockSize::default(), disk_size).unwrap()
+    }
+
     fn root_of(list: &[(u64, Digest)], disk_size: u64) -> Root {
-        let mut hasher = RootHasher::new(&key(), Geometry::default_blocks(disk_size).unwrap());
+        let mut hasher = RootHasher::new(&key(), geometry(disk_size));
         for (index, digest) in list {
             hasher.push(BlockIndex(*index), *digest).unwrap();
         }
@@ -249,10 +245,10 @@ mod tests {
     }
 
     fn any_header() -> impl Strategy<Value = Header> {
-        let (bits, size) = (12u32..=24, 0..=i64::MAX as u64);
+        let (bits, size) = (12u32..=20, 0..=i64::MAX as u64);
         let ids = (any::<[u8; 32]>(), any::<[u8; 16]>());
         (bits, size, ids, any::<Option<[u8; 32]>>()).prop_map(|(bits, size, (key, operation), root)| Header {
-            geometry: Geometry::new(1 << bits, size).unwrap(),
+            geometry: Geometry::new(BlockSize::new(1 << bits).unwrap(), size).unwrap(),
             key: DigestKey::new(key),
             operation,
             root: root.map(Root),
@@ -310,7 +306,7 @@ mod tests {
 
     #[test]
     fn order_is_kept() {
-        let mut hasher = RootHasher::new(&key(), Geometry::default_blocks(3 * BLOCK).unwrap());
+        let mut hasher = RootHasher::new(&key(), geometry(3 * BLOCK));
         hasher.push(BlockIndex(1), Digest([1; 16])).unwrap();
         for wrong in [0, 1, 3] {
             assert_eq!(hasher.push(BlockIndex(wrong), Digest::ZERO), Err(ManifestError::Order(BlockIndex(wrong))));
@@ -321,7 +317,7 @@ mod tests {
     fn entries_follow_the_header() {
         assert_eq!(entry_offset(BlockIndex(0)), 4096);
         assert_eq!(entry_offset(BlockIndex(3)), 4096 + 48);
-        assert_eq!(Geometry::default_blocks(BLOCK + 1).unwrap().file_len(), 4096 + 32);
+        assert_eq!(geometry(BLOCK + 1).file_len(), 4096 + 32);
         assert_eq!(entry_offset(BlockIndex(u64::MAX)), u64::MAX);
     }
 }

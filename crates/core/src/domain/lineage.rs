@@ -10,6 +10,7 @@ use super::identity::Identity;
 use super::kept::{self, KeptPoint};
 use super::tree::Element;
 use super::{Domain, Incomplete, Reduction, TpmState, incomplete};
+use crate::blocks::BlockSize;
 use crate::inventory::{HostId, ImageFormat};
 use crate::name::{DiskTarget, ResourceName, SourceName};
 
@@ -53,6 +54,8 @@ pub struct LineagePolicy {
     pub pool: Option<ResourceName>,
     /// The format of its images; none where it is the source's.
     pub disk_format: Option<ImageFormat>,
+    /// The length of the blocks that its disks are compared by.
+    pub block_size: BlockSize,
     /// Whether media that the target lacks are copied.
     pub copy_media: bool,
     /// Whether a machine type that the target lacks becomes a close one.
@@ -104,6 +107,7 @@ fn read_policy(element: &Element) -> LineagePolicy {
         networks: element.children.iter().filter_map(network).collect(),
         pool: element.attr("pool").and_then(|pool| pool.parse().ok()),
         disk_format: element.attr("disk-format").map(format),
+        block_size: element.attr("block-size").and_then(|size| size.parse().ok()).unwrap_or_default(),
         copy_media: said("media", "copied"),
         any_machine: said("machine", "auto"),
         tpm: match element.attr("tpm") {
@@ -170,6 +174,7 @@ fn render_policy(policy: &LineagePolicy) -> String {
     let chosen = [
         ("pool", policy.pool.as_ref().map(ToString::to_string)),
         ("disk-format", policy.disk_format.as_ref().map(ToString::to_string)),
+        ("block-size", (policy.block_size != BlockSize::default()).then(|| policy.block_size.to_string())),
         ("media", policy.copy_media.then(|| "copied".to_owned())),
         ("machine", policy.any_machine.then(|| "auto".to_owned())),
         ("tpm", tpm.map(str::to_owned)),

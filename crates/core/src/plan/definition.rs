@@ -113,6 +113,7 @@ fn policy(facts: &Facts<'_>) -> LineagePolicy {
             DiskFormat::Qcow2 => Some(ImageFormat::Qcow2),
             DiskFormat::Raw => Some(ImageFormat::Raw),
         },
+        block_size: request.block_size,
         copy_media: request.copy_media,
         any_machine: request.any_machine,
         tpm: request.tpm,

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::{ClonePlan, DiskPlan, Outcome, PointPlan, PointsPlan};
+use crate::blocks::BlockSize;
 use crate::size::ByteSize;
 
 impl ClonePlan {
@@ -50,6 +51,9 @@ impl ClonePlan {
     fn write_disks(&self, out: &mut String) -> fmt::Result {
         let (total, needed) = (ByteSize(self.bytes_total), ByteSize(self.space_needed));
         writeln!(out, "\nDisks: {total} of data at most, {needed} with margin")?;
+        if self.block_size != BlockSize::default() {
+            writeln!(out, "  compared by blocks of {}", self.block_size)?;
+        }
         self.disks.iter().try_for_each(|disk| write_disk(out, disk))?;
         self.files.iter().try_for_each(|file| {
             writeln!(out, "  {}  {}", file.name, ByteSize(file.size))?;

@@ -53,6 +53,7 @@ pub use retention::{MOST_POINTS, Retention, Safety};
 pub use source::refuse_disk;
 pub use target::platform_there;
 
+use crate::blocks::BlockSize;
 use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts, WrittenImage};
 use crate::error::{Error, Result};
 use crate::inventory::{ImageFacts, ImageFormat, SourceMachine, TargetHost};
@@ -94,6 +95,10 @@ pub struct ClonePlan {
     pub warnings: Vec<String>,
     /// Bytes of data that the disks and copied media hold.
     pub bytes_total: u64,
+    /// The length of the blocks that are compared, in bytes.
+    pub block_size: BlockSize,
+    /// How many of them all disks have, and all files beside them.
+    pub blocks_total: u64,
     /// Bytes that must be free at the target, margin included.
     pub space_needed: u64,
     /// The definition as it will be in the end, without passwords; nothing where a check failed.
@@ -260,7 +265,7 @@ pub struct Replaced {
 impl ClonePlan {
     /// The lengths of all disks, then of all files beside them.
     pub fn lengths(&self) -> impl Iterator<Item = u64> {
-        self.disks.iter().map(|disk| disk.size).chain(self.files.iter().map(|file| file.size))
+        lengths(&self.disks, &self.files)
     }
 
     /// The first reason not to carry the plan out.
@@ -314,9 +319,7 @@ pub fn plan_clone(
     binding::check(&facts, &mut checks);
     let plugs = plug::check(&facts, &mut checks);
     shared::check(&facts, &mut checks);
-    let mut disks = storage::place(&facts, replaces.as_ref(), &mut checks);
-    let points = points::plan(&facts, &disks, &mut checks);
-    storage::merge(&mut disks, &points);
+    let (disks, points) = place_disks(&facts, replaces.as_ref(), &mut checks);
     let files = files::place(&facts, uuid, replaces.as_ref(), &mut checks);
     let space_needed = storage::check_space(&facts, &disks, &files.carried, &mut checks);
     let in_pools = files.carried.iter().filter(|file| file.pool.is_some()).map(|file| file.allocated);
@@ -329,6 +332,8 @@ pub fn plan_clone(
         new_uuid: uuid,
         checks: checks.list,
         bytes_total: disks.iter().map(|disk| disk.allocated).chain(in_pools).sum(),
+        block_size: request.block_size,
+        blocks_total: lengths(&disks, &files.carried).map(|len| len.div_ceil(request.block_size.bytes())).sum(),
         space_needed,
         disks,
         files: files.carried,
@@ -347,6 +352,18 @@ pub fn plan_clone(
         definition::make(&facts, &wanted, &mut plan)?;
     }
     Ok(plan)
+}
+
+/// Where the disks go, and what becomes of old points under them.
+fn place_disks(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> (Vec<DiskPlan>, PointsPlan) {
+    let mut disks = storage::place(facts, replaces, checks);
+    let points = points::plan(facts, &disks, checks);
+    storage::merge(&mut disks, &points);
+    (disks, points)
+}
+
+fn lengths(disks: &[DiskPlan], files: &[FilePlan]) -> impl Iterator<Item = u64> {
+    disks.iter().map(|disk| disk.size).chain(files.iter().map(|file| file.size))
 }
 
 fn replica_plan(facts: &Facts<'_>) -> Option<ReplicaPlan> {

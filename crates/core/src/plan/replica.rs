@@ -116,6 +116,7 @@ pub fn sync_request(replica: &SourceName, lineage: &Lineage, asked: &SyncRequest
             Some(ImageFormat::Raw) => DiskFormat::Raw,
             Some(_) => DiskFormat::Qcow2,
         },
+        block_size: asked.block_size.unwrap_or(policy.block_size),
         copy_media: policy.copy_media,
         keep_snapshots: false,
         reduction: policy.reduction.clone(),
@@ -153,6 +154,7 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
         Some(incomplete) => in_place::note_incomplete(replica, incomplete, update, checks),
     }
     in_place::note_risk(replica, update, checks);
+    note_blocks(facts, replica, update, checks);
     note_disks(facts, update, checks);
     let kept = |path: &String| {
         let is_base = facts.bases(update).any(|(_, (image, _))| image.path == *path);
@@ -258,6 +260,17 @@ fn refuse_file(replica: &Replica, image: &ImageFacts) -> Option<Error> {
         () => return None,
     };
     Some(Error::unsupported(format!("image {path} of replica {} {why}", replica.name)).with("path", path))
+}
+
+/// What blocks of another size cost: the digests that are kept are of no use for finding what differs.
+fn note_blocks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mut Checks) {
+    let (old, new) = (replica.lineage.policy.block_size, facts.request.block_size);
+    if old != new && update.candidates != Candidates::All && replica.lineage.incomplete.is_none() {
+        checks.ok(
+            "blocks",
+            format!("of {new} from now on: both sides are read once, as the digests are of blocks of {old}"),
+        );
+    }
 }
 
 /// What becomes of each disk that is not simply compared.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::retention::Safety;
+use crate::blocks::BlockSize;
 use crate::domain::{Identity, Reduction, TpmState};
 use crate::error::{Error, Result};
 use crate::name::{ResourceName, SourceName, VmName};
@@ -31,6 +32,9 @@ pub struct CloneRequest {
     pub pool: Option<ResourceName>,
     /// `--disk-format`.
     pub disk_format: DiskFormat,
+    /// The unit of comparison.
+    #[serde(default)]
+    pub block_size: BlockSize,
     /// `--copy-media`: what is in CD-ROM and floppy drives is copied where the target lacks it.
     pub copy_media: bool,
     /// `--keep-snapshots`: images with snapshots inside are carried as the files that they are.
@@ -64,6 +68,7 @@ impl Default for CloneRequest {
             usual_networks: Vec::new(),
             pool: None,
             disk_format: DiskFormat::Keep,
+            block_size: BlockSize::default(),
             copy_media: false,
             keep_snapshots: false,
             reduction: Reduction::default(),
@@ -97,6 +102,8 @@ pub struct SyncRequest {
     pub replica: Option<VmName>,
     /// How it is brought to the newer point.
     pub update: Update,
+    /// `--block-size`; where it is missing, that of the replica's last point.
+    pub block_size: Option<BlockSize>,
     /// `--live` and `--offline`.
     pub presence: Presence,
     /// `--discard-managed-save`: memory of the source that was saved with `virsh managedsave` is left out.
@@ -112,6 +119,7 @@ impl Default for SyncRequest {
         Self {
             replica: None,
             update: Update::default(),
+            block_size: None,
             presence: Presence::Any,
             discard_managed_save: false,
             space_margin_percent: 15,

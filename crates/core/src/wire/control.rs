@@ -19,7 +19,7 @@ use super::replica::{
 };
 use super::verify::DigestQuery;
 use crate::blocks::compare::GroupPage;
-use crate::blocks::{Digest, DigestKey};
+use crate::blocks::{BlockSize, Digest, DigestKey};
 use crate::checksum::Algorithm;
 use crate::error::Error;
 use crate::inventory::{FileId, HostId, ImageFacts, Topology};
@@ -254,6 +254,8 @@ pub struct NewImage {
     pub manifest: String,
     /// The key of the digests.
     pub key: DigestKey,
+    /// The length of the blocks that they are of.
+    pub block: BlockSize,
     /// Owner and group that the finished image gets; none leaves it to libvirt's dynamic ownership.
     pub owner: Option<(u32, u32)>,
     /// Permission bits of the finished image.

@@ -13,13 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::control::DiskIndex;
 use super::direct::{Meeting, Route, Seal};
-use crate::blocks::{Digest, DigestKey, Root};
+use crate::blocks::{BlockSize, Digest, DigestKey, Root};
 use crate::error::Error;
 use crate::inventory::ImageFormat;
-
-/// The most blocks in one frame: 1 MiB of 64 KiB blocks keeps frames, buffers and loss of work small, and is far above
-/// the size where a system call costs anything.
-pub const FRAME_BLOCKS: usize = 16;
 
 /// A part of one disk: the unit of scheduling and of verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,7 +33,7 @@ pub struct Segment {
 pub enum LaneMessage {
     /// A segment begins.
     Begin(Segment),
-    /// Neighbouring blocks, none of them zero. The payload holds them; the last block of a disk may be short.
+    /// Neighbouring blocks, none of them zero, at most 1 MiB. The payload holds them; the last block of a disk may be short.
     Blocks {
         /// Where the first of them lies in the disk, in bytes; a multiple of the block size.
         offset: u64,
@@ -113,7 +109,8 @@ pub struct BaseDigests {
 /// How far the digests of a base are believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trust {
-    /// The image is known to be what the manifest of this root says: the image is not read.
+    /// The image is known to be what the manifest of this root says: the image is not read. Where the manifest has blocks of
+    /// another size than the lane, it has to be, and whatever differs then is an error.
     Sealed(Root),
     /// The image is read, and each block is compared with what the manifest says.
     Checked(OnDivergence),
@@ -181,6 +178,8 @@ pub enum LaneCommand {
         compared: Vec<DiskIndex>,
         /// The key of the digests.
         key: DigestKey,
+        /// The length of the blocks.
+        block: BlockSize,
         /// Where they go: [`Route::Direct`] only after [`LaneEvent::Connected`].
         route: Route,
     },
@@ -194,6 +193,8 @@ pub enum LaneCommand {
         manifests: Vec<String>,
         /// The key of the digests.
         key: DigestKey,
+        /// The length of the blocks.
+        block: BlockSize,
         /// Whether each segment is read back and compared.
         verify: Verify,
         /// Where it comes from.

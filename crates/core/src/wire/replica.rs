@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::control::Identity;
 use super::lane::ImageSpec;
-use crate::blocks::{DigestKey, KeyId, Root};
+use crate::blocks::{BlockSize, DigestKey, KeyId, Root};
 use crate::inventory::ImageFormat;
 use crate::name::DiskTarget;
 
@@ -162,6 +162,8 @@ pub enum ManifestState {
     Whole {
         /// Size of the disk in bytes.
         disk_size: u64,
+        /// The length of the blocks.
+        block: BlockSize,
         /// The key of its digests.
         key: DigestKey,
         /// The root over its digests.

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::lane::ImageSpec;
-use crate::blocks::DigestKey;
+use crate::blocks::{BlockSize, DigestKey};
 
-/// The most groups whose blocks one question may be about.
-pub const GROUPS_ASKED: usize = 1024;
+/// The most groups whose blocks one question may be about: with blocks of 4 KiB the answer has 2 MiB.
+pub const GROUPS_ASKED: usize = 512;
 /// The most bytes of a disk in one answer.
 pub const BYTES_ASKED: u64 = 1 << 20;
 
@@ -37,6 +37,8 @@ pub struct DigestQuery {
     pub of: Digested,
     /// The key of the digests; a manifest must have it.
     pub key: DigestKey,
+    /// The length of the blocks; those of a manifest must have it.
+    pub block: BlockSize,
     /// Bytes of the disk that count, from its beginning: what lies behind them is not looked at. A manifest must be of just
     /// such a disk.
     pub size: u64,

@@ -8,7 +8,7 @@ mod tally;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvm_clone_core::blocks::DigestKey;
+use kvm_clone_core::blocks::{BlockSize, DigestKey};
 use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::SourceMachine;
 use kvm_clone_core::name::DiskTarget;
@@ -98,6 +98,8 @@ pub(crate) struct Copy<'a> {
     pub(crate) target: &'a Host,
     pub(crate) disks: &'a [CopyDisk],
     pub(crate) key: &'a DigestKey,
+    /// The unit of comparison.
+    pub(crate) block: BlockSize,
     pub(crate) verify: Verify,
     pub(crate) lanes: u16,
     pub(crate) stall: Duration,
@@ -308,6 +310,7 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
             disks: disks().map(|disk| disk.source.clone()).collect(),
             compared: (0..).zip(disks()).filter(|(_, disk)| disk.is_compared()).map(|(index, _)| index).collect(),
             key: copy.key.clone(),
+            block: copy.block,
             route: lane.route,
         };
         let target = LaneCommand::Target {
@@ -315,6 +318,7 @@ async fn start(copy: &Copy<'_>, lanes: &[Lane]) -> Result<()> {
             bases: disks().map(CopyDisk::there).collect(),
             manifests: disks().map(|disk| disk.manifest.clone()).collect(),
             key: copy.key.clone(),
+            block: copy.block,
             verify: copy.verify,
             route: lane.route,
         };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use kvm_clone_core::blocks::BLOCK;
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
@@ -100,7 +99,7 @@ impl Work {
                     format,
                     size: disk.size,
                     allocated,
-                    blocks: disk.size.div_ceil(BLOCK),
+                    blocks: disk.size.div_ceil(self.plan.block_size.bytes()),
                     data_blocks,
                 };
                 let machine = &self.seen.machine;

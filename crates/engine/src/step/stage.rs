@@ -104,6 +104,7 @@ impl Work {
             virtual_size: disk.size,
             manifest: disk.manifest.clone(),
             key: self.key.clone(),
+            block: self.plan.block_size,
             owner: disk.owner,
             mode: IMAGE_MODE,
         };

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use kvm_clone_core::blocks::Digest;
 use kvm_clone_core::blocks::compare::{Differences, GROUP_LEN, GroupPage, blocks_in, differing_groups, groups_of};
+use kvm_clone_core::blocks::{BlockSize, Digest};
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::verify::{DigestQuery, Digested, GROUPS_ASKED};
@@ -47,13 +47,14 @@ pub(crate) async fn with_digests(
     kept: &KeptDigests,
     compared: &impl Fn(u64),
 ) -> Result<Differences> {
-    let of =
-        |of| Digests { control: control.clone(), query: DigestQuery { of, key: kept.key.clone(), size: kept.size } };
+    let KeptDigests { key, block, size, .. } = kept;
+    let query = |of| DigestQuery { of, key: key.clone(), block: *block, size: *size };
+    let of = |of| Digests { control: control.clone(), query: query(of) };
     let (disk, manifest) = (of(Digested::Disk(image.clone())), of(Digested::Manifest(kept.manifest.clone())));
     by_digests(&disk, &manifest, kept.size, compared).await
 }
 
-/// Compares two disks of `size` bytes by their digests, which are under one key. Tells how many bytes are compared.
+/// Compares two disks of `size` bytes by their digests, which are under one key and of blocks of one size. Tells how many bytes are compared.
 pub(super) async fn by_digests(
     ours: &Digests,
     theirs: &Digests,
@@ -68,7 +69,8 @@ pub(super) async fn by_digests(
         let end = our_groups.known.min(their_groups.known);
         for groups in differing_groups(&our_groups.take(end), &their_groups.take(end)).chunks(GROUPS_ASKED) {
             let (our_blocks, their_blocks) = tokio::try_join!(ours.blocks(groups), theirs.blocks(groups))?;
-            note(&mut found, groups, size, &our_blocks, &their_blocks).ok_or_else(|| broken("digests"))?;
+            note(&mut found, groups, (size, ours.query.block), &our_blocks, &their_blocks)
+                .ok_or_else(|| broken("digests"))?;
         }
         at = end;
         compared(size.min(at * GROUP_LEN));
@@ -77,13 +79,19 @@ pub(super) async fn by_digests(
 }
 
 /// Notes where the blocks of groups differ.
-fn note(found: &mut Differences, groups: &[u64], size: u64, ours: &[Digest], theirs: &[Digest]) -> Option<()> {
+fn note(
+    found: &mut Differences,
+    groups: &[u64],
+    (size, block): (u64, BlockSize),
+    ours: &[Digest],
+    theirs: &[Digest],
+) -> Option<()> {
     let (mut ours, mut theirs) = (ours, theirs);
     for group in groups {
-        let blocks = blocks_in(*group, size);
+        let blocks = blocks_in(*group, size, block);
         let (our_here, our_rest) = ours.split_at_checked(blocks)?;
         let (their_here, their_rest) = theirs.split_at_checked(blocks)?;
-        found.push_blocks(*group, size, our_here, their_here)?;
+        found.push_blocks(*group, (size, block), our_here, their_here)?;
         (ours, theirs) = (our_rest, their_rest);
     }
     (ours.is_empty() && theirs.is_empty()).then_some(())

@@ -87,7 +87,7 @@ pub struct VerifiedDisk {
     pub bytes_compared: u64,
     /// Bytes in blocks that differ.
     pub bytes_differing: u64,
-    /// Where they lie: blocks of 64 KiB, neighbours as one range, rising.
+    /// Where they lie: blocks as long as those of the digests, else of 64 KiB, neighbours as one range, rising.
     pub differences: Vec<Range>,
     /// How many more ranges differ than are listed.
     pub differences_unlisted: u64,

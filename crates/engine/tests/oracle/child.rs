@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{CloneRequest, SyncRequest, Update};
@@ -34,6 +35,8 @@ pub struct Task {
     sync: bool,
     /// Whether it writes the replica's own disks for that.
     in_place: bool,
+    /// How long the blocks are that it compares.
+    block_size: Option<BlockSize>,
     /// The phase at whose beginning it stands still.
     hold_at: Option<String>,
     /// The moment of a step at which it dies, in words.
@@ -58,6 +61,7 @@ impl Task {
             request: CloneRequest::default(),
             sync: false,
             in_place: false,
+            block_size: None,
             hold_at: None,
             die_at: None,
             gate: false,
@@ -75,6 +79,12 @@ impl Task {
     /// Writes the replica's own disks.
     pub fn in_place(mut self) -> Self {
         (self.sync, self.in_place) = (true, true);
+        self
+    }
+
+    /// Syncs by blocks of this size.
+    pub fn blocks_of(mut self, size: BlockSize) -> Self {
+        (self.sync, self.block_size) = (true, Some(size));
         self
     }
 
@@ -215,7 +225,7 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
     let prepared = if task.sync {
         let update = Update { in_place: task.in_place, ..Update::default() };
-        let asked = SyncRequest { update, ..SyncRequest::default() };
+        let asked = SyncRequest { update, block_size: task.block_size, ..SyncRequest::default() };
         client.prepare_sync(&alpha, &beta, &name, &asked, Recovery::Act, Arc::clone(&events)).await?
     } else {
         client.prepare(&alpha, &beta, &name, task.request.clone(), Arc::clone(&events)).await?

@@ -5,7 +5,7 @@ use std::io;
 
 use kvm_clone_core::Code;
 use kvm_clone_core::blocks::compare::{Differences, differing_groups};
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, DigestKey, Extent};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, BlockSize, DigestKey, Extent};
 use kvm_clone_core::inventory::ImageFormat;
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -35,13 +35,13 @@ impl TestHost {
     /// The manifest of such a disk.
     fn manifest(&self, name: &str, blocks: &[u64]) -> Digested {
         let path = self.path(name);
-        ManifestFile::create(Path::new(&path), &key(), Uuid::nil(), SIZE).unwrap();
+        ManifestFile::create(Path::new(&path), &key(), Uuid::nil(), (BlockSize::default(), SIZE)).unwrap();
         let file = ManifestFile::open(Path::new(&path)).unwrap();
         for block in blocks {
             let len = BLOCK_LEN.min(usize::try_from(SIZE - block * BLOCK).unwrap());
             file.write(block * BLOCK, &[key().block(&vec![7; len])]).unwrap();
         }
-        file.complete(&key(), Uuid::nil(), SIZE, &|_| ()).unwrap();
+        file.complete(&|_| ()).unwrap();
         Digested::Manifest(path)
     }
 
@@ -65,7 +65,7 @@ impl TestHost {
         let mut found = Differences::default();
         for group in differing_groups(&self.groups(ours), &self.groups(theirs)) {
             let (ours, theirs) = (self.blocks(ours, &[group]), self.blocks(theirs, &[group]));
-            found.push_blocks(group, SIZE, &ours, &theirs).unwrap();
+            found.push_blocks(group, (SIZE, BlockSize::default()), &ours, &theirs).unwrap();
         }
         found.end().0.iter().map(|range| (range.offset, range.length)).collect()
     }
@@ -76,7 +76,7 @@ fn key() -> DigestKey {
 }
 
 fn query(of: &Digested) -> DigestQuery {
-    DigestQuery { of: of.clone(), key: key(), size: SIZE }
+    DigestQuery { of: of.clone(), key: key(), block: BlockSize::default(), size: SIZE }
 }
 
 #[test]
@@ -94,12 +94,45 @@ fn a_disk_and_its_manifest_are_alike_and_what_differs_is_found() {
 }
 
 #[test]
+fn blocks_of_any_size_are_compared() {
+    let host = TestHost::new();
+    let Digested::Disk(image) = host.disk("disk", &DATA) else { panic!("a disk") };
+    for shift in 12..=20 {
+        let block = BlockSize::new(1 << shift).unwrap();
+        let manifest = host.path(&format!("manifest-{block}"));
+        ManifestFile::create(Path::new(&manifest), &key(), Uuid::nil(), (block, SIZE)).unwrap();
+        let file = ManifestFile::open(Path::new(&manifest)).unwrap();
+        let bytes = std::fs::read(&image.path).unwrap();
+        let digests: Vec<Digest> = bytes.chunks(block.in_memory()).map(|bytes| key().block(bytes)).collect();
+        file.write(0, &digests).unwrap();
+        file.complete(&|_| ()).unwrap();
+        let changed = 18 * BLOCK + 5000;
+        let mut other = bytes.clone();
+        other[usize::try_from(changed).unwrap()] ^= 1;
+        std::fs::write(host.path("other"), other).unwrap();
+        let of = |of| DigestQuery { of, key: key(), block, size: SIZE };
+        let ask = |query: &DigestQuery| groups(query, 0, &host.progress()).unwrap().groups;
+        let same = of(Digested::Disk(image.clone()));
+        let manifest = of(Digested::Manifest(manifest));
+        let other = of(Digested::Disk(ImageSpec::new(host.path("other"), ImageFormat::Raw)));
+        assert_eq!(ask(&same), ask(&manifest), "{block}");
+        assert_eq!(differing_groups(&ask(&other), &ask(&manifest)), [changed / GROUP_LEN], "{block}");
+        let all: Vec<u64> = (0..groups_of(SIZE)).collect();
+        assert_eq!(blocks(&manifest, &all, &host.progress()).unwrap(), digests, "{block}");
+        let ours = blocks(&other, &all, &host.progress()).unwrap();
+        let differing: Vec<_> = (0..digests.len()).filter(|index| ours[*index] != digests[*index]).collect();
+        assert_eq!(differing, [usize::try_from(changed / block.bytes()).unwrap()], "{block}");
+    }
+}
+
+#[test]
 fn a_manifest_that_is_another_now_is_not_read() {
     let host = TestHost::new();
     let manifest = host.manifest("manifest", &DATA);
     let another = [
         DigestQuery { key: DigestKey::new([8; 32]), ..query(&manifest) },
         DigestQuery { size: SIZE - 1, ..query(&manifest) },
+        DigestQuery { block: BlockSize::new(4096).unwrap(), ..query(&manifest) },
     ];
     for query in another {
         assert_eq!(groups(&query, 0, &host.progress()).unwrap_err().code, Code::Conflict);

@@ -5,7 +5,7 @@ use std::fs;
 
 use kvm_clone_core::Code;
 use kvm_clone_core::blocks::manifest::{ENTRY_LEN, entry_offset};
-use kvm_clone_core::blocks::{BLOCK, BlockIndex, Digest, DigestKey};
+use kvm_clone_core::blocks::{BLOCK, BlockIndex, BlockSize, Digest, DigestKey};
 use kvm_clone_core::wire::control::Marker;
 
 use super::super::test_host::TestHost;
@@ -21,7 +21,7 @@ impl TestHost {
     /// A manifest that is not complete yet.
     fn begin(&self, name: &str) -> ManifestFile {
         let path = self.path(name);
-        ManifestFile::create(Path::new(&path), &key(), OLD, SIZE).unwrap();
+        ManifestFile::create(Path::new(&path), &key(), OLD, (BlockSize::default(), SIZE)).unwrap();
         let manifest = ManifestFile::open(Path::new(&path)).unwrap();
         for block in [0, 5000, 39_999, 40_000] {
             manifest.write(block * BLOCK, &[Digest([3; 16])]).unwrap();
@@ -57,8 +57,8 @@ fn only_a_whole_one_of_that_point_counts() {
     assert_eq!(host.state("none"), ManifestState::Absent);
     let manifest = host.begin("m");
     assert!(is_unusable(&host.state("m")));
-    let (root, data_blocks) = manifest.complete(&key(), OLD, SIZE, &|_| ()).unwrap();
-    let whole = ManifestState::Whole { disk_size: SIZE, key: key(), root, data_blocks };
+    let (root, data_blocks) = manifest.complete(&|_| ()).unwrap();
+    let whole = ManifestState::Whole { disk_size: SIZE, block: BlockSize::default(), key: key(), root, data_blocks };
     assert_eq!((host.state("m"), data_blocks), (whole.clone(), 4));
     assert!(is_unusable(&host.state_as("m", NEW)));
     // An entry, one of a zero block, the header, the length.
@@ -82,12 +82,13 @@ fn one_of_an_unchanged_disk_is_taken_over() {
     marker::put(&host.session.place, &marker).unwrap();
     let take = |to: &str| adopt(&host.session.place, NEW, &host.path("m"), &host.path(to));
     assert_eq!(take("new").unwrap_err().code, Code::Verification);
-    let (root, data_blocks) = manifest.complete(&key(), OLD, SIZE, &|_| ()).unwrap();
+    let (root, data_blocks) = manifest.complete(&|_| ()).unwrap();
     assert_eq!(take("other").unwrap_err().code, Code::Internal);
     assert_eq!(take("m").unwrap_err().code, Code::Internal);
     for _ in 0..2 {
         take("new").unwrap();
-        let whole = ManifestState::Whole { disk_size: SIZE, key: key(), root, data_blocks };
+        let whole =
+            ManifestState::Whole { disk_size: SIZE, block: BlockSize::default(), key: key(), root, data_blocks };
         assert_eq!(host.state_as("new", NEW), whole);
         assert_eq!(host.state("m"), whole);
     }

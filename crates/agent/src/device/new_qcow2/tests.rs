@@ -15,6 +15,7 @@ use super::layout::{CLUSTER, L2_SPAN, Layout};
 use super::*;
 
 mod overlays;
+mod parts;
 
 /// An image in a directory of its own.
 struct Disk {

@@ -27,6 +27,17 @@ struct Free {
     end: u64,
 }
 
+/// What an image shows in one of its clusters.
+#[derive(Clone, Copy)]
+pub(super) enum Shown {
+    /// What is at this place in the file.
+    Cluster(u64),
+    /// Zeros.
+    Zeros,
+    /// What is under the image.
+    Below,
+}
+
 /// A run of clusters inside one L2 table.
 #[derive(Clone, Copy)]
 struct Run {
@@ -47,6 +58,32 @@ impl Qcow2Writer {
         let image = Image::open(path)?;
         image.expect_unfinished()?;
         Ok(Self { image, chunks, free: Mutex::default() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.image.path
+    }
+
+    /// What the image shows in the cluster of this place on the disk.
+    pub(super) fn shown(&self, offset: u64) -> Result<Shown> {
+        let cluster = offset / CLUSTER;
+        let table = u32::try_from(cluster / L2_ENTRIES).unwrap_or(u32::MAX);
+        let nothing = if self.image.backing().is_some() { Shown::Below } else { Shown::Zeros };
+        if !self.image.has_table(table)? {
+            return Ok(nothing);
+        }
+        let at = self.image.layout.table(table) + cluster % L2_ENTRIES * 8;
+        let entry = self.image.read_entries(at, 1)?.first().copied().unwrap_or(0);
+        Ok(match self.image.cluster(entry, at)? {
+            Some(host) => Shown::Cluster(host),
+            None if entry == 0 => nothing,
+            None => Shown::Zeros,
+        })
+    }
+
+    /// Writes over a part of a cluster, at this place in the file.
+    pub(super) fn overwrite(&self, data: &[u8], host: u64) -> Result<()> {
+        self.image.write(data, host)
     }
 
     /// The range in runs, each inside one L2 table. Refuses what is not made of whole clusters: half of one would need

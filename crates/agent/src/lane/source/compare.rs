@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use kvm_clone_core::blocks::groups::{Comparison, ListKey, Run, hear};
-use kvm_clone_core::blocks::{BLOCK, Digest, ExtentKind};
+use kvm_clone_core::blocks::{BlockSize, Digest, ExtentKind};
 use kvm_clone_core::wire::control::DiskIndex;
 use kvm_clone_core::wire::frame::{HEADER_LEN, Kind, decode};
 use kvm_clone_core::wire::lane::{LaneAnswer, LaneCommand, LaneMessage, Segment};
@@ -73,11 +73,11 @@ pub(super) fn start(
     let (asking, asked) = mpsc::sync_channel(BETWEEN);
     let (groups, their_groups) = mpsc::sync_channel(ANSWERS_WAITING);
     let (blocks, their_blocks) = mpsc::sync_channel(ANSWERS_WAITING);
-    let (compared, key) = (source.compared.clone(), ListKey::of(&source.key));
+    let (compared, key, block) = (source.compared.clone(), ListKey::of(&source.key), source.block);
     let pool = Arc::clone(&readers);
     crew.work(move || look(&devices, &compared, &commands, &pool, &looking));
     let voice = Arc::clone(&sending);
-    crew.work(move || ask(&looked, &their_groups, &key, &voice, &asking));
+    crew.work(move || ask(&looked, &their_groups, (&key, block), &voice, &asking));
     crew.work(move || settle(&asked, &their_blocks, &readers, &items));
     crew.serve(move || listen(&mut input, &sending, &groups, &blocks));
 }
@@ -90,7 +90,7 @@ fn look(
     looking: &SyncSender<Step<Digesting>>,
 ) -> Result<()> {
     while let Some(segment) = next(commands)? {
-        let device = device_of(devices, segment)?;
+        let device = device_of(devices, segment, readers)?;
         if compared.contains(&segment.disk) {
             let digesting = readers.digest(device, segment.offset, segment.len)?;
             looking.send(Step::Compared(segment, Arc::clone(device), digesting)).map_err(gone)?;
@@ -104,7 +104,7 @@ fn look(
 fn ask(
     looked: &Receiver<Step<Digesting>>,
     their_groups: &Receiver<Heard<Vec<(u32, Digest)>>>,
-    key: &ListKey,
+    (key, block): (&ListKey, BlockSize),
     sending: &Sending,
     asking: &SyncSender<Step<Found>>,
 ) -> Result<()> {
@@ -113,9 +113,9 @@ fn ask(
             Step::Item(item) => Step::Item(item),
             Step::Compared(segment, device, digesting) => {
                 let (ours, read) = digesting.finish()?;
-                let groups = hear(&answer(their_groups, segment)?, ours.len())
+                let groups = hear(&answer(their_groups, segment)?, ours.len(), block)
                     .ok_or_else(|| broken("digests that are not those of its segment"))?;
-                let comparison = Comparison::new(key, ours, &groups);
+                let comparison = Comparison::new(key, ours, &groups, block);
                 let groups = comparison.wanted().to_vec();
                 if !groups.is_empty() {
                     let sent = sending.send(&LaneMessage::Want { segment, groups }, &[])?;
@@ -163,8 +163,9 @@ fn settle_run(
     readers: &Readers,
     give: &dyn Fn(Item) -> Result<()>,
 ) -> Result<()> {
-    let start = segment.offset + run.first as u64 * BLOCK;
-    let end = (start + run.blocks as u64 * BLOCK).min(segment.offset + segment.len);
+    let block = readers.block().bytes();
+    let start = segment.offset + run.first as u64 * block;
+    let end = (start + run.blocks as u64 * block).min(segment.offset + segment.len);
     if run.kind == ExtentKind::Zero {
         return give(Item::Zero { offset: start, blocks: u32::try_from(run.blocks).unwrap_or(u32::MAX) });
     }

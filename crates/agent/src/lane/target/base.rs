@@ -7,12 +7,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Root};
+use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey, Root};
 use kvm_clone_core::wire::lane::{Base, BaseDigests, ImageSpec, OnDivergence, Segment, Trust};
 use kvm_clone_core::{Error, Result};
 
 use super::super::images::open_reader;
-use super::super::readers::{Digesting, Readers, block_count};
+use super::super::readers::{Digesting, Readers};
 use super::grown::Grown;
 use crate::device::ReadDevice;
 use crate::device::new_qcow2::Written;
@@ -22,6 +22,8 @@ use crate::manifest::Manifest;
 pub(super) struct OpenBase {
     path: String,
     key: DigestKey,
+    /// The length of the lane's blocks; the manifest's may be others.
+    block: BlockSize,
     device: Arc<dyn ReadDevice>,
     known: Known,
     begun: Begun,
@@ -60,9 +62,14 @@ pub(super) struct Looked {
 impl OpenBase {
     /// Opens a base of a disk that has `size` bytes now, and that is written to `staging`; also says why its manifest is not
     /// believed, if it is not.
-    pub(super) fn open(base: &Base, staging: &ImageSpec, key: &DigestKey, size: u64) -> Result<(Self, Option<String>)> {
+    pub(super) fn open(
+        base: &Base,
+        staging: &ImageSpec,
+        key: &DigestKey,
+        (block, size): (BlockSize, u64),
+    ) -> Result<(Self, Option<String>)> {
         let device: Arc<dyn ReadDevice> = Arc::from(open_reader(&base.image)?);
-        let (mut open, why) = Self::over(device, base, key, size)?;
+        let (mut open, why) = Self::over(device, base, key, (block, size))?;
         if base.begun && base.image.path == staging.path {
             open.begun = Begun::Itself;
         } else if base.begun {
@@ -75,63 +82,85 @@ impl OpenBase {
         device: Arc<dyn ReadDevice>,
         base: &Base,
         key: &DigestKey,
-        size: u64,
+        (block, size): (BlockSize, u64),
     ) -> Result<(Self, Option<String>)> {
         let path = base.image.path.clone();
         if device.size() > size {
             return Err(Error::internal(format!("{path} is larger than the disk that it becomes")).with("path", path));
         }
-        let (known, why) = match base.digests.as_ref().map(|digests| know(digests, key, device.size())) {
+        let (known, why) = match base.digests.as_ref().map(|digests| know(digests, key, block, device.size())) {
             None => (Known::Nothing, None),
             Some(Ok(known)) => (known, None),
             Some(Err(why)) => (Known::Nothing, Some(why)),
         };
         let device = Arc::new(Grown::to(device, size));
-        Ok((Self { path, key: key.clone(), device, known, begun: Begun::Nothing }, why))
+        Ok((Self { path, key: key.clone(), block, device, known, begun: Begun::Nothing }, why))
     }
 
     /// Begins to look at a segment.
     pub(super) fn look(self: &Arc<Self>, readers: &Readers, segment: Segment) -> Result<Looking> {
-        let blocks = block_count(segment.len);
-        let told = match &self.known {
-            Known::Nothing => None,
-            Known::Sealed(manifest) | Known::Checked(manifest, _) => Some(manifest.read(segment.offset, blocks)?),
-        };
-        let reading = match &self.known {
-            Known::Sealed(_) => None,
-            Known::Nothing | Known::Checked(..) => Some(readers.digest(&self.device, segment.offset, segment.len)?),
+        let read = || readers.digest(&self.device, segment.offset, segment.len);
+        let known = match &self.known {
+            Known::Nothing => Coming::Read(read()?),
+            Known::Sealed(manifest) => Coming::Told(told(manifest, segment)?),
+            Known::Checked(manifest, _) if manifest.block() == self.block => {
+                Coming::Checked { read: read()?, as_then: None, told: told(manifest, segment)? }
+            }
+            Known::Checked(manifest, _) => {
+                let told = told(manifest, segment)?;
+                let read = read()?;
+                // From the page cache, where there is one.
+                let as_then = readers.digest_by(manifest.block(), &self.device, segment.offset, segment.len)?;
+                Coming::Checked { read, as_then: Some(as_then), told }
+            }
         };
         let begun = self.look_at_begun(readers, segment)?;
-        Ok(Looking { base: Arc::clone(self), segment, told, reading, begun })
+        Ok(Looking { base: Arc::clone(self), segment, known, begun })
     }
 
     /// What an interrupted try has left of a segment: its blocks and, where they are not the base's, their digests.
     fn look_at_begun(&self, readers: &Readers, segment: Segment) -> Result<Vec<(Range<usize>, Option<Digesting>)>> {
         match &self.begun {
             Begun::Nothing => Ok(Vec::new()),
-            Begun::Itself => Ok(vec![(0..block_count(segment.len), None)]),
+            Begun::Itself => Ok(vec![(0..self.block.count(segment.len), None)]),
             Begun::Over(written, device) => {
                 let mut found = Vec::new();
-                for run in written.runs(segment.offset, segment.len)? {
-                    let blocks = block_count(run.start - segment.offset)..block_count(run.end - segment.offset);
-                    found.push((blocks, Some(readers.digest(device, run.start, run.end - run.start)?)));
+                for run in self.whole_blocks(segment, &written.runs(segment.offset, segment.len)?) {
+                    let blocks = |end: u64| self.block.count(end - segment.offset);
+                    let reading = readers.digest(device, run.start, run.end - run.start)?;
+                    found.push((blocks(run.start)..blocks(run.end), Some(reading)));
                 }
                 Ok(found)
             }
         }
     }
 
-    /// The block that had another length when the manifest was made, if it lies in this segment: its number there, where it
-    /// lies, its length then, and its length now. A disk that ended inside a block and has grown has one.
+    /// The blocks of a segment that runs of it lie in: a block may be longer than what was written of it.
+    fn whole_blocks(&self, segment: Segment, runs: &[Range<u64>]) -> Vec<Range<u64>> {
+        let (block, end) = (self.block.bytes(), segment.offset + segment.len);
+        let mut whole: Vec<Range<u64>> = Vec::new();
+        for run in runs {
+            let here = run.start - run.start % block..run.end.next_multiple_of(block).min(end);
+            match whole.last_mut() {
+                Some(last) if last.end >= here.start => last.end = here.end,
+                _ => whole.push(here),
+            }
+        }
+        whole
+    }
+
+    /// The block of the manifest that had another length when the manifest was made, if it lies in this segment: its number
+    /// there, where it lies, its length then, and its length now. A disk that ended inside a block and has grown has one.
     fn cut_block(&self, segment: Segment) -> Option<(usize, u64, usize, usize)> {
         let (Known::Sealed(manifest) | Known::Checked(manifest, _)) = &self.known else { return None };
-        let then = manifest.disk_size() % BLOCK;
+        let block = manifest.block();
+        let then = manifest.disk_size() % block.bytes();
         let offset = manifest.disk_size() - then;
         let end = segment.offset + segment.len;
-        let now = BLOCK.min(end.saturating_sub(offset));
+        let now = block.bytes().min(end.saturating_sub(offset));
         let found = then > 0 && then != now && (segment.offset..end).contains(&offset);
-        let len = |len: u64| usize::try_from(len).unwrap_or(BLOCK_LEN);
-        found.then(|| (block_count(offset - segment.offset), offset, len(then), len(now)))
+        let len = |len: u64| usize::try_from(len).unwrap_or(block.in_memory());
+        found.then(|| (block.count(offset - segment.offset), offset, len(then), len(now)))
     }
 
     fn block(&self, offset: u64, len: usize) -> Result<Digest> {
@@ -140,12 +169,31 @@ impl OpenBase {
         Ok(self.key.block(&data))
     }
 
-    /// How many blocks differ from what they should be.
-    fn compare(&self, segment: Segment, found: &[Digest], told: &[Digest], then: OnDivergence) -> Result<u64> {
+    /// The digests of what the manifest tells, as long as it is now, and how many bytes were read for that.
+    fn told_now(&self, segment: Segment, mut digests: Vec<Digest>) -> Result<(Vec<Digest>, u64)> {
+        let cut = self.cut_block(segment).filter(|(index, ..)| !digests[*index].is_zero());
+        let Some((index, offset, _, now)) = cut else { return Ok((digests, 0)) };
+        digests[index] = self.block(offset, now)?;
+        Ok((digests, now as u64))
+    }
+
+    /// How many blocks of the manifest, of which these are the digests now, differ from what they should be.
+    fn check(&self, segment: Segment, found: &[Digest], mut told: Vec<Digest>) -> Result<u64> {
+        if let Some((index, offset, then, _)) = self.cut_block(segment) {
+            // Compared as it was; then it counts as it is.
+            let as_it_was = self.block(offset, then)? == told[index];
+            told[index] = if as_it_was { found[index] } else { changed(found[index]) };
+        }
+        self.compare(segment, found, &told)
+    }
+
+    /// How many blocks of the manifest differ from what they should be.
+    fn compare(&self, segment: Segment, found: &[Digest], told: &[Digest]) -> Result<u64> {
+        let Known::Checked(manifest, then) = &self.known else { return Ok(0) };
         let mut differing = found.iter().zip(told).enumerate().filter(|(_, (found, told))| found != told);
         let Some((first, _)) = differing.next() else { return Ok(0) };
         match then {
-            OnDivergence::Refuse => Err(self.diverged(segment.offset + first as u64 * BLOCK)),
+            OnDivergence::Refuse => Err(self.diverged(segment.offset + first as u64 * manifest.block().bytes())),
             OnDivergence::Discard => Ok(1 + differing.count() as u64),
         }
     }
@@ -163,7 +211,12 @@ impl OpenBase {
 }
 
 /// Digests that are believed, and how far; or why they are not.
-fn know(digests: &BaseDigests, key: &DigestKey, image_size: u64) -> std::result::Result<Known, String> {
+fn know(
+    digests: &BaseDigests,
+    key: &DigestKey,
+    block: BlockSize,
+    image_size: u64,
+) -> std::result::Result<Known, String> {
     let root = match digests.trust {
         Trust::Sealed(root) => Some(root),
         Trust::Checked(_) => None,
@@ -175,6 +228,8 @@ fn know(digests: &BaseDigests, key: &DigestKey, image_size: u64) -> std::result:
         return Err(format!("it is of a disk of {} bytes, not {image_size}", manifest.disk_size()));
     }
     Ok(match digests.trust {
+        // Digests of other blocks are of no use to the lane: what is read for its own can as well be compared.
+        Trust::Sealed(_) if manifest.block() != block => Known::Checked(manifest, OnDivergence::Refuse),
         Trust::Sealed(_) => Known::Sealed(manifest),
         Trust::Checked(on_divergence) => Known::Checked(manifest, on_divergence),
     })
@@ -197,13 +252,29 @@ pub(in super::super) fn whole(
     Ok(manifest)
 }
 
+/// What the manifest says of a segment. Its blocks lie in whole ones of a manifest with larger blocks.
+fn told(manifest: &Manifest, segment: Segment) -> Result<Vec<Digest>> {
+    if !segment.offset.is_multiple_of(manifest.block().bytes()) {
+        return Err(Error::internal(format!("{segment:?} begins inside a block of its manifest")));
+    }
+    manifest.read(segment.offset, manifest.block().count(segment.len))
+}
+
+/// What the base has of a segment, on its way.
+enum Coming {
+    /// Nothing is known: it is read.
+    Read(Digesting),
+    /// All is known.
+    Told(Vec<Digest>),
+    /// It is read; what is told of it is of the same blocks, or of those that it is read by once more.
+    Checked { read: Digesting, as_then: Option<Digesting>, told: Vec<Digest> },
+}
+
 /// A segment that is being looked at.
 pub(super) struct Looking {
     base: Arc<OpenBase>,
     pub(super) segment: Segment,
-    /// What the manifest says.
-    told: Option<Vec<Digest>>,
-    reading: Option<Digesting>,
+    known: Coming,
     begun: Vec<(Range<usize>, Option<Digesting>)>,
 }
 
@@ -228,31 +299,24 @@ impl Looking {
 
     /// What the base has, as if nothing lay over it.
     fn finish_base(self) -> Result<Looked> {
-        let Self { base, segment, told, reading, .. } = self;
-        let cut = base.cut_block(segment);
-        let Some(reading) = reading else {
-            let mut digests = told.unwrap_or_default();
-            let mut read = 0;
-            if let Some((index, offset, _, now)) = cut.filter(|(index, ..)| !digests[*index].is_zero()) {
-                digests[index] = base.block(offset, now)?;
-                read = now as u64;
+        let Self { base, segment, known, .. } = self;
+        let looked = |(digests, read): (Vec<Digest>, u64)| Looked { digests, read, diverged: 0, begun: Vec::new() };
+        match known {
+            Coming::Told(digests) => base.told_now(segment, digests).map(looked),
+            Coming::Read(reading) => {
+                let found = reading.finish()?;
+                base.device.drop_cache(segment.offset, segment.len);
+                Ok(looked(found))
             }
-            return Ok(Looked { digests, read, diverged: 0, begun: Vec::new() });
-        };
-        let (digests, read) = reading.finish()?;
-        base.device.drop_cache(segment.offset, segment.len);
-        let diverged = match (&base.known, told) {
-            (Known::Checked(_, on_divergence), Some(mut told)) => {
-                if let Some((index, offset, then, _)) = cut {
-                    // Compared as it was; then it counts as it is.
-                    let as_it_was = base.block(offset, then)? == told[index];
-                    told[index] = if as_it_was { digests[index] } else { changed(digests[index]) };
-                }
-                base.compare(segment, &digests, &told, *on_divergence)?
+            Coming::Checked { read, as_then, told } => {
+                let found = read.finish()?;
+                let by_manifest = as_then.map(Digesting::finish).transpose()?;
+                base.device.drop_cache(segment.offset, segment.len);
+                let diverged =
+                    base.check(segment, by_manifest.as_ref().map_or(&found.0, |(digests, _)| digests), told)?;
+                Ok(Looked { diverged, ..looked(found) })
             }
-            _ => 0,
-        };
-        Ok(Looked { digests, read, diverged, begun: Vec::new() })
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_clone_core::blocks::groups::{ListKey, are_groups, group_blocks, told};
-use kvm_clone_core::blocks::{Digest, DigestKey};
+use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey};
 use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{Base, ImageSpec, LaneAnswer, LaneEvent, Segment};
 use kvm_clone_core::{Error, Result};
@@ -37,8 +37,10 @@ pub(super) struct There {
 }
 
 /// Segments of which the source was told, and that it has not begun.
-#[derive(Default)]
-pub(super) struct Told(Mutex<HashMap<Segment, Entry>>);
+pub(super) struct Told {
+    entries: Mutex<HashMap<Segment, Entry>>,
+    block: BlockSize,
+}
 
 struct Entry {
     there: There,
@@ -47,8 +49,12 @@ struct Entry {
 }
 
 impl Told {
+    pub(super) fn of(block: BlockSize) -> Self {
+        Self { entries: Mutex::default(), block }
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<Segment, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn keep(&self, segment: Segment, there: There) -> Result<()> {
@@ -65,12 +71,12 @@ impl Told {
         let mut entries = self.entries();
         let entry = entries.get_mut(&segment).filter(|entry| {
             let numbers = groups.iter().copied();
-            !entry.asked && !groups.is_empty() && are_groups(numbers, entry.there.digests.len())
+            !entry.asked && !groups.is_empty() && are_groups(numbers, entry.there.digests.len(), self.block)
         });
         let Some(entry) = entry else { return Err(broken("a question that nobody can answer")) };
         entry.asked = true;
         let digests = &entry.there.digests;
-        let blocks = |group: &u32| digests[group_blocks(*group, digests.len())].iter().copied();
+        let blocks = |group: &u32| digests[group_blocks(*group, digests.len(), self.block)].iter().copied();
         Ok(groups.iter().flat_map(blocks).collect())
     }
 
@@ -86,6 +92,7 @@ pub(super) struct Bases {
     /// Each base, with the image that is written and the size that its disk has now.
     pub(super) bases: Vec<Option<(Base, ImageSpec, u64)>>,
     pub(super) key: DigestKey,
+    pub(super) block: BlockSize,
     pub(super) open: HashMap<u16, Arc<OpenBase>>,
 }
 
@@ -99,7 +106,7 @@ impl Bases {
             .get(usize::from(segment.disk))
             .and_then(Option::as_ref)
             .ok_or_else(|| Error::internal(format!("disk {} has nothing to be compared with", segment.disk)))?;
-        let (open, why) = OpenBase::open(base, staging, &self.key, *size)?;
+        let (open, why) = OpenBase::open(base, staging, &self.key, (self.block, *size))?;
         if let Some(why) = why {
             events.tell(&LaneEvent::Disbelieved { disk: segment.disk, why });
         }
@@ -115,7 +122,7 @@ pub(super) fn look(
     looking: &SyncSender<Looking>,
 ) -> Result<()> {
     while let Ok(segment) = orders.recv() {
-        if !is_sane(segment, bases.bases.len()) {
+        if !is_sane(segment, bases.bases.len(), readers.block()) {
             return Err(Error::internal(format!("there is no segment {segment:?}")));
         }
         let base = bases.of(segment, events)?;
@@ -126,7 +133,7 @@ pub(super) fn look(
 
 pub(super) fn tell(
     looking: &Receiver<Looking>,
-    key: &ListKey,
+    (key, block): (&ListKey, BlockSize),
     known: &Told,
     events: &Events,
     answers: &SyncSender<LaneAnswer>,
@@ -138,7 +145,7 @@ pub(super) fn tell(
         if diverged > 0 {
             events.tell(&LaneEvent::Diverged { segment, blocks: diverged });
         }
-        let groups = told(&key.groups(&digests));
+        let groups = told(&key.groups(&digests, block));
         known.keep(segment, There { digests, begun })?;
         answers.send(LaneAnswer::Groups { segment, digests: groups }).map_err(gone)?;
     }

@@ -4,15 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, ListKey};
+use kvm_clone_core::blocks::{BlockSize, Digest, ListKey};
 use kvm_clone_core::wire::frame::{Header, Kind, MAX_PAYLOAD, decode};
-use kvm_clone_core::wire::lane::{Compared, FRAME_BLOCKS, LaneAnswer, LaneMessage, Segment, Verify};
+use kvm_clone_core::wire::lane::{Compared, LaneAnswer, LaneMessage, Segment, Verify};
 use kvm_clone_core::{Error, Result};
 
 use super::super::broken;
 use super::super::crew::gone;
 use super::super::direct::Input;
-use super::super::readers::{block_count, is_sane};
+use super::super::readers::is_sane;
 use super::compare::{There, Told};
 use super::{Item, Target};
 use crate::stream::FrameReader;
@@ -43,7 +43,7 @@ impl Receiving {
                     let len = incoming.accept(offset, &digests)?;
                     let data = self.blocks(&mut input, header, len, offset, crc)?;
                     if self.target.verify == Verify::Off {
-                        compare(&self.target.key, offset, &data, &digests)?;
+                        compare(&self.target, offset, &data, &digests)?;
                     }
                     self.items.send(Item::Blocks { disk: incoming.segment.disk, offset, data }).map_err(gone)?;
                 }
@@ -73,11 +73,11 @@ impl Receiving {
     }
 
     fn begin(&self, segment: Segment) -> Result<Incoming> {
-        if !is_sane(segment, self.target.disks.len()) {
+        if !is_sane(segment, self.target.disks.len(), self.target.block) {
             return Err(broken("an impossible segment"));
         }
         let compared = self.target.bases.get(usize::from(segment.disk)).is_some_and(Option::is_some);
-        Ok(Incoming::new(segment, if compared { Some(self.told.take(segment)?) } else { None }))
+        Ok(Incoming::new(self.target.block, segment, if compared { Some(self.told.take(segment)?) } else { None }))
     }
 
     /// The payload of a frame of blocks.
@@ -118,6 +118,7 @@ impl Receiving {
 
 /// A segment that is arriving.
 struct Incoming {
+    block: BlockSize,
     segment: Segment,
     /// What is there already; none where the image is new.
     base: Option<There>,
@@ -141,10 +142,10 @@ pub(super) struct Complete {
 }
 
 impl Incoming {
-    fn new(segment: Segment, base: Option<There>) -> Self {
+    fn new(block: BlockSize, segment: Segment, base: Option<There>) -> Self {
         let there = base.as_ref().map(|there| there.digests.clone());
-        let digests = there.unwrap_or_else(|| vec![Digest::ZERO; block_count(segment.len)]);
-        Self { segment, base, digests, next: segment.offset, written: Vec::new() }
+        let digests = there.unwrap_or_else(|| vec![Digest::ZERO; block.count(segment.len)]);
+        Self { block, segment, base, digests, next: segment.offset, written: Vec::new() }
     }
 
     fn end(&self) -> u64 {
@@ -153,17 +154,17 @@ impl Incoming {
 
     /// The numbers of blocks that arrive, and how many bytes they have; none if they are not the next ones.
     fn advance(&mut self, offset: u64, blocks: u64) -> Option<(Range<usize>, u64)> {
-        let end = self.end();
-        let whole = blocks.saturating_mul(BLOCK);
+        let (end, block) = (self.end(), self.block.bytes());
+        let whole = blocks.saturating_mul(block);
         let sane = blocks > 0
             && offset >= self.next
             && offset < end
-            && offset.is_multiple_of(BLOCK)
-            && offset.saturating_add(whole) < end.saturating_add(BLOCK);
+            && offset.is_multiple_of(block)
+            && offset.saturating_add(whole) < end.saturating_add(block);
         if !sane {
             return None;
         }
-        let first = block_count(offset - self.segment.offset);
+        let first = self.block.count(offset - self.segment.offset);
         self.next = offset + whole;
         let range = first..first + usize::try_from(blocks).ok()?;
         match self.written.last_mut() {
@@ -175,7 +176,7 @@ impl Incoming {
 
     /// Notes the digests of blocks that arrive; returns how many bytes they have.
     fn accept(&mut self, offset: u64, digests: &[Digest]) -> Result<usize> {
-        let sane = (1..=FRAME_BLOCKS).contains(&digests.len()) && !digests.iter().any(Digest::is_zero);
+        let sane = (1..=self.block.in_group()).contains(&digests.len()) && !digests.iter().any(Digest::is_zero);
         let taken = if sane { self.advance(offset, digests.len() as u64) } else { None };
         let Some((range, len)) = taken else {
             return Err(broken("blocks that are not the next ones of their segment").with("offset", offset));
@@ -197,7 +198,7 @@ impl Incoming {
     }
 
     fn complete(self) -> Complete {
-        let Self { segment, base, digests, written, .. } = self;
+        let Self { block, segment, base, digests, written, .. } = self;
         match base {
             // What was not sent must be zero, too.
             None => {
@@ -208,27 +209,28 @@ impl Incoming {
                 let both = digests.iter().zip(&base.digests);
                 let blocks = both.filter(|(now, then)| !now.is_zero() || !then.is_zero()).count() as u64;
                 let differing = written.iter().map(|range| range.len() as u64).sum();
-                let kept = kept(&base.begun, &written, &digests);
+                let kept = kept(&base.begun, &written, &digests) * block.bytes();
                 Complete { segment, digests, written, compared: Compared { blocks, differing }, kept }
             }
         }
     }
 }
 
-/// Bytes of the blocks that an interrupted try had left and that were not written again, where they hold data.
+/// How many of the blocks that an interrupted try had left were not written again, and hold data.
 fn kept(begun: &[Range<usize>], written: &[Range<usize>], digests: &[Digest]) -> u64 {
     let is_written = |block: usize| {
         let after = written.partition_point(|range| range.end <= block);
         written.get(after).is_some_and(|range| range.contains(&block))
     };
     let blocks = begun.iter().cloned().flatten();
-    blocks.filter(|block| !is_written(*block) && !digests[*block].is_zero()).count() as u64 * BLOCK
+    blocks.filter(|block| !is_written(*block) && !digests[*block].is_zero()).count() as u64
 }
 
-fn compare(key: &DigestKey, offset: u64, data: &[u8], digests: &[Digest]) -> Result<()> {
-    let differs = data.chunks(BLOCK_LEN).zip(digests).position(|(block, digest)| key.block(block) != *digest);
+fn compare(target: &Target, offset: u64, data: &[u8], digests: &[Digest]) -> Result<()> {
+    let mut blocks = data.chunks(target.block.in_memory()).zip(digests);
+    let differs = blocks.position(|(block, digest)| target.key.block(block) != *digest);
     differs.map_or(Ok(()), |block| {
-        let offset = offset + block as u64 * BLOCK;
+        let offset = offset + block as u64 * target.block.bytes();
         Err(Error::verification(format!("the block at offset {offset} is not what was sent")).with("offset", offset))
     })
 }

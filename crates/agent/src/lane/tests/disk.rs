@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Digest, DigestKey, Root};
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, BlockSize, Digest, DigestKey, Root};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::lane::ImageSpec;
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::device::new_qcow2::{self, AtomicChunks};
 use crate::device::{Qcow2Writer, RawWriter, WriteDevice};
 use crate::manifest::ManifestFile;
 
-/// What is on a disk, block by block.
+/// What is on a disk, 64 KiB by 64 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) blocks: Vec<Block>,
@@ -27,6 +27,8 @@ pub(super) enum Block {
     /// Zeros that are written as data.
     Zeros,
     Data(u8),
+    /// 4 KiB by 4 KiB data or zeros: a bit for each two.
+    Parts(u8),
 }
 
 impl Content {
@@ -46,6 +48,9 @@ impl Content {
         match self.blocks[index] {
             Block::Hole | Block::Zeros => vec![0; len],
             Block::Data(seed) => (0..len).map(|at| seed ^ low(at % 251) ^ low(index)).collect(),
+            Block::Parts(bits) => {
+                (0..len).map(|at| if bits >> (at / 8192) & 1 == 1 { low(index) | 1 } else { 0 }).collect()
+            }
         }
     }
 
@@ -77,16 +82,16 @@ impl Content {
         ImageSpec::new(path.to_str().unwrap(), format.clone())
     }
 
-    pub(super) fn digests(&self, key: &DigestKey) -> Vec<Digest> {
-        (0..self.blocks.len()).map(|index| key.block(&self.block(index))).collect()
+    pub(super) fn digests(&self, key: &DigestKey, block: BlockSize) -> Vec<Digest> {
+        self.bytes().chunks(block.in_memory()).map(|bytes| key.block(bytes)).collect()
     }
 
     /// A manifest of it.
-    pub(super) fn manifest(&self, path: &Path, key: &DigestKey) -> Root {
-        ManifestFile::create(path, key, Uuid::nil(), self.size).unwrap();
+    pub(super) fn manifest(&self, path: &Path, key: &DigestKey, block: BlockSize) -> Root {
+        ManifestFile::create(path, key, Uuid::nil(), (block, self.size)).unwrap();
         let manifest = ManifestFile::open(path).unwrap();
-        manifest.write(0, &self.digests(key)).unwrap();
-        manifest.complete(key, Uuid::nil(), self.size, &|_| ()).unwrap().0
+        manifest.write(0, &self.digests(key, block)).unwrap();
+        manifest.complete(&|_| ()).unwrap().0
     }
 }
 

@@ -55,7 +55,7 @@ fn a_base_whose_manifest_is_not_there_is_read_and_compared() {
         }),
         ("not completed", |case| {
             std::fs::remove_file(case.path("kept")).unwrap();
-            ManifestFile::create(&case.path("kept"), &key(), Uuid::nil(), case.before.size).unwrap();
+            ManifestFile::create(&case.path("kept"), &key(), Uuid::nil(), (case.block, case.before.size)).unwrap();
         }),
     ];
     for kept in [Kept::Sealed, Kept::Checked(OnDivergence::Refuse)] {
@@ -78,7 +78,7 @@ fn a_base_whose_manifest_is_not_there_is_read_and_compared() {
 fn a_manifest_of_another_point_key_or_disk_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("manifest");
-    let root = Content::data(20, 1).manifest(&path, &key());
+    let root = Content::data(20, 1).manifest(&path, &key(), BlockSize::default());
     let why = |key: &DigestKey, root| whole(&path, key, root).err().unwrap();
     assert!(why(&DigestKey::new([4; 32]), None).contains("another key"));
     assert!(why(&key(), Some(Root([7; 32]))).contains("another point"));

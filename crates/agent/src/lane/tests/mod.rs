@@ -3,13 +3,14 @@
 //! What stands for an overlay is an image that is filled as the base is: what is not sent must be there already.
 
 mod begun;
+mod block_size;
 mod damage;
 mod disk;
 mod divergence;
 mod pair;
 mod trouble;
 
-use kvm_clone_core::blocks::{BLOCK, DigestKey};
+use kvm_clone_core::blocks::{BLOCK, BlockSize, Digest, DigestKey};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::lane::{Base, BaseDigests, Compared, OnDivergence, Segment, Trust, Verify};
 use proptest::prelude::*;
@@ -42,6 +43,9 @@ struct Case {
     formats: (ImageFormat, ImageFormat),
     kept: Kept,
     verify: Verify,
+    /// The lane's blocks, and those of the kept manifest.
+    block: BlockSize,
+    kept_block: BlockSize,
 }
 
 impl Case {
@@ -54,6 +58,8 @@ impl Case {
             formats: (ImageFormat::Raw, ImageFormat::Raw),
             kept: Kept::Nothing,
             verify: Verify::On,
+            block: BlockSize::default(),
+            kept_block: BlockSize::default(),
         }
     }
 
@@ -67,8 +73,8 @@ impl Case {
         let source = self.after.image(&self.path("source"), from, self.after.size, true);
         let base = self.before.image(&self.path("base"), to, self.before.size, true);
         let staging = self.before.image(&self.path("staging"), to, self.after.size, false);
-        let root = self.before.manifest(&self.path("kept"), &key());
-        ManifestFile::create(&self.path("manifest"), &key(), Uuid::nil(), self.after.size).unwrap();
+        let root = self.before.manifest(&self.path("kept"), &key(), self.kept_block);
+        ManifestFile::create(&self.path("manifest"), &key(), Uuid::nil(), (self.block, self.after.size)).unwrap();
         let trust = match self.kept {
             Kept::Nothing => None,
             Kept::Sealed => Some(Trust::Sealed(root)),
@@ -81,9 +87,10 @@ impl Case {
             bases: vec![Some(Base { image: base, digests, begun: false })],
             manifests: vec![name("manifest")],
             key: key(),
+            block: self.block,
             verify: self.verify,
         };
-        (Source { disks: vec![source], compared: vec![0], key: key() }, target)
+        (Source { disks: vec![source], compared: vec![0], key: key(), block: self.block }, target)
     }
 
     fn segments(&self, len: u64) -> Vec<Segment> {
@@ -100,18 +107,21 @@ impl Case {
         let staging =
             kvm_clone_core::wire::lane::ImageSpec::new(self.path("staging").to_str().unwrap(), self.formats.1.clone());
         assert!(read(&staging) == self.after.bytes(), "the target is not what the source is");
+        self.assert_manifest();
+    }
+
+    /// Whether the new manifest is that of the source.
+    fn assert_manifest(&self) {
         let manifest = ManifestFile::open(&self.path("manifest")).unwrap();
-        let (root, _) = manifest.complete(&key(), Uuid::nil(), self.after.size, &|_| ()).unwrap();
-        assert_eq!(root, self.after.manifest(&self.path("expected"), &key()));
+        let (root, _) = manifest.complete(&|_| ()).unwrap();
+        assert_eq!(root, self.after.manifest(&self.path("expected"), &key(), self.block));
     }
 
     /// What comparing these two must come to.
     fn expected(&self) -> Compared {
-        let after = self.after.digests(&key());
+        let after = self.after.digests(&key(), self.block);
         // As large as the disk is now.
-        let mut before = Content { size: self.after.size, ..self.before.clone() };
-        before.blocks.resize(after.len(), Block::Hole);
-        let before = grown_digests(&self.before, &before, &key());
+        let before = grown_digests(&self.before, self.after.size, &key(), self.block);
         let both = || after.iter().zip(&before);
         Compared {
             blocks: both().filter(|(now, then)| !now.is_zero() || !then.is_zero()).count() as u64,
@@ -121,10 +131,10 @@ impl Case {
 }
 
 /// The digests of a content with zeros behind its end.
-fn grown_digests(content: &Content, grown: &Content, key: &DigestKey) -> Vec<kvm_clone_core::blocks::Digest> {
+fn grown_digests(content: &Content, size: u64, key: &DigestKey, block: BlockSize) -> Vec<Digest> {
     let mut bytes = content.bytes();
-    bytes.resize(usize::try_from(grown.size).unwrap(), 0);
-    bytes.chunks(kvm_clone_core::blocks::BLOCK_LEN).map(|block| key.block(block)).collect()
+    bytes.resize(usize::try_from(size).unwrap(), 0);
+    bytes.chunks(block.in_memory()).map(|block| key.block(block)).collect()
 }
 
 fn segments(disk: u16, size: u64, len: u64) -> Vec<Segment> {
@@ -132,7 +142,7 @@ fn segments(disk: u16, size: u64, len: u64) -> Vec<Segment> {
 }
 
 fn block() -> impl Strategy<Value = Block> {
-    prop_oneof![2 => Just(Block::Hole), 1 => Just(Block::Zeros), 4 => any::<u8>().prop_map(Block::Data)]
+    prop_oneof![2 => Just(Block::Hole), 1 => Just(Block::Zeros), 4 => any::<u8>().prop_map(Block::Data), 2 => any::<u8>().prop_map(Block::Parts)]
 }
 
 /// A content, and what it becomes: mostly the same, perhaps longer.
@@ -247,7 +257,7 @@ fn a_lane_carries_new_disks_beside_those_that_are_compared() {
     source.disks.push(new.image(&case.path("new-source"), &ImageFormat::Qcow2, new.size, true));
     target.disks.push(Content::new(Vec::new()).image(&case.path("new"), &ImageFormat::Raw, new.size, true));
     target.bases.push(None);
-    ManifestFile::create(&case.path("new-manifest"), &key(), Uuid::nil(), new.size).unwrap();
+    ManifestFile::create(&case.path("new-manifest"), &key(), Uuid::nil(), (case.block, new.size)).unwrap();
     target.manifests.push(case.path("new-manifest").to_str().unwrap().to_owned());
     let mut segments = [case.segments(16 * BLOCK), segments(1, new.size, 16 * BLOCK)].concat();
     segments.sort_by_key(|segment| segment.offset);

@@ -95,6 +95,10 @@ impl Came {
         self.sum(|event| if let LaneEvent::Sent { digests, .. } = event { Some(*digests) } else { None })
     }
 
+    pub(super) fn sent(&self) -> u64 {
+        self.sum(|event| if let LaneEvent::Sent { sent, .. } = event { Some(*sent) } else { None })
+    }
+
     pub(super) fn looked(&self) -> u64 {
         self.sum(|event| if let LaneEvent::Looked(bytes) = event { Some(*bytes) } else { None })
     }

@@ -92,6 +92,7 @@ fn the_choices_of_the_clone_hold_again() {
         request.disk_format = DiskFormat::Raw;
         request.any_machine = true;
         request.copy_media = true;
+        request.block_size = "4K".parse().unwrap();
         request.reduction = Reduction { tuning: true, host_devices: true, ..Reduction::default() };
     });
     let request = &world.request;
@@ -99,10 +100,42 @@ fn the_choices_of_the_clone_hold_again() {
     assert_eq!(request.pool.as_ref().unwrap().as_str(), "default");
     assert_eq!(request.disk_format, DiskFormat::Raw);
     assert!(request.any_machine && request.copy_media);
+    assert_eq!(request.block_size.to_string(), "4K");
     assert!(request.reduction.tuning && request.reduction.host_devices && !request.reduction.shared_directories);
     // A network that the source is not plugged into any more needs no place.
     world.source.xml = world.source.xml.replace("<interface type='network'><source network='lan'/></interface>", "");
     assert_eq!(code(&world.plan()), 0, "{:?}", world.plan().refusal());
+}
+
+#[test]
+fn the_size_of_blocks_stays_with_the_replica_and_another_one_is_said_to_cost_reading() {
+    let world = replicated(|request| request.block_size = "4K".parse().unwrap());
+    let asked = |size: Option<&str>| {
+        let mut world = world.clone();
+        let (name, lineage) = (&world.target.machines[0].name, &world.target.replica.as_ref().unwrap().lineage);
+        let asked = SyncRequest { block_size: size.map(|size| size.parse().unwrap()), ..SyncRequest::default() };
+        world.request = sync_request(name, lineage, &asked).unwrap();
+        world
+    };
+    let note = |world: &World| {
+        let checks = world.plan().checks;
+        checks.into_iter().find(|check| check.name == "blocks").map(|check| check.message)
+    };
+    let kept = |world: &World| {
+        let made = Domain::parse(world.plan().definition.as_ref().unwrap()).unwrap();
+        made.lineage().unwrap().policy.block_size.to_string()
+    };
+    for same in [None, Some("4K")] {
+        let world = asked(same);
+        assert_eq!((note(&world), kept(&world).as_str()), (None, "4K"));
+    }
+    let mut other = asked(Some("64K"));
+    let said = note(&other).unwrap();
+    assert!(said.contains("of 64K") && said.contains("blocks of 4K") && said.contains("read once"), "{said}");
+    assert_eq!(kept(&other), "64K");
+    // Nothing is compared with digests, so nothing more is read.
+    update(&mut other, |update| update.candidates = Candidates::All);
+    assert_eq!(note(&other), None);
 }
 
 #[test]

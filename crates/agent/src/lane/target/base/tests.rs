@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use kvm_clone_core::Code;
-use kvm_clone_core::blocks::Extent;
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, Extent};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::lane::ImageSpec;
 
@@ -43,14 +43,14 @@ fn key() -> DigestKey {
 fn base(at: u64) -> Arc<OpenBase> {
     let device = Arc::new(Bad { size: 20 * BLOCK + BLOCK / 2, at });
     let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None, begun: false };
-    Arc::new(OpenBase::over(device, &base, &key(), 40 * BLOCK).unwrap().0)
+    Arc::new(OpenBase::over(device, &base, &key(), (BlockSize::default(), 40 * BLOCK)).unwrap().0)
 }
 
 const SEGMENT: Segment = Segment { disk: 0, offset: 16 * BLOCK, len: 16 * BLOCK };
 
 #[test]
 fn a_medium_that_fails_is_named_with_the_place() {
-    let readers = Readers::start(&key());
+    let readers = Readers::start(&key(), BlockSize::default());
     let error = base(19 * BLOCK).look(&readers, SEGMENT).unwrap().finish().unwrap_err();
     assert_eq!(error.code, Code::Transfer);
     assert_eq!((&error.context["path"][..], &error.context["offset"][..]), ("/pool/base", "1245184"));
@@ -58,7 +58,7 @@ fn a_medium_that_fails_is_named_with_the_place() {
 
 #[test]
 fn behind_its_end_a_base_is_zero_and_is_not_read() {
-    let readers = Readers::start(&key());
+    let readers = Readers::start(&key(), BlockSize::default());
     let looked = base(u64::MAX).look(&readers, SEGMENT).unwrap().finish().unwrap();
     let half = [vec![7; BLOCK_LEN / 2], vec![0; BLOCK_LEN / 2]].concat();
     let whole = vec![key().block(&[7; BLOCK_LEN]); 4];
@@ -71,5 +71,5 @@ fn behind_its_end_a_base_is_zero_and_is_not_read() {
 fn a_base_that_is_larger_than_its_disk_is_no_base() {
     let device = Arc::new(Bad { size: 41 * BLOCK, at: 0 });
     let base = Base { image: ImageSpec::new("/pool/base", ImageFormat::Raw), digests: None, begun: false };
-    assert!(OpenBase::over(device, &base, &key(), 40 * BLOCK).is_err());
+    assert!(OpenBase::over(device, &base, &key(), (BlockSize::default(), 40 * BLOCK)).is_err());
 }

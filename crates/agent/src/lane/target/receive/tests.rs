@@ -1,6 +1,7 @@
 use std::sync::mpsc;
 
 use kvm_clone_core::Code;
+use kvm_clone_core::blocks::{BLOCK, BLOCK_LEN, DigestKey};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
 
@@ -62,9 +63,10 @@ fn receive(messages: &[LaneMessage]) -> Result<(Vec<Complete>, Vec<LaneAnswer>)>
         bases: vec![Some(Base { image, digests: None, begun: false })],
         manifests: Vec::new(),
         key: key(),
+        block: BlockSize::default(),
         verify: Verify::On,
     };
-    let told = Arc::new(Told::default());
+    let told = Arc::new(Told::of(BlockSize::default()));
     told.keep(SEGMENT, There { digests: base(), ..There::default() }).unwrap();
     let (items, received) = mpsc::sync_channel(64);
     let (answers, answered) = mpsc::sync_channel(64);
