@@ -193,6 +193,8 @@ async fn after_a_power_cut_of_the_target_it_goes_on() {
         let mut controller = Task::new(&scene).gate_after(bytes).start();
         controller.says("midway");
         scene.await_staged_data();
+        // It would undo all as soon as the target is back.
+        controller.signal("-STOP");
         scene.beta.crash().unwrap();
         controller.kill();
         scene.alpha.reboot().unwrap();
