@@ -209,6 +209,7 @@ impl Work {
         for directory in self.new_directories().filter(|directory| directory.owner.is_some()) {
             self.target.host.control.order(Request::MakeDirectory(directory)).await?;
         }
+        self.look_at_placed().await?;
         self.refresh_pools().await;
         Ok(())
     }

@@ -139,7 +139,8 @@ fn seal_files(order: &SealOrder) -> std::result::Result<Vec<SealedFile>, String>
 fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, String> {
     let failed = |error: io::Error| format!("{path}: {error}");
     let (file, before) = settled(path)?;
-    if !before.is_same_file(seen) {
+    // Its time of change too: whoever writes can put the other one back.
+    if before != *seen {
         return Err(format!("{path} was written to, or is another file, since its content was known"));
     }
     // What the page cache holds is what the storage holds, so that no failing write-back changes it later; and a page that is

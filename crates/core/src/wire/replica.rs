@@ -98,7 +98,7 @@ pub struct SealOrder {
     /// The image and all files behind it.
     pub image: ImageSpec,
     /// What these files were when their content was the root's, the image first: before they were read, or after they were
-    /// written. Files that were written to since are not sealed.
+    /// written and had got their names. Files that are anything else now are not sealed.
     pub seen: Vec<Identity>,
 }
 

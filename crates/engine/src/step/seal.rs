@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::Root;
+use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::control::{FinishedImage, Identity, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::SealOrder;
@@ -28,6 +29,19 @@ impl Work {
         });
         let source = self.source.host.control.order(Request::TakeSeals(at_source));
         tokio::try_join!(target, source).map(drop)
+    }
+
+    /// Their new names have changed what identifies the images: seals are of what they are from here on.
+    pub(super) async fn look_at_placed(&mut self) -> Result<()> {
+        let disks = self.disks.iter().zip(&mut self.finished);
+        for (disk, finished) in disks.filter(|(disk, _)| disk.kind == Kind::Disk) {
+            // Of the file alone, whatever is in it.
+            let file = ImageSpec::new(&disk.path, ImageFormat::Raw);
+            let now = inventory::inspect(&self.target.host, file).await?.identities;
+            let same = now.into_iter().next().filter(|now| now.is_same_file(&finished.identity));
+            finished.identity = same.unwrap_or(finished.identity);
+        }
+        Ok(())
     }
 
     /// What a disk of the copy lies in, and what these files were when they held just that.

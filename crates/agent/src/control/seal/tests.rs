@@ -285,6 +285,20 @@ fn what_cannot_be_sealed_keeps_its_root_and_says_why() {
     fs::write(&image.path, [6; 4096]).unwrap();
     host.seal_as(&image, vec![seen]);
     host.expect_untrusted(&image, "since its content was known");
+    // The time of the last write is what anybody says that it is.
+    let seen = identity(&fs::metadata(&image.path).unwrap());
+    run(
+        "sh",
+        &[
+            "-c",
+            r#"touch -r "$1" "$1.time"; printf x | dd of="$1" conv=notrunc; touch -r "$1.time" "$1""#,
+            "sh",
+            &image.path,
+        ],
+    );
+    assert!(identity(&fs::metadata(&image.path).unwrap()).is_same_file(&seen));
+    host.seal_as(&image, vec![seen]);
+    host.expect_untrusted(&image, "since its content was known");
 }
 
 #[test]
