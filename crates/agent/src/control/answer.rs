@@ -90,9 +90,11 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         Request::RenewFiles(operation) => {
             session.require_locks().and_then(|()| renew::renew(session, operation, progress)).map(Reply::Renewed)
         }
-        Request::Flatten(order) => {
-            session.require_locks().and_then(|()| flatten::flatten(session, &order, progress)).map(Reply::Flattened)
-        }
+        Request::Flatten(order) => session
+            .require_locks()
+            .and_then(|()| flatten::flatten(session, &order, progress))
+            .map(Box::new)
+            .map(Reply::Flattened),
         Request::TakeSeals(orders) => {
             session.require_locks().and_then(|()| seal::take(&session.place, &orders)).map(done)
         }

@@ -14,7 +14,7 @@ use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::size::whole_sectors;
 use kvm_clone_core::wire::control::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile};
+use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile, Rewritten};
 use kvm_clone_core::{Code, Error, Result};
 
 use super::inspect::identity;
@@ -30,7 +30,7 @@ use crate::program::Outcome;
 pub(super) fn flatten(session: &Session, order: &Flatten, progress: &Progress) -> Result<Flattened> {
     let (known, is_last) = marked(session, order)?;
     let (path, image) = (Path::new(&order.overlay.path), Path::new(&known.image));
-    let (mut notes, mut overlay) = (Vec::new(), None);
+    let (mut notes, mut overlay, before) = (Vec::new(), None, identity_of(image)?);
     if path.try_exists().map_err(|error| io_error("looking at", path, &error))? {
         expect_ours(path)?;
         // What nobody wrote to since it was merged is not merged again: newer points may be in the image by now.
@@ -55,12 +55,13 @@ pub(super) fn flatten(session: &Session, order: &Flatten, progress: &Progress) -
     }
     let above =
         order.above.as_deref().map(|above| stand_on(session, Path::new(above), &known, progress)).transpose()?;
-    Ok(Flattened { overlay, image: identity_of(image)?, above, notes })
+    Ok(Flattened { overlay, image: Rewritten { before, after: identity_of(image)? }, above, notes })
 }
 
 /// Has the header of an overlay name the image, whatever it named before; nothing that it holds is touched.
-fn stand_on(session: &Session, above: &Path, known: &OverlayFile, progress: &Progress) -> Result<Identity> {
+fn stand_on(session: &Session, above: &Path, known: &OverlayFile, progress: &Progress) -> Result<Rewritten> {
     expect_ours(above)?;
+    let before = identity_of(above)?;
     let (name, format) = (above.display().to_string(), known.format.to_string());
     let arguments = ["rebase", "-q", "-u", "-f", "qcow2", "-b", &known.image, "-F", &format, "--", &name];
     let outcome = image::qemu_img(session, &arguments, progress)?;
@@ -69,7 +70,7 @@ fn stand_on(session: &Session, above: &Path, known: &OverlayFile, progress: &Pro
     }
     let sync = || File::open(above)?.sync_all();
     durable::waiting(above, progress, sync).map_err(|error| io_error("syncing", above, &error))?;
-    identity_of(above)
+    Ok(Rewritten { before, after: identity_of(above)? })
 }
 
 /// What the marker says of the overlay; it must name it with its image. Also whether nothing is merged into that image after it:

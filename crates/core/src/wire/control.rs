@@ -403,7 +403,7 @@ pub enum Reply {
     /// Whether files were renewed; if not, why those that are there stay.
     Renewed(Result<(), String>),
     /// A flattened overlay.
-    Flattened(Flattened),
+    Flattened(Box<Flattened>),
     /// What seals are worth, in the order of the question.
     Seals(Vec<SealState>),
     /// What a manifest is worth.

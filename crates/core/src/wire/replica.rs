@@ -76,12 +76,21 @@ pub struct DiskChain {
 pub struct Flattened {
     /// What the overlay was then; none where it was gone already. To be written into the marker.
     pub overlay: Option<Identity>,
-    /// What identifies the image from now on.
-    pub image: Identity,
-    /// What identifies the overlay over it from now on, whose header names the image.
-    pub above: Option<Identity>,
+    /// The image that it was brought into.
+    pub image: Rewritten,
+    /// The overlay over it, whose header names the image from now on.
+    pub above: Option<Rewritten>,
     /// What could not be preserved.
     pub notes: Vec<String>,
+}
+
+/// What identifies a file that was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewritten {
+    /// Right before that.
+    pub before: Identity,
+    /// From then on.
+    pub after: Identity,
 }
 
 /// A seal to be taken.

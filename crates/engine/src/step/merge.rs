@@ -24,8 +24,10 @@ impl Work {
         let site = self.target.clone();
         for (overlay, done) in flatten(&site, &mut self.marker).await? {
             done.notes.into_iter().for_each(|note| self.warn(note));
-            self.merged.insert(overlay.image, done.image);
-            self.merged.extend(overlay.above.zip(done.above));
+            self.note_merged(&overlay.disk, overlay.image, done.image);
+            if let Some((above, done)) = overlay.above.zip(done.above) {
+                self.note_merged(&overlay.disk, above, done);
+            }
         }
         Ok(())
     }
@@ -52,7 +54,7 @@ pub(crate) async fn flatten(site: &Site, marker: &mut Marker) -> Result<Vec<(Ove
         match site.host.control.ask(Request::Flatten(order)).await? {
             Reply::Flattened(done) => {
                 overlay.flattened = done.overlay.or(overlay.flattened);
-                merged.push((overlay.clone(), done));
+                merged.push((overlay.clone(), *done));
             }
             other => return Err(unexpected(&other)),
         }

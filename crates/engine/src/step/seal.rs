@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::Root;
 use kvm_clone_core::inventory::ImageFormat;
+use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{FinishedImage, Identity, Request};
-use kvm_clone_core::wire::lane::ImageSpec;
-use kvm_clone_core::wire::replica::SealOrder;
+use kvm_clone_core::wire::lane::{Base, ImageSpec};
+use kvm_clone_core::wire::replica::{Rewritten, SealOrder};
 
 use super::Work;
 use crate::inventory;
@@ -52,14 +53,36 @@ impl Work {
         if disk.in_place {
             return Some((base.image.clone(), vec![finished.identity]));
         }
-        let mut known = BTreeMap::from([(disk.path.as_str(), finished.identity)]);
-        let before = [&base.image.path].into_iter().chain(base.image.backing.iter().map(|(path, _)| path));
-        known.extend(before.map(String::as_str).zip(self.known.identities.get(&disk.target)?.iter().copied()));
-        known.extend(self.merged.iter().map(|(path, identity)| (path.as_str(), *identity)));
+        let known = self.last_seen(disk, base, finished);
         let images = self.plan.disks.iter().find(|planned| planned.target == disk.target)?.in_the_end();
         let seen = images.iter().map(|(path, _)| known.get(path.as_str()).copied()).collect::<Option<_>>()?;
         let ((path, format), behind) = images.split_first()?;
         Some((ImageSpec { backing: behind.to_vec(), ..ImageSpec::new(path, format.clone()) }, seen))
+    }
+
+    /// Notes what a merge has made of an image, unless somebody had written to it since it was looked at: then nobody knows what it holds.
+    pub(super) fn note_merged(&mut self, disk: &DiskTarget, image: String, done: Rewritten) {
+        let copied = self.disks.iter().zip(&self.finished).find(|(copied, _)| copied.target == *disk);
+        let seen = copied.and_then(|(copied, finished)| {
+            self.last_seen(copied, copied.base.as_ref()?, finished).get(image.as_str()).copied()
+        });
+        if seen == Some(done.before) {
+            self.merged.insert(image, done.after);
+        }
+    }
+
+    /// What the images of a replica's disk were when they were looked at last.
+    fn last_seen<'a>(
+        &'a self,
+        disk: &'a CopyDisk,
+        base: &'a Base,
+        finished: &FinishedImage,
+    ) -> BTreeMap<&'a str, Identity> {
+        let before = [&base.image.path].into_iter().chain(base.image.backing.iter().map(|(path, _)| path));
+        let looked_at = self.known.identities.get(&disk.target).into_iter().flatten().copied();
+        let merged = self.merged.iter().map(|(path, identity)| (path.as_str(), *identity));
+        let placed = [(disk.path.as_str(), finished.identity)];
+        placed.into_iter().chain(before.map(String::as_str).zip(looked_at)).chain(merged).collect()
     }
 
     /// One for each disk; an image that was carried as a file has digests of the file, not of what its guest sees.

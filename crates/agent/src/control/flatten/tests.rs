@@ -120,9 +120,11 @@ fn the_image_alone_is_the_new_point_and_once_more_changes_nothing() {
     ] {
         let pair = Pair::new(format, old, size);
         for _ in 0..2 {
+            let before = identity_of(Path::new(pair.image())).unwrap();
             let flattened = pair.flatten().unwrap();
             assert_eq!(flattened.notes, Vec::<String>::new());
-            assert_eq!(flattened.image, identity_of(Path::new(pair.image())).unwrap());
+            let after = identity_of(Path::new(pair.image())).unwrap();
+            assert_eq!(flattened.image, Rewritten { before, after });
             pair.expect_new_point(true);
         }
     }
@@ -171,7 +173,8 @@ fn a_missing_overlay_is_fine_only_once_it_was_flattened() {
     let flattened = pair.flatten().unwrap();
     pair.mark(flattened.overlay);
     std::fs::remove_file(&pair.order.overlay.path).unwrap();
-    assert_eq!(pair.flatten().unwrap(), Flattened { overlay: None, ..flattened });
+    let image = Rewritten { before: flattened.image.after, ..flattened.image };
+    assert_eq!(pair.flatten().unwrap(), Flattened { overlay: None, image, ..flattened });
 }
 
 #[test]
@@ -249,7 +252,7 @@ fn what_stands_on_the_overlay_stands_on_the_image_then() {
         pair.model[BLOCK..2 * BLOCK].fill(9);
         for _ in 0..2 {
             let flattened = pair.flatten().unwrap();
-            assert_eq!(flattened.above, Some(identity_of(Path::new(&above)).unwrap()));
+            assert_eq!(flattened.above.unwrap().after, identity_of(Path::new(&above)).unwrap());
             let backing = pair.order.overlay.backing.clone();
             let shorter = ImageSpec { backing, ..ImageSpec::new(&above, Format::Qcow2) };
             assert!(Pair::read(&shorter) == pair.model);
