@@ -76,6 +76,15 @@ impl CopyDisk {
         self.base.is_some() || self.begun
     }
 
+    /// Whether a file is one of its images, on either side.
+    fn lies_in(&self, path: &str) -> bool {
+        let bases = self.base.iter().map(|base| &base.image);
+        let images = [&self.source, &self.staging].into_iter().chain(bases);
+        let mut files =
+            images.flat_map(|image| [&image.path].into_iter().chain(image.backing.iter().map(|(path, _)| path)));
+        files.any(|file| file == path)
+    }
+
     /// The images that hold what the target has of it.
     fn images_there(&self) -> impl Iterator<Item = &ImageSpec> {
         self.base.iter().map(|base| &base.image).chain(self.begun.then_some(&self.staging))
@@ -147,7 +156,7 @@ pub(crate) async fn copy(copy: Copy<'_>) -> Result<(Moved, Vec<String>)> {
     let mut told = listen(&copy);
     let lanes = open(&copy, work.bytes(), &mut told).await;
     let outcome = match &lanes {
-        Ok(lanes) => carry(&copy, lanes, work, &mut told).await,
+        Ok(lanes) => carry(&copy, lanes, work, &mut told).await.map_err(|error| naming_disk(copy.disks, error)),
         Err(error) => Err(error.clone()),
     };
     end(&copy).await;
@@ -246,6 +255,15 @@ async fn segments(host: &Host, image: &ImageSpec) -> Result<BTreeMap<u64, u64>> 
         from = next;
     }
     Ok(found)
+}
+
+/// Lane agents name the file and the place in it; which disk that is, nobody knows but who planned it.
+fn naming_disk(disks: &[CopyDisk], error: Error) -> Error {
+    let mut owners = disks.iter().filter(|disk| error.context.get("path").is_some_and(|path| disk.lies_in(path)));
+    match (owners.next(), owners.next()) {
+        (Some(disk), None) if !error.context.contains_key("disk") => error.with("disk", &disk.target),
+        _ => error,
+    }
 }
 
 /// Deals segments to lanes until all are verified at the target; also returns what the user should know.
