@@ -5,7 +5,7 @@
 //! When the lab's owner ends, however it ends, every trace of the lab is removed.
 //!
 //! Reading order: `lab` (who exists), `root` (what a host is made of), `script/` (how it starts and ends), `host`
-//! (what a test does with it), `net`, `storage`, `served`, `guest`, `fault`.
+//! (what a test does with it), `net`, `storage`, `looped`, `served`, `guest`, `fault`.
 
 pub mod bench;
 mod boot;
@@ -16,6 +16,7 @@ pub mod fault;
 pub mod guest;
 mod host;
 mod lab;
+mod looped;
 mod net;
 mod number;
 mod require;
@@ -30,6 +31,7 @@ pub use error::{LabError, Result};
 pub use guest::{Disk, DiskFormat, DiskSpec, Fill, Machine, MachineSpec, define_machine};
 pub use host::{Host, Process};
 pub use lab::Lab;
+pub use looped::LoopDevice;
 pub use require::available;
 pub use served::ServedFile;
 pub use spec::{HostSpec, Libvirt, Sudo};

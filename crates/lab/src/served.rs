@@ -1,5 +1,5 @@
-//! A file that a process serves: it hangs while that process is stopped, as one does whose disk or server is gone, and it can be
-//! slow.
+//! A file that a process serves: it hangs while that process is stopped, as one does whose disk or server is gone; it can be slow,
+//! and it can have a sector that cannot be read.
 
 use std::time::Duration;
 
@@ -20,19 +20,34 @@ impl Host {
     /// Serves a file from now on, no faster than so many bytes a second (0: as fast as it can). Nothing of it is kept in the
     /// host's memory, and at each look it seems to have been changed just now.
     pub fn serve_file(&self, inside: &str, bytes_per_second: u64) -> Result<ServedFile> {
-        // Mounted over the very file that it serves (qemu-storage-daemon(1), `--export fuse`); returns once it is there.
-        self.exec(&[
-            "qemu-storage-daemon",
-            "--daemonize",
+        let throttled = [
             "--object",
             &format!("throttle-group,id=speed,x-bps-total={bytes_per_second}"),
             "--blockdev",
             &format!("file,node-name=file,filename={inside}"),
             "--blockdev",
             "throttle,node-name=served,throttle-group=speed,file=file",
-            "--export",
-            &format!("fuse,id=served,node-name=served,mountpoint={inside},writable=on"),
-        ])?;
+        ];
+        self.serve(inside, &throttled)
+    }
+
+    /// Serves a file of which the sector at this offset cannot be read from now on (`EIO`), as on a medium that fails; it can be
+    /// written to. Reads that touch it fail as a whole.
+    pub fn serve_unreadable(&self, inside: &str, offset: u64) -> Result<ServedFile> {
+        // qemu's docs/devel/blkdebug.rst. Without a cache of its own, the kernel asks for no more than what is read.
+        let failing = format!(
+            "blkdebug,node-name=served,image=file,inject-error.0.event=none,inject-error.0.iotype=read,\
+             inject-error.0.errno=5,inject-error.0.sector={},inject-error.0.once=off",
+            offset / 512
+        );
+        self.serve(inside, &["--blockdev", &format!("file,node-name=file,filename={inside}"), "--blockdev", &failing])
+    }
+
+    fn serve(&self, inside: &str, nodes: &[&str]) -> Result<ServedFile> {
+        // Mounted over the very file that it serves (qemu-storage-daemon(1), `--export fuse`); returns once it is there.
+        let export = format!("fuse,id=served,node-name=served,mountpoint={inside},writable=on");
+        let words = [&["qemu-storage-daemon", "--daemonize"], nodes, &["--export", &export]].concat();
+        self.exec(&words)?;
         Ok(ServedFile { host: self.clone(), process: format!("mountpoint={inside},") })
     }
 }

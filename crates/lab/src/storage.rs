@@ -178,13 +178,13 @@ impl Host {
 /// `_IOR('X', 125, __u32)` of `linux/fs.h`.
 const GOINGDOWN: rustix::ioctl::Opcode = 0x8004_587d;
 
-fn make_node(path: &Path, major: u32, minor: u32) -> Result<()> {
+pub(crate) fn make_node(path: &Path, major: u32, minor: u32) -> Result<()> {
     let device = rustix::fs::makedev(major, minor);
     let made = rustix::fs::mknodat(CWD, path, FileType::BlockDevice, Mode::from_raw_mode(0o660), device);
     made.map_err(LabError::system(format!("make {}", path.display())))
 }
 
-fn numbers(device: &Path) -> Result<(u32, u32)> {
+pub(crate) fn numbers(device: &Path) -> Result<(u32, u32)> {
     let status = rustix::fs::stat(device).map_err(LabError::system(format!("look at {}", device.display())))?;
     Ok((rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev)))
 }

@@ -33,6 +33,10 @@ done
 for path in /sys/class/net/"$prefix"br /sys/class/net/"$prefix"h*; do
     [ ! -e "$path" ] || ip link del "${path##*/}" 2>/dev/null
 done
+# Those on files that the machine does not see by that name.
+for record in "$dir"/hosts/*/loops/*; do
+    [ ! -e "$record" ] || losetup --detach "/dev/${record##*/}"
+done
 losetup --list --noheadings --output NAME,BACK-FILE | while read -r loop file; do
     case $file in "$dir"/*) losetup --detach "$loop" ;; esac
 done
