@@ -35,7 +35,7 @@ impl Work {
     /// Their new names have changed what identifies the images: seals are of what they are from here on.
     pub(super) async fn look_at_placed(&mut self) -> Result<()> {
         let disks = self.disks.iter().zip(&mut self.finished);
-        for (disk, finished) in disks.filter(|(disk, _)| disk.kind == Kind::Disk) {
+        for (disk, finished) in disks.filter(|(disk, _)| disk.kind == Kind::Disk && !disk.in_place) {
             // Of the file alone, whatever is in it.
             let file = ImageSpec::new(&disk.path, ImageFormat::Raw);
             let now = inventory::inspect(&self.target.host, file).await?.identities;
