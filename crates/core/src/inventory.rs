@@ -344,6 +344,8 @@ pub struct Replica {
     pub xml: String,
     /// What ties it to its source.
     pub lineage: Lineage,
+    /// Where it is out of service: disks that somebody has given another image since.
+    pub given: Vec<DiskTarget>,
     /// The images of each of its disks.
     pub images: BTreeMap<DiskTarget, ImageChain>,
     /// Seconds since its points, where that can be told: of its present one first, then of those that its lineage lists.

@@ -208,8 +208,8 @@ impl Prepared {
             self.phases.enter(phase_of(step), &events);
             let outcome = tokio::select! {
                 biased;
-                () = cancel.cancelled(), if step < Step::Define => Err(cancelled()),
-                () = deadline(self.started, settings.timeout), if step < Step::Define => Err(too_long(settings.timeout)),
+                () = cancel.cancelled(), if can_be_stopped(step) => Err(cancelled()),
+                () = deadline(self.started, settings.timeout), if can_be_stopped(step) => Err(too_long(settings.timeout)),
                 outcome = self.act(&mut work, step, &mut trail, &*settings.boundary) => outcome,
             };
             match outcome {
@@ -324,6 +324,11 @@ impl Prepared {
     pub(crate) const fn kind(&self) -> OperationType {
         if self.plan.replica.is_some() { OperationType::Sync } else { OperationType::Clone }
     }
+}
+
+/// Whether a step may be left in the middle. Not where libvirt is asked to define: it would do so later, unseen.
+fn can_be_stopped(step: Step) -> bool {
+    step < Step::Define && step != Step::Withdraw
 }
 
 const fn phase_of(step: Step) -> Phase {

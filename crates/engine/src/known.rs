@@ -60,8 +60,9 @@ pub(crate) async fn look(
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
     if replica.is_replaced() && replica.incomplete.is_none() && !settings.discard_target_changes {
-        changed::refuse(site, replica, settings.paranoid).await?;
+        changed::refuse(site, replica, settings.paranoid, |_| true).await?;
     }
+    refuse_given(site, replica, settings)?;
     let target = &site.host;
     // No guest has run on a replica that is out of service, and what was changed before that was agreed to be thrown away.
     let discards_files = settings.discard_target_changes || replica.incomplete.is_some();
@@ -106,6 +107,20 @@ pub(crate) async fn look(
     Ok(known)
 }
 
+/// A replica out of service whose disk was given another image since: that is somebody's, and nothing is known of it.
+fn refuse_given(site: &Site, replica: &ReplicaPlan, settings: &CloneSettings) -> Result<()> {
+    let Some(disk) = replica.given.first().filter(|_| !settings.discard_target_changes) else { return Ok(()) };
+    let message = format!(
+        "replica {} was out of service, and its disk {disk} was given another image since: a sync would overwrite that",
+        replica.name
+    );
+    Err(Error::conflict(message)
+        .with("vm", &replica.name)
+        .with("host", &site.host.name)
+        .with("disk", disk)
+        .help("--discard-target-changes overwrites it; a clone under another name leaves it alone"))
+}
+
 /// The digests that lanes get to know, and how far they may rest on them, where `sealed` are known to be what they were.
 fn lane_digests(
     plan: &ClonePlan,
@@ -140,7 +155,9 @@ async fn in_place(
     mut sealed: BTreeSet<DiskTarget>,
 ) -> Result<BTreeSet<DiskTarget>> {
     if replica.incomplete.is_none() && !settings.discard_target_changes {
-        changed::refuse(site, replica, settings.paranoid).await?;
+        let is_written =
+            |disk: &DiskTarget| plan.disks.iter().any(|planned| planned.target == *disk && planned.is_in_place());
+        changed::refuse(site, replica, settings.paranoid, is_written).await?;
         let files = plan.disks.iter().filter(|disk| disk.base.as_ref().is_some_and(|base| base.device.is_none()));
         sealed.extend(files.filter(|_| !settings.paranoid).map(|disk| disk.target.clone()));
     }

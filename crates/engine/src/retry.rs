@@ -73,7 +73,14 @@ fn left_staged(cause: &Error, failure: &Error, operation: Uuid) -> Error {
         .with(RESUMABLE, true)
         .help(format!("kvm-clone resume {operation} goes on, once the hosts can be reached"));
     if let Some(host) = failure.context.get("host") {
-        error = error.with("host", host).help(format!("kvm-clone recover {host} removes what is left there"));
+        error = error.with("host", host);
+        // Where undoing says itself how it goes on, `recover` can do no more.
+        if failure.code != Code::UndoFailed {
+            error = error.help(format!("kvm-clone recover {host} removes what is left there"));
+        }
+    }
+    for help in &failure.help {
+        error = error.help(help);
     }
     error.context.extend(cause.context.iter().map(|(name, value)| (format!("cause_{name}"), value.clone())));
     error

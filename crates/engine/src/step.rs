@@ -165,6 +165,7 @@ impl Work {
             self.source.host.control.order(Request::OpenLanes).await?;
             self.target.host.control.order(Request::OpenLanes).await?;
         }
+        self.give_up_old_point().await?;
         self.open_exports().await?;
         let events = Arc::clone(&self.events);
         let copy = lane::copy(Copy {

@@ -235,6 +235,46 @@ async fn a_replica_on_a_block_device_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_somebody_else_has_is_not_written() {
+    let Some(standby) = Standby::of("a_device_that_somebody_else_has", raw_machine()).await else { return };
+    let device = standby.beta.block_device("replica", 32 * MIB).unwrap();
+    let file = images(&standby.beta, NAME)["vda"].0.clone();
+    standby.beta.shell(&format!("mkfs.ext4 -q {device}; mount {device} /mnt; echo there >/mnt/file")).unwrap();
+    let xml = definition(&standby.beta).xml().to_owned();
+    let disk = xml.split("<disk ").find(|disk| disk.contains("dev='vda'")).unwrap();
+    let there =
+        disk.replacen("type='file'", "type='block'", 1).replace(&format!("file='{file}'"), &format!("dev='{device}'"));
+    std::fs::write(standby.beta.path("/var/tmp/replica.xml"), xml.replace(disk, &there)).unwrap();
+    standby.beta.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+    change(&standby, 7);
+    let error = standby.sync_with(&in_place(), &discarding()).await.unwrap_err();
+    assert!(number(&error) == 1011 && error.message.contains("mounted"), "{error:?}");
+    assert!(!is_out_of_service(&standby.beta));
+    assert_eq!(standby.beta.exec(&["cat", "/mnt/file"]).unwrap(), "there");
+    standby.beta.exec(&["umount", "/mnt"]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_the_replica_was_given_while_out_of_service_is_not_overwritten_unasked() {
+    let Some(standby) = Standby::of("an_image_that_the_replica_was_given", raw_machine()).await else { return };
+    killed_midway(&standby);
+    let hidden = images(&standby.beta, NAME)["vda"].0.clone();
+    let given = format!("{IMAGES}/restored.img");
+    standby.beta.shell(&format!("truncate -s 32M {given}; echo restored | dd of={given} conv=notrunc")).unwrap();
+    let xml = definition(&standby.beta).xml().replace(&hidden, &given);
+    std::fs::write(standby.beta.path("/var/tmp/replica.xml"), xml).unwrap();
+    standby.beta.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+    for asked in [SyncRequest::default(), in_place()] {
+        let error = standby.sync_with(&asked, &CloneSettings::default()).await.unwrap_err();
+        assert!(number(&error) == 1014 && error.message.contains("another image"), "{error:?}");
+    }
+    assert_eq!(standby.beta.exec(&["head", "-c", "9", &given]).unwrap().trim(), "restored");
+    standby.sync_with(&in_place(), &discarding()).await.unwrap();
+    standby.assert_synced();
+    assert_eq!(images(&standby.beta, NAME)["vda"].0, given);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn storage_without_room_for_overlays_is_enough() {
     let Some(standby) = Standby::unreplicated("storage_without_room_for_overlays", raw_machine()) else { return };
     standby.beta.small_filesystem(IMAGES, FsKind::Ext4, 96 * MIB).unwrap();
@@ -325,12 +365,8 @@ impl<'a> Round<'a> {
         assert!(before != Found::OutOfService || !left.is_empty(), "{at:?}: recover does not tell of it");
         assert_eq!(self.found(), before, "{at:?}: recover changed the outcome");
         if before != Found::New {
-            let next = if before == Found::Old {
-                standby.sync_with(&SyncRequest::default(), &discarding()).await
-            } else {
-                standby.sync().await
-            };
-            next.unwrap_or_else(|error| panic!("{at:?}: the next sync: {error:?}"));
+            // Also where the old point stands: what is kept of it came back with it.
+            standby.sync().await.unwrap_or_else(|error| panic!("{at:?}: the next sync: {error:?}"));
         }
         standby.assert_synced();
         assert_only_one_point_is_kept(&standby.beta, 2);

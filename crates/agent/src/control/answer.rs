@@ -79,7 +79,9 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         Request::SettleImage(new) => {
             session.require_locks().and_then(|()| settle::settle(session, &new, progress)).map(Reply::Image)
         }
-        Request::TakeInPlace(new) => session.require_locks().and_then(|()| in_place::take(session, &new)).map(done),
+        Request::TakeInPlace(new) => {
+            session.require_locks().and_then(|()| in_place::take(session, &new, progress)).map(done)
+        }
         Request::ResizeInPlace(new) => session.require_locks().and_then(|()| in_place::resize(session, &new)).map(done),
         Request::FinishInPlace(new) => {
             session.require_locks().and_then(|()| in_place::finish(session, &new, progress)).map(Reply::Image)

@@ -1,6 +1,7 @@
 //! Images of a replica that are written themselves: taken before, sized and finished here, written by lane agents.
 //!
-//! While one is taken it is locked as qemu locks what a guest writes to: no guest starts on it, under whatever definition.
+//! While a file is taken it is locked as qemu locks what a guest writes to: no guest starts on it, under whatever definition. A
+//! device is opened exclusively; qemu's locks on devices do not reach across the private `/dev` of libvirt's guests.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -38,7 +39,10 @@ impl Taken {
 }
 
 /// Opens and locks an image, and makes its manifest. One that is taken already stays so.
-pub(super) fn take(session: &Session, new: &NewImage) -> Result<()> {
+///
+/// What an earlier writer could not make durable is still in the page cache, marked as clean, and would be taken for what the storage
+/// holds: so the image is made durable and dropped from the cache first. Devices are read past the cache.
+pub(super) fn take(session: &Session, new: &NewImage, progress: &Progress) -> Result<()> {
     require_named(session, new)?;
     let path = Path::new(&new.image.path);
     if !session.taken.all().contains_key(&new.image.path) {
@@ -46,15 +50,21 @@ pub(super) fn take(session: &Session, new: &NewImage) -> Result<()> {
         if !qemu_lock::take(&file).map_err(|error| io_error("locking", path, &error))? {
             return Err(in_use(path));
         }
+        if file.metadata().is_ok_and(|facts| facts.is_file()) {
+            durable::waiting(path, progress, || device::read_anew(path, &|bytes| progress.add(bytes)))?;
+        }
         session.taken.all().insert(new.image.path.clone(), Arc::new(file));
     }
     ManifestFile::create(Path::new(&new.manifest), &new.key, new.operation, (new.block, new.virtual_size))
 }
 
 fn open(path: &Path) -> Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let is_device = path.symlink_metadata().is_ok_and(|facts| facts.file_type().is_block_device());
+    // open(2): with O_EXCL a block device is refused that is mounted, or part of a volume group.
+    let alone = if is_device { OFlags::EXCL } else { OFlags::empty() };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | alone).bits().cast_signed();
     let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-    let file = opened.map_err(|error| io_error("opening", path, &error))?;
+    let file = opened.map_err(|error| not_opened(path, &error))?;
     let kind = file.metadata().map_err(|error| io_error("looking at", path, &error))?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);
@@ -70,6 +80,18 @@ fn require_named(session: &Session, new: &NewImage) -> Result<()> {
         return Ok(());
     }
     Err(Error::internal(format!("the marker does not name {} as a raw image to be written", new.image.path)))
+}
+
+fn not_opened(path: &Path, error: &std::io::Error) -> Error {
+    if error.kind() != std::io::ErrorKind::ResourceBusy {
+        return io_error("opening", path, error);
+    }
+    Error::new(
+        Code::Locked,
+        format!("{} is in use on its host: mounted, or part of a volume group or an array", path.display()),
+    )
+    .with("path", path.display())
+    .help("lsblk shows by what")
 }
 
 fn in_use(path: &Path) -> Error {
@@ -159,7 +181,7 @@ mod tests {
         let host = host();
         let new = image(&host, "image", 8192);
         for _ in 0..2 {
-            take(&host.session, &new).unwrap();
+            take(&host.session, &new, &host.progress()).unwrap();
         }
         let open = || File::options().read(true).write(true).open(host.path("image")).unwrap();
         assert_eq!(open().metadata().unwrap().len(), 5000, "nothing is changed by that");
@@ -181,11 +203,11 @@ mod tests {
         let host = host();
         std::fs::write(host.path("other"), [9; 5000]).unwrap();
         std::os::unix::fs::symlink(host.path("other"), host.path("link")).unwrap();
-        take(&host.session, &image(&host, "other", 5000)).unwrap_err();
-        take(&host.session, &image(&host, "link", 5000)).unwrap_err();
+        take(&host.session, &image(&host, "other", 5000), &host.progress()).unwrap_err();
+        take(&host.session, &image(&host, "link", 5000), &host.progress()).unwrap_err();
         let new = image(&host, "image", 4000);
         resize(&host.session, &new).unwrap_err();
-        take(&host.session, &new).unwrap();
+        take(&host.session, &new, &host.progress()).unwrap();
         assert_eq!(resize(&host.session, &new).unwrap_err().code.number(), 1014);
         // But for what an overlay had added to an odd disk.
         resize(&host.session, &image(&host, "image", 4999)).unwrap();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::edit::escape;
 use super::lineage::NAMESPACE;
 use super::tree::Element;
-use super::{DiskDevice, Domain, Lineage, NewDisk, repoint, unreadable};
+use super::{DiskDevice, DiskElement, Domain, Lineage, NewDisk, repoint, unreadable};
 use crate::error::Result;
 use crate::inventory::ImageFormat;
 use crate::name::DiskTarget;
@@ -59,10 +59,22 @@ impl From<&WrittenImage> for NewDisk {
 /// # Errors
 /// [`Code::Libvirt`](crate::Code::Libvirt) where the machine has no lineage or not these disks;
 /// [`Code::Internal`](crate::Code::Internal) where the result is not what was asked for.
-pub fn withdraw(replica: &Domain, incomplete: Incomplete) -> Result<String> {
+pub fn withdraw(replica: &Domain, mut incomplete: Incomplete) -> Result<String> {
+    incomplete.images.extend(left_hidden(replica, &incomplete));
     let images = incomplete.images.iter().map(|(disk, image)| (disk.clone(), incomplete.hidden(image))).collect();
     let lineage = replica.lineage().ok_or_else(|| unreadable("it has no lineage"))?;
     repoint(replica, &images, &Lineage { incomplete: Some(incomplete), ..lineage })
+}
+
+/// What an earlier sync has written that this one does not write: it stays out of service.
+fn left_hidden(replica: &Domain, incomplete: &Incomplete) -> Vec<(DiskTarget, WrittenImage)> {
+    let earlier = replica.lineage().and_then(|lineage| lineage.incomplete).map_or_else(BTreeMap::new, |own| own.images);
+    // With the true images: whoever has given a disk another one since means that one.
+    let is_left = |(disk, image): &(DiskTarget, WrittenImage)| {
+        let is_there = |one: &&DiskElement| one.target == *disk && one.source.as_ref() == Some(&image.path);
+        !incomplete.images.contains_key(disk) && replica.data_disks().any(|one| is_there(&one))
+    };
+    earlier.into_iter().filter(is_left).collect()
 }
 
 /// The definition with its images under their own names: as it is, where it is in service.
@@ -80,6 +92,16 @@ pub fn with_true_images(domain: &Domain) -> Result<Domain> {
     let images = incomplete.images.iter().filter(|(disk, image)| is_hidden(disk, image));
     let images = images.map(|(disk, image)| (disk.clone(), NewDisk::from(image))).collect();
     Domain::parse(&repoint(domain, &images, &lineage)?)
+}
+
+/// The disks of a machine out of service that somebody has given another image since: nobody knows what those hold.
+#[must_use]
+pub fn given_since(domain: &Domain) -> Vec<DiskTarget> {
+    let Some(incomplete) = domain.lineage().and_then(|lineage| lineage.incomplete) else { return Vec::new() };
+    let is_given = |disk: &&DiskElement| {
+        incomplete.images.get(&disk.target).is_some_and(|image| disk.source != Some(incomplete.hidden(image).path))
+    };
+    domain.data_disks().filter(is_given).map(|disk| disk.target.clone()).collect()
 }
 
 /// Whether a definition stands as this operation took it out of service.
@@ -182,6 +204,33 @@ mod tests {
         let hidden = out.disks()[1].source.clone().unwrap();
         let given = Domain::parse(&out.xml().replace(&hidden, "/dev/other")).unwrap();
         assert_eq!(with_true_images(&given).unwrap().disks()[1].source.as_deref(), Some("/dev/other"));
+    }
+
+    #[test]
+    fn a_disk_that_was_given_another_image_is_known_and_that_one_stays() {
+        let (replica, out) = withdrawn();
+        assert!(given_since(&replica).is_empty() && given_since(&out).is_empty());
+        let hidden = out.disks()[1].source.clone().unwrap();
+        let given = Domain::parse(&out.xml().replace(&hidden, "/dev/other")).unwrap();
+        assert_eq!(given_since(&given), ["vdb".parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_an_earlier_sync_wrote_stays_out_of_service_while_the_next_one_writes_another_disk() {
+        let (_, out) = withdrawn();
+        let only = BTreeMap::from([("vda".parse().unwrap(), image("/new/a 'quoted' & odd.img", false))]);
+        let next = Incomplete { operation: Uuid::from_u128(6), images: only };
+        let again = Domain::parse(&withdraw(&with_true_images(&out).unwrap(), next.clone()).unwrap()).unwrap();
+        let incomplete = again.lineage().unwrap().incomplete.unwrap();
+        assert_eq!(incomplete.images.len(), 2, "{incomplete:?}");
+        let source = again.disks()[1].source.clone().unwrap();
+        assert_eq!(source, format!("/dev/vg/b{HIDDEN}{}", Uuid::from_u128(6)));
+        // But not one that was given to the machine since.
+        let hidden = out.disks()[1].source.clone().unwrap();
+        let given = Domain::parse(&out.xml().replace(&hidden, "/dev/other")).unwrap();
+        let again = Domain::parse(&withdraw(&with_true_images(&given).unwrap(), next).unwrap()).unwrap();
+        assert_eq!(again.disks()[1].source.as_deref(), Some("/dev/other"));
+        assert_eq!(again.lineage().unwrap().incomplete.unwrap().images.len(), 1);
     }
 
     #[test]

@@ -39,7 +39,9 @@ pub use cpu::Cpu;
 pub use disks::{DiskDevice, DiskElement, DiskKind, NewDisk};
 pub(crate) use edit::escape;
 pub use identity::{Identity, Macs, macs_of};
-pub use incomplete::{Incomplete, WrittenImage, is_withdrawn_by, starts_without, with_true_images, withdraw};
+pub use incomplete::{
+    Incomplete, WrittenImage, given_since, is_withdrawn_by, starts_without, with_true_images, withdraw,
+};
 pub use kept::{KeptImage, KeptPoint};
 pub(crate) use limits::unreadable;
 pub use lineage::{Lineage, LineagePolicy};

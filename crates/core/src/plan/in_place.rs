@@ -5,9 +5,10 @@
 use super::Facts;
 use super::check::Checks;
 use super::request::{Candidates, SyncRequest, Update, WITHOUT_POINTS};
+use super::shared::is_one_storage;
 use crate::domain::{DiskElement, Incomplete, Lineage, starts_without};
 use crate::error::{Error, Result};
-use crate::inventory::{ImageFacts, ImageFormat, Replica};
+use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, Replica};
 use crate::size::{ByteSize, whole_sectors};
 
 /// How the replica is updated: one that is out of service holds no point that overlays could keep.
@@ -80,6 +81,24 @@ pub(super) fn refuse_left_out(facts: &Facts<'_>, replica: &Replica, update: Upda
     )
 }
 
+/// Whether writing this image would be writing to what is copied.
+fn is_of_source(facts: &Facts<'_>, image: &ImageFacts) -> bool {
+    let storage = |image: &ImageFacts| (image.file, image.device_id.clone());
+    let (own, device) = storage(image);
+    // Of a device without a name of its own two hosts cannot tell.
+    let can_tell = image.regular_file || device.is_some();
+    facts.source.images.values().flatten().map(storage).any(|(file, other)| {
+        let is_here = facts.is_same_host() && file.is(&own);
+        is_here || (can_tell && is_one_storage((file, other.as_ref()), (own, device.as_ref())))
+    })
+}
+
+/// Another machine of the target that uses this image, by whatever path.
+fn other_user<'a>(facts: &Facts<'a>, replica: &Replica, image: &ImageFacts) -> Option<&'a ExistingMachine> {
+    let mut others = facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
+    others.find(|other| other.uses.contains(&image.path) || other.used_files.iter().any(|used| used.is(&image.file)))
+}
+
 /// Why an image cannot be written in place, if it cannot.
 pub(super) fn refuse_image(
     facts: &Facts<'_>,
@@ -93,12 +112,27 @@ pub(super) fn refuse_image(
         let message = format!("image {path} of replica {name} {what}, and cannot be written in place");
         Error::unsupported(message).with("path", path)
     };
+    if let Some(other) = other_user(facts, replica, image) {
+        let message = format!("image {path} of replica {name} is used by machine {} as well", other.name);
+        let error = Error::conflict(message).with("path", path).with("host", &facts.target.host_name);
+        return Some(error.help("Leave --in-place out, or give one of the two an image of its own"));
+    }
     let error = match () {
         () if image.format != ImageFormat::Raw => refuse(&format!("is of format {}", image.format)).help(
             "Leave --in-place out: overlays stage what differs, and the old point stands until they are complete",
         ),
         () if facts.replica.is_some_and(|own| starts_without(own, &disk.target)) => {
             refuse("may be missing when the machine starts (startupPolicy)")
+        }
+        // What libvirt's pools give it can be another device after the next reboot.
+        () if !image.regular_file && facts.device_of(&disk.target).is_none() => {
+            refuse("is a device that the definition does not name as one")
+                .help("Have the replica's definition name the device: <disk type='block'><source dev='...'/>")
+        }
+        () if is_of_source(facts, image) => {
+            Error::conflict(format!("image {path} of replica {name} is an image of the source itself"))
+                .with("path", path)
+                .help("Give the replica's disk an image of its own")
         }
         () if !image.regular_file && image.virtual_size != size => {
             let (here, there) = (ByteSize(image.virtual_size), ByteSize(size));

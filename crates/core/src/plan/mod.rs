@@ -212,6 +212,9 @@ pub struct ReplicaPlan {
     pub update: Update,
     /// The operation that has left it out of service, neither at its point nor at another one.
     pub incomplete: Option<Uuid>,
+    /// Disks of one out of service that somebody has given another image since.
+    #[serde(skip)]
+    pub given: Vec<DiskTarget>,
     /// Its definition before.
     #[serde(skip)]
     pub before: String,
@@ -376,6 +379,7 @@ fn replica_plan(facts: &Facts<'_>) -> Option<ReplicaPlan> {
         operation: replica.lineage.operation,
         update,
         incomplete: replica.lineage.incomplete.as_ref().map(|incomplete| incomplete.operation),
+        given: replica.given.clone(),
         before: replica.xml.clone(),
     })
 }

@@ -329,7 +329,7 @@ impl<'a> Facts<'a> {
     }
 
     /// The name by which the replica knows the block device that holds a disk.
-    fn device_of(&self, target: &DiskTarget) -> Option<String> {
+    pub(super) fn device_of(&self, target: &DiskTarget) -> Option<String> {
         let disk = self.replica?.data_disks().find(|disk| disk.target == *target && disk.kind == DiskKind::Block)?;
         disk.source.clone()
     }

@@ -4,7 +4,7 @@
 use super::Facts;
 use super::check::Checks;
 use crate::error::Error;
-use crate::inventory::{ImageFacts, SeenFile};
+use crate::inventory::{FileId, ImageFacts, SeenFile};
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     if facts.is_same_host() {
@@ -36,8 +36,13 @@ fn seen_at(facts: &Facts<'_>, image: &ImageFacts) -> Option<String> {
 }
 
 fn is_one(image: &ImageFacts, seen: &SeenFile) -> bool {
-    match (&image.device_id, &seen.device_id) {
-        (None, None) => image.file.is_shared_with(&seen.file),
+    is_one_storage((image.file, image.device_id.as_ref()), (seen.file, seen.device_id.as_ref()))
+}
+
+/// Whether two hosts mean one file or device by these.
+pub(super) fn is_one_storage(here: (FileId, Option<&String>), there: (FileId, Option<&String>)) -> bool {
+    match (here.1, there.1) {
+        (None, None) => here.0.is_shared_with(&there.0),
         (here, there) => here == there,
     }
 }

@@ -165,8 +165,9 @@ pub enum Request {
     /// Take out of an image that was carried as the file that it is what must not come along, have qemu check it, and hand
     /// it over. → [`Reply::Image`]
     SettleImage(NewImage),
-    /// Get an image of the machine ready to be written itself: it is locked as qemu locks images, so that no guest starts on it,
-    /// until it is finished or the session ends, and a manifest is made. Nothing of it is changed. → [`Reply::Done`]
+    /// Get an image of the machine ready to be written itself: a file is locked as qemu locks images, so that no guest starts on
+    /// it, a device is refused that is mounted or part of another; until it is finished or the session ends. A manifest is made,
+    /// and what the page cache holds of a file is made durable and dropped. Nothing of it is changed. → [`Reply::Done`]
     TakeInPlace(NewImage),
     /// Give an image that was taken the size that its disk shall have: larger, or shorter by less than a sector. →
     /// [`Reply::Done`]

@@ -1,6 +1,6 @@
 //! The machine that a sync brings to a newer point.
 
-use kvm_clone_core::domain::{Domain, Lineage, with_true_images};
+use kvm_clone_core::domain::{Domain, Lineage, given_since, with_true_images};
 use kvm_clone_core::inventory::{ExistingMachine, Replica, SourceMachine};
 use kvm_clone_core::name::{SourceName, VmName};
 use kvm_clone_core::plan::{Candidate, CloneRequest, Existing, find_replica};
@@ -43,14 +43,14 @@ pub(super) async fn look_at(
 ) -> Result<Option<Replica>> {
     let (Existing::Update(_), Some(machine)) = (request.existing, machine) else { return Ok(None) };
     let Some(xml) = site.libvirt.definition(machine.uuid).await? else { return Ok(None) };
-    let domain = Domain::parse(&xml).and_then(|domain| with_true_images(&domain));
-    let domain = domain.map_err(|error| error.with("vm", &machine.name))?;
+    let parsed = Domain::parse(&xml).and_then(|domain| Ok((given_since(&domain), with_true_images(&domain)?)));
+    let (given, domain) = parsed.map_err(|error| error.with("vm", &machine.name))?;
     let Some(lineage) = domain.lineage() else { return Ok(None) };
     let images = disk_images(site, &domain).await?.into_iter().map(|(disk, seen)| (disk, seen.images)).collect();
     let points = [&lineage.point].into_iter().chain(lineage.points.iter().map(|kept| &kept.point));
     let ages = points.map(|point| age(point, now.parse().ok()?)).collect();
     let xml = domain.xml().to_owned();
-    Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, images, ages }))
+    Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, given, images, ages }))
 }
 
 /// Seconds since a point; none where it is no time, or one to come.

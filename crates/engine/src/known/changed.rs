@@ -12,13 +12,18 @@ use crate::host::Host;
 use crate::inventory::{self, Site};
 use crate::verify::with_digests;
 
-/// Reads what no seal vouches for, or all of it, and compares it with the digests of the last point.
+/// Of these disks, reads what no seal vouches for, or all of it, and compares it with the digests of the last point.
 ///
 /// # Errors
 /// [`kvm_clone_core::Code::Conflict`] where a disk was changed, or where that cannot be told.
-pub(super) async fn refuse(target: &Site, replica: &ReplicaPlan, paranoid: bool) -> Result<()> {
+pub(super) async fn refuse(
+    target: &Site,
+    replica: &ReplicaPlan,
+    paranoid: bool,
+    which: impl Fn(&DiskTarget) -> bool,
+) -> Result<()> {
     let domain = Domain::parse(&replica.before)?;
-    for (disk, seen) in inventory::disk_images(target, &domain).await? {
+    for (disk, seen) in inventory::disk_images(target, &domain).await?.into_iter().filter(|(disk, _)| which(disk)) {
         let size = seen.images.first().map_or(0, |image| image.virtual_size);
         let image = inventory::spec(&seen.images)?;
         let checked = refuse_disk(&target.host, (replica, paranoid), &disk, &image, size).await;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::Work;
 use crate::inventory::{self, Site};
+use crate::lane::CopyDisk;
 use crate::reconnect;
 
 /// A machine that is to be replaced, as undoing brings it back.
@@ -99,6 +100,7 @@ impl Work {
         let is_stopped = libvirt.state(uuid).await? == Some(MachineState::Stopped);
         match old {
             Some(definition) if is_stopped && what_stands(&definition, self.operation) == Stands::Withdrawn => {
+                self.images_unchanged(|disk| disk.untouched).await?;
                 Ok(OldMachine { definition, autostart: libvirt.autostart(uuid).await? })
             }
             _ => Err(Error::conflict(format!("machine {} was changed while it was out of service", replaced.name))
@@ -110,11 +112,11 @@ impl Work {
         }
     }
 
-    /// Whether nobody wrote to the replica's images and files since the locks were taken.
-    async fn replica_unchanged(&self) -> Result<()> {
+    /// Whether nobody wrote to these images of the replica since the locks were taken.
+    async fn images_unchanged(&self, which: impl Fn(&CopyDisk) -> bool) -> Result<()> {
         for (disk, before) in &self.known.identities {
-            let base = self.disks.iter().find(|copied| copied.target == *disk).and_then(|copied| copied.base.as_ref());
-            let Some(base) = base else { continue };
+            let copied = self.disks.iter().find(|copied| copied.target == *disk).filter(|copied| which(copied));
+            let Some(base) = copied.and_then(|copied| copied.base.as_ref()) else { continue };
             let now = inventory::inspect(&self.target.host, base.image.clone()).await?;
             if now.identities != *before {
                 let path = &base.image.path;
@@ -125,6 +127,12 @@ impl Work {
                     .help("Somebody writes to it: find it with fuser or lsof on the target, and sync again"));
             }
         }
+        Ok(())
+    }
+
+    /// Whether nobody wrote to the replica's images and files since the locks were taken.
+    async fn replica_unchanged(&self) -> Result<()> {
+        self.images_unchanged(|_| true).await?;
         for (path, before) in &self.known.files.identities {
             let file = ImageSpec::new(path, ImageFormat::Raw).without_link();
             if inventory::inspect(&self.target.host, file).await?.identities != *before {

@@ -24,7 +24,7 @@ impl Work {
         planned.filter_map(|disk| Some((disk.target.clone(), disk.base.as_ref()?.written()))).collect()
     }
 
-    /// Takes the replica out of service, durably; only then its images get their new sizes, and what was kept of the old point goes.
+    /// Takes the replica out of service, durably. Until the copy begins nothing else of it is changed.
     pub(super) async fn withdraw(&mut self) -> Result<()> {
         let images = self.written();
         if images.is_empty() {
@@ -44,10 +44,16 @@ impl Work {
             self.withdrawn = Some(before);
             self.target.libvirt.define(definition).await?;
         }
-        let control = &self.target.host.control;
-        control.order(Request::SyncDefinitions).await?;
+        self.target.host.control.order(Request::SyncDefinitions).await
+    }
+
+    /// Before the first byte is written in place the images get their new sizes, and what was kept of the old point's disks goes.
+    pub(super) async fn give_up_old_point(&self) -> Result<()> {
+        if self.written().is_empty() {
+            return Ok(());
+        }
         for (image, _) in self.new_images().into_iter().zip(&self.disks).filter(|(_, disk)| disk.in_place) {
-            control.order(Request::ResizeInPlace(image)).await?;
+            self.target.host.control.order(Request::ResizeInPlace(image)).await?;
         }
         self.drop_old_digests().await
     }
@@ -78,9 +84,8 @@ impl Work {
         }
         let Some(before) = &self.withdrawn else { return Ok(()) };
         self.target = reconnect::revive(&self.target).await?;
-        if self.is_withdrawn().await? {
-            self.target.libvirt.define(before.definition.clone()).await?;
-        }
+        // Whatever stands now: an order to define that failed may still come true.
+        self.target.libvirt.define(before.definition.clone()).await?;
         self.target.host.control.order(Request::SyncDefinitions).await
     }
 

@@ -164,6 +164,7 @@ fn a_replica_that_stands_on_old_points_is_not_written_in_place() {
     // What was kept of a disk that stands by itself by now is a file like others.
     let replica = world.target.replica.as_mut().unwrap();
     let image = ImageFacts { format: ImageFormat::Raw, ..image(BOTTOM, 1) };
+    let image = ImageFacts { file: FileId { inode: 300, ..image.file }, ..image };
     replica.images = [("vda".parse().unwrap(), vec![image])].into();
     replica.lineage.points.iter_mut().flat_map(|kept| kept.images.values_mut()).for_each(|image| image.apart = true);
     let plan = world.plan();

@@ -19,14 +19,22 @@ pub(super) fn replicated_from(mut world: World, choices: impl FnOnce(&mut CloneR
     let uuid = world.fresh.uuid;
     let xml = cloned.definition.unwrap();
     let lineage = Domain::parse(&xml).unwrap().lineage().unwrap();
-    let images = cloned.disks.iter().map(|disk| (disk.target.clone(), vec![image(&disk.path, 4)])).collect();
+    let own = |path: &str| ImageFacts { file: FileId { inode: 300, ..image(path, 4).file }, ..image(path, 4) };
+    let images = cloned.disks.iter().map(|disk| (disk.target.clone(), vec![own(&disk.path)])).collect();
     let mut existing = existing("standby", 0, IMAGE);
     existing.uuid = uuid;
     existing.uses = cloned.disks.iter().map(|disk| disk.path.clone()).collect();
     world.request = sync_request(&existing.name, &lineage, &SyncRequest::default()).unwrap();
     world.target.paths_present.extend(existing.uses.iter().cloned());
-    world.target.replica =
-        Some(Replica { name: existing.name.clone(), uuid, xml, lineage, images, ages: vec![Some(60)] });
+    world.target.replica = Some(Replica {
+        name: existing.name.clone(),
+        uuid,
+        xml,
+        lineage,
+        given: Vec::new(),
+        images,
+        ages: vec![Some(60)],
+    });
     world.target.machines = vec![existing];
     world.fresh.uuid = Uuid::from_u128(77);
     world.fresh.genid = Uuid::from_u128(78);
@@ -346,11 +354,30 @@ fn what_cannot_be_written_in_place_is_refused() {
     assert_eq!(code(&in_place().with(optional)), 1013, "it would start without the disk");
     let shrunk = in_place().with(|w| w.image().virtual_size -= GIB);
     assert_eq!(code(&shrunk), 1014);
+    // A volume of a pool: which device that is, may be another after a reboot.
+    let device = |w: &mut World| replica(w).images.values_mut().next().unwrap()[0].regular_file = false;
+    assert_eq!(code(&in_place().with(device)), 1013, "a device that the definition names as a file");
     let whole = Update { in_place: true, candidates: Candidates::All, ..Update::default() };
     let mut world = in_place();
     let own = replica(&mut world).clone();
     let asked = SyncRequest { update: whole, ..SyncRequest::default() };
     assert_eq!(sync_request(&own.name, &own.lineage, &asked).unwrap_err().code.number(), 1007);
+}
+
+#[test]
+fn an_image_that_is_anybody_elses_is_not_written_in_place() {
+    let of_another = |w: &mut World| {
+        let mut other = existing("other", 3, "/srv/other.img");
+        other.uses.insert(IMAGE.to_owned());
+        w.target.machines.push(other);
+    };
+    assert_eq!(code(&in_place().with(of_another)), 1014);
+    let of_source = |w: &mut World| {
+        let own = replica(w).images.values().next().unwrap()[0].clone();
+        let source = w.image();
+        (source.file, source.device_id) = (own.file, own.device_id);
+    };
+    assert_eq!(code(&in_place().with(of_source)), 1014);
 }
 
 #[test]
