@@ -18,7 +18,7 @@ use kvm_clone_lab::{DiskSpec, MachineSpec, fault};
 use oracle::child::carry_out_task;
 use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
 use oracle::{SILENCE, assert_boots, definitions};
-use standby::{Contents, NAME, Standby, discarding, full, images, write};
+use standby::{Contents, NAME, Standby, discarding, full, image_contents, images, write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_of_its_own() {
@@ -134,9 +134,7 @@ fn assert_only_files_of(standby: &Standby) {
 
 /// As the documentation says: an old point is copied out of the images that hold it.
 fn copied_out(standby: &Standby, image: &str, format: &str) -> String {
-    let out = "/var/tmp/old.raw";
-    standby.beta.exec(&["qemu-img", "convert", "-f", format, "-O", "raw", image, out]).unwrap();
-    standby.beta.shell(&format!("b3sum --no-names <{out}; stat -c %s {out}; rm -f {out}")).unwrap()
+    image_contents(&standby.beta, image, format)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -493,7 +491,9 @@ fn by_definition(standby: &Standby) -> Contents {
         let image = format!("json:{node}");
         let out = "/var/tmp/defined.raw";
         standby.beta.exec(&["qemu-img", "convert", "-U", "-O", "raw", &image, out]).unwrap();
-        (disk, standby.beta.shell(&format!("b3sum --no-names <{out}; stat -c %s {out}; rm -f {out}")).unwrap())
+        let held = image_contents(&standby.beta, out, "raw");
+        standby.beta.exec(&["rm", out]).unwrap();
+        (disk, held)
     };
     images(&standby.beta, NAME).into_iter().map(sum).collect()
 }

@@ -169,15 +169,22 @@ pub fn write(host: &Host, machine: &str, target: &str, commands: &[&str]) {
 /// What a guest would read, summed up disk by disk. Zeroes at the end do not count: an overlay is as long as whole sectors.
 pub fn contents(host: &Host, machine: &str) -> Contents {
     let images = images(host, machine);
-    let sum_up = |(path, format): &(String, String)| {
-        format!(
-            "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw
-             echo $(b3sum --num-threads 1 --no-names /var/tmp/contents.raw) $(stat -c %s /var/tmp/contents.raw)
-             rm /var/tmp/contents.raw\n"
-        )
-    };
-    let script: String = images.values().map(sum_up).collect();
+    let script: String = images.values().map(|(path, format)| sum_up(path, format)).collect();
     let said = host.shell(&script).unwrap();
     assert_eq!(said.lines().count(), images.len(), "{said}");
     images.into_keys().zip(said.lines().map(str::to_owned)).collect()
+}
+
+/// What a guest would read from an image with all that it stands on; told as [`contents`] tells it.
+pub fn image_contents(host: &Host, path: &str, format: &str) -> String {
+    host.shell(&sum_up(path, format)).unwrap().trim_end().to_owned()
+}
+
+/// The commands that print one line about an image.
+fn sum_up(path: &str, format: &str) -> String {
+    format!(
+        "qemu-img convert -U -f {format} -O raw {path} /var/tmp/contents.raw
+         echo $(b3sum --num-threads 1 --no-names /var/tmp/contents.raw) $(stat -c %s /var/tmp/contents.raw)
+         rm /var/tmp/contents.raw\n"
+    )
 }
