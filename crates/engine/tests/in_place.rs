@@ -250,7 +250,7 @@ async fn a_device_that_somebody_else_has_is_not_written() {
     let error = standby.sync_with(&in_place(), &discarding()).await.unwrap_err();
     assert!(number(&error) == 1011 && error.message.contains("mounted"), "{error:?}");
     assert!(!is_out_of_service(&standby.beta));
-    assert_eq!(standby.beta.exec(&["cat", "/mnt/file"]).unwrap(), "there");
+    assert_eq!(standby.beta.exec(&["cat", "/mnt/file"]).unwrap().trim(), "there");
     standby.beta.exec(&["umount", "/mnt"]).unwrap();
 }
 
