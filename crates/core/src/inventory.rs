@@ -434,6 +434,14 @@ pub struct ExistingMachine {
     pub checkpoints: u32,
 }
 
+impl ExistingMachine {
+    /// Whether it uses this file, by whatever path.
+    #[must_use]
+    pub fn uses_file(&self, path: &str, file: FileId) -> bool {
+        self.uses.contains(path) || self.used_files.iter().any(|used| used.is(&file))
+    }
+}
+
 /// A disk of a machine that is there already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskFile {

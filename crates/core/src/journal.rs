@@ -43,7 +43,7 @@ pub enum Step {
     Stage,
     /// A point of a running source is held.
     Point,
-    /// Of a sync in place: the replica is taken out of service, and what was kept of its old point is dropped.
+    /// Of a sync in place: the replica is taken out of service.
     Withdraw,
     /// Disks are copied.
     Copy,

@@ -5,6 +5,7 @@ mod changed;
 mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use kvm_clone_core::blocks::{BlockSize, DigestKey, Root};
 use kvm_clone_core::name::DiskTarget;
@@ -177,9 +178,9 @@ pub(crate) fn base_image(disk: &DiskPlan) -> Result<ImageSpec> {
     Ok(ImageSpec { backing, ..ImageSpec::new(&base.path, base.format.clone()) })
 }
 
-/// Where the digests of a disk are kept at the target.
-pub(crate) fn manifest_path(target: &Host, operation: Uuid, disk: &DiskTarget) -> String {
-    format!("{}/manifests/{operation}-{disk}", target.facts.state_dir)
+/// Where the digests of a disk or file are kept at the target.
+pub(crate) fn manifest_path(target: &Host, operation: Uuid, name: impl Display) -> String {
+    format!("{}/manifests/{operation}-{name}", target.facts.state_dir)
 }
 
 /// Digests of a disk that are all there.

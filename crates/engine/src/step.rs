@@ -349,8 +349,7 @@ fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
 
 /// Where the digests and the seal of a disk or file are kept.
 fn kept_of(host: &Host, operation: Uuid, name: &str) -> [String; 2] {
-    let state = &host.facts.state_dir;
-    [format!("{state}/manifests/{operation}-{name}"), format!("{state}/seals/{operation}-{name}.json")]
+    [manifest_path(host, operation, name), format!("{}/seals/{operation}-{name}.json", host.facts.state_dir)]
 }
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying

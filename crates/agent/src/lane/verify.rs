@@ -68,19 +68,26 @@ fn read_back(
 /// what was there before.
 fn filled_up(written: &[Range<usize>], block: BlockSize, blocks: usize) -> Vec<Range<usize>> {
     let in_cluster = usize::try_from(BLOCK / block.bytes()).map_or(1, |blocks| blocks.max(1));
-    let mut whole: Vec<Range<usize>> = Vec::with_capacity(written.len());
-    for range in written {
-        let here = range.start - range.start % in_cluster..range.end.next_multiple_of(in_cluster).min(blocks);
-        match whole.last_mut() {
-            Some(last) if last.end >= here.start => last.end = here.end,
-            _ => whole.push(here),
+    let whole = |range: &Range<usize>| {
+        range.start - range.start % in_cluster..range.end.next_multiple_of(in_cluster).min(blocks)
+    };
+    joined(written.iter().map(whole))
+}
+
+/// Rising ranges, of which those that touch or overlap are one.
+pub(super) fn joined(ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut all: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if last.end >= range.start => last.end = range.end,
+            _ => all.push(range),
         }
     }
-    whole
+    all
 }
 
 /// Where blocks of a segment lie, and how many bytes they have.
-fn bytes(segment: Segment, blocks: &Range<usize>, block: BlockSize) -> (u64, u64) {
+pub(super) fn bytes(segment: Segment, blocks: &Range<usize>, block: BlockSize) -> (u64, u64) {
     let end = (segment.offset + blocks.end as u64 * block.bytes()).min(segment.offset + segment.len);
     let offset = segment.offset + blocks.start as u64 * block.bytes();
     (offset, end.saturating_sub(offset))

@@ -96,7 +96,7 @@ fn is_of_source(facts: &Facts<'_>, image: &ImageFacts) -> bool {
 /// Another machine of the target that uses this image, by whatever path.
 fn other_user<'a>(facts: &Facts<'a>, replica: &Replica, image: &ImageFacts) -> Option<&'a ExistingMachine> {
     let mut others = facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
-    others.find(|other| other.uses.contains(&image.path) || other.used_files.iter().any(|used| used.is(&image.file)))
+    others.find(|other| other.uses_file(&image.path, image.file))
 }
 
 /// Why an image cannot be written in place, if it cannot.

@@ -120,8 +120,7 @@ pub(super) fn removable_files(facts: &Facts<'_>, existing: &ExistingMachine) -> 
     let others = || facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
     let is_used = |path: &str, file: FileId| {
         let by_machine = others().any(|other| {
-            other.uses.contains(path)
-                || other.used_files.iter().any(|used| used.is(&file))
+            other.uses_file(path, file)
                 || other.disk_files.iter().any(|disk| disk.path == path || disk.file.is_some_and(|used| used.is(&file)))
         });
         let by_source = facts.is_same_host() && facts.source.images.values().flatten().any(|image| image.path == path);

@@ -28,9 +28,7 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
         }
         machines.push(machine);
     }
-    let is_free = |path: &String, file: FileId| {
-        !machines.iter().any(|its| its.uses.contains(path) || its.used_files.iter().any(|used| used.is(&file)))
-    };
+    let is_free = |path: &String, file: FileId| !machines.iter().any(|its| its.uses_file(path, file));
     Ok(there.into_iter().filter(|(path, file)| is_free(path, *file)).map(|(path, _)| path.clone()).collect())
 }
 

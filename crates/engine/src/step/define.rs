@@ -172,8 +172,7 @@ impl Work {
 
 /// Whether a machine stands as this operation defined it.
 pub(crate) async fn stands(site: &Site, machine: Uuid, operation: Uuid) -> Result<bool> {
-    let definition = site.libvirt.definition(machine).await?;
-    Ok(definition.is_some_and(|xml| made_by(&xml, operation)))
+    Ok(standing(site, machine, operation).await? == Stands::Made)
 }
 
 /// What a machine's definition is to this operation.
@@ -185,13 +184,12 @@ pub(crate) async fn standing(site: &Site, machine: Uuid, operation: Uuid) -> Res
 fn what_stands(xml: &str, operation: Uuid) -> Stands {
     match Domain::parse(xml) {
         Ok(domain) if is_withdrawn_by(&domain, operation) => Stands::Withdrawn,
-        Ok(_) if made_by(xml, operation) => Stands::Made,
+        Ok(domain) if domain.lineage().is_some_and(|lineage| lineage.operation == operation) => Stands::Made,
         _ => Stands::Another,
     }
 }
 
 /// Whether a definition was made by this operation.
 pub(crate) fn made_by(xml: &str, operation: Uuid) -> bool {
-    let domain = Domain::parse(xml).ok();
-    domain.and_then(|domain| domain.lineage()).is_some_and(|lineage| lineage.operation == operation)
+    what_stands(xml, operation) == Stands::Made
 }

@@ -13,6 +13,7 @@ use kvm_clone_core::{Error, Result};
 
 use super::super::images::open_reader;
 use super::super::readers::{Digesting, Readers};
+use super::super::verify;
 use super::grown::Grown;
 use crate::device::ReadDevice;
 use crate::device::new_qcow2::Written;
@@ -125,10 +126,9 @@ impl OpenBase {
             Begun::Itself => Ok(vec![(0..self.block.count(segment.len), None)]),
             Begun::Over(written, device) => {
                 let mut found = Vec::new();
-                for run in self.whole_blocks(segment, &written.runs(segment.offset, segment.len)?) {
-                    let blocks = |end: u64| self.block.count(end - segment.offset);
-                    let reading = readers.digest(device, run.start, run.end - run.start)?;
-                    found.push((blocks(run.start)..blocks(run.end), Some(reading)));
+                for blocks in self.whole_blocks(segment, &written.runs(segment.offset, segment.len)?) {
+                    let (offset, len) = verify::bytes(segment, &blocks, self.block);
+                    found.push((blocks, Some(readers.digest(device, offset, len)?)));
                 }
                 Ok(found)
             }
@@ -136,17 +136,10 @@ impl OpenBase {
     }
 
     /// The blocks of a segment that runs of it lie in: a block may be longer than what was written of it.
-    fn whole_blocks(&self, segment: Segment, runs: &[Range<u64>]) -> Vec<Range<u64>> {
-        let (block, end) = (self.block.bytes(), segment.offset + segment.len);
-        let mut whole: Vec<Range<u64>> = Vec::new();
-        for run in runs {
-            let here = run.start - run.start % block..run.end.next_multiple_of(block).min(end);
-            match whole.last_mut() {
-                Some(last) if last.end >= here.start => last.end = here.end,
-                _ => whole.push(here),
-            }
-        }
-        whole
+    fn whole_blocks(&self, segment: Segment, runs: &[Range<u64>]) -> Vec<Range<usize>> {
+        let block = |at: u64| self.block.count(at - segment.offset);
+        // Back to where the block begins that the run begins in.
+        verify::joined(runs.iter().map(|run| block(run.start - run.start % self.block.bytes())..block(run.end)))
     }
 
     /// The block of the manifest that had another length when the manifest was made, if it lies in this segment: its number
