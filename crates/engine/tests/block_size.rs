@@ -6,12 +6,12 @@ mod common;
 mod oracle;
 mod standby;
 
-use common::{MIB, number, silent, spec};
+use common::{MIB, number, silent};
 use kvm_clone_core::blocks::BlockSize;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{SyncRequest, Update};
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Moment, Resumed, Then, VerifyRequest, Way};
-use kvm_clone_lab::{DiskSpec, Fill, MachineSpec, fault};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Moment, Resumed, Then, Way};
+use kvm_clone_lab::{DiskSpec, Fill, MachineSpec};
 use oracle::child::{Task, carry_out_task};
 use oracle::strike::struck_while;
 use standby::{NAME, Standby, discarding, write};
@@ -33,10 +33,6 @@ fn asked_in_place(size: Option<&str>) -> SyncRequest {
     SyncRequest { update: Update { in_place: true, ..Update::default() }, ..asked(size) }
 }
 
-fn settings() -> CloneSettings {
-    CloneSettings::default()
-}
-
 /// Pages of 4 KiB far from each other, on both disks.
 fn scatter(standby: &Standby, byte: u8) {
     let commands: Vec<String> = (0..WRITES).map(|page| format!("write -q -P {byte} {}k 4k", page * 260 + 8)).collect();
@@ -54,20 +50,12 @@ async fn new(test: &str) -> Option<Standby> {
 
 /// `verify` finds the replica to be its point.
 async fn assert_verified(standby: &Standby) {
-    let request = VerifyRequest {
-        host: spec("beta"),
-        machine: NAME.parse().unwrap(),
-        against: None,
-        full: false,
-        checksum: None,
-    };
-    let client = standby.client().await;
-    let result = client.verify(&request, silent()).await.unwrap();
+    let result = standby.verify().await.unwrap();
     assert!(result.success, "{result:?}");
 }
 
 async fn synced(standby: &Standby, asked: &SyncRequest) -> CloneResult {
-    let result = standby.sync_with(asked, &settings()).await.unwrap();
+    let result = standby.sync_with(asked, &CloneSettings::default()).await.unwrap();
     standby.assert_synced();
     assert_verified(standby).await;
     assert_eq!(result.way, Way::Compare);
@@ -117,7 +105,7 @@ async fn a_change_of_size_hides_no_change_of_the_replica() {
         scatter(&standby, byte);
         write(&standby.beta, NAME, "vdb", &["write -q -P 99 5M 512"]);
         let before = standby.replica_contents();
-        let error = standby.sync_with(&asked(Some(size)), &settings()).await.unwrap_err();
+        let error = standby.sync_with(&asked(Some(size)), &CloneSettings::default()).await.unwrap_err();
         assert_eq!(number(&error), 1014, "{size}: {error:?}");
         assert_eq!(error.context["offset"], (5 * MIB).to_string(), "{size}: {error:?}");
         assert_eq!(standby.replica_contents(), before);
@@ -150,7 +138,7 @@ async fn in_place_just_the_blocks_that_differ_are_written_whatever_their_size() 
         write(&standby.beta, NAME, "vdb", &["write -q -P 99 5M 512"]);
         let before = standby.replica_contents();
         for other in ["4K", "1M"] {
-            let error = standby.sync_with(&asked_in_place(Some(other)), &settings()).await.unwrap_err();
+            let error = standby.sync_with(&asked_in_place(Some(other)), &CloneSettings::default()).await.unwrap_err();
             assert_eq!(number(&error), 1014, "{error:?}");
             assert_eq!(standby.replica_contents(), before, "before anything is written");
         }
@@ -183,16 +171,15 @@ async fn an_interrupted_sync_goes_on_with_the_blocks_that_it_was_begun_with() {
         let mut controller = task.blocks_of(size.parse().unwrap()).gate().start();
         controller.says("midway");
         controller.kill();
-        for host in [&standby.alpha, &standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", oracle::SILENCE * 4).unwrap();
-        }
+        standby.await_dead_man();
         let left = standby.beta.shell("basename -s .json /var/lib/kvm-clone/operations/*.json").unwrap();
         let mut options = common::options(&standby.lab);
         options.journal = standby.lab.dir().join("child.db");
         options.silence = oracle::SILENCE;
         let client = Client::new(options).await.unwrap();
-        let resumed =
-            client.resume(left.trim().parse().unwrap(), &settings(), silent(), CancellationToken::new()).await;
+        let resumed = client
+            .resume(left.trim().parse().unwrap(), &CloneSettings::default(), silent(), CancellationToken::new())
+            .await;
         let Resumed::Copied(result) = resumed.unwrap() else { panic!("it did not stand") };
         assert!(result.resumed && result.block_size.to_string() == size, "{result:?}");
         standby.assert_synced();

@@ -7,8 +7,6 @@ mod common;
 mod oracle;
 mod standby;
 
-use std::sync::Arc;
-
 use common::spec;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::SyncRequest;
@@ -16,7 +14,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Recovery, Then};
 use kvm_clone_lab::{FsKind, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
+use oracle::strike::{At, agents_die, is_cut_off, loses_power, struck_while, sync_moments};
 use oracle::{IMAGES, Now, SILENCE, assert_boots};
 use standby::{Contents, NAME, Standby};
 
@@ -57,9 +55,7 @@ impl<'a> Round<'a> {
         let mut controller = Task::in_lab(&self.standby.lab).sync().die_at(self.at.0, self.at.1).start();
         controller.says("dies");
         controller.kill();
-        for host in [&self.standby.alpha, &self.standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        self.standby.await_dead_man();
     }
 
     fn now(&self) -> Now {
@@ -159,18 +155,7 @@ async fn a_network_that_is_cut_in_a_sync_leaves_the_old_point_or_the_new_one() {
     let Some(standby) = Standby::new("a_network_that_is_cut_in_a_sync").await else { return };
     for (number, at) in sync_moments().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
-        let (lab, beta) = (Arc::clone(&standby.lab), standby.beta.clone());
-        let outcome = round
-            .struck(move || {
-                lab.cut(&beta).unwrap();
-                let (lab, beta) = (Arc::clone(&lab), beta.clone());
-                std::thread::spawn(move || {
-                    fault::wait_gone(&beta, "kvm-clone-agent", SILENCE * 4).unwrap();
-                    lab.heal(&beta).unwrap();
-                });
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(is_cut_off(&standby.lab, &standby.beta)).await;
         fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
         standby.lab.heal(&standby.beta).unwrap();
         round.judge(Some(&outcome)).await;

@@ -9,19 +9,16 @@ mod standby;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 
 use common::{MIB, number, silent, spec};
 use kvm_clone_core::domain::{Domain, with_true_images};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{CloneRequest, Consistency, Existing, SyncRequest, Update};
 use kvm_clone_core::{Code, Error, Result};
-use kvm_clone_engine::{
-    Action, CloneResult, CloneSettings, Moment, Recovered, Recovery, Resumed, Then, VerifyRequest, Way,
-};
+use kvm_clone_engine::{Action, CloneResult, CloneSettings, Moment, Recovered, Recovery, Resumed, Then, Way};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, MachineSpec, fault};
 use oracle::child::{Task, carry_out_task};
-use oracle::strike::{At, in_place_moments, struck_while};
+use oracle::strike::{At, agents_die, in_place_moments, is_cut_off, loses_power, struck_while};
 use oracle::{Gate, IMAGES, PATIENCE, SILENCE, assert_boots, definitions};
 use standby::{Contents, NAME, Standby, discarding, images, write};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +44,21 @@ async fn sync_in_place(standby: &Standby) -> Result<CloneResult> {
 
 fn definition(host: &Host) -> Domain {
     Domain::parse(&definitions(host)[NAME]).unwrap()
+}
+
+/// Gives the replica another definition.
+fn redefine(host: &Host, xml: &str) {
+    std::fs::write(host.path("/var/tmp/replica.xml"), xml).unwrap();
+    host.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+}
+
+/// Has the replica's first disk name a block device instead of its file.
+fn put_on_device(host: &Host, file: &str, device: &str) {
+    let xml = definition(host).xml().to_owned();
+    let disk = xml.split("<disk ").find(|disk| disk.contains("dev='vda'")).unwrap();
+    let there =
+        disk.replacen("type='file'", "type='block'", 1).replace(&format!("file='{file}'"), &format!("dev='{device}'"));
+    redefine(host, &xml.replace(disk, &there));
 }
 
 fn is_out_of_service(host: &Host) -> bool {
@@ -209,12 +221,7 @@ async fn a_replica_on_a_block_device_is_written() {
         .beta
         .shell(&format!("ln -s {device} {link}; dd if={file} of={device} bs=1M conv=fsync; rm {file}"))
         .unwrap();
-    let xml = definition(&standby.beta).xml().to_owned();
-    let disk = xml.split("<disk ").find(|disk| disk.contains("dev='vda'")).unwrap();
-    let there =
-        disk.replacen("type='file'", "type='block'", 1).replace(&format!("file='{file}'"), &format!("dev='{link}'"));
-    std::fs::write(standby.beta.path("/var/tmp/replica.xml"), xml.replace(disk, &there)).unwrap();
-    standby.beta.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+    put_on_device(&standby.beta, &file, link);
     change(&standby, 7);
     let error = standby.sync().await.unwrap_err();
     assert!(number(&error) == 1013 && error.help.iter().any(|help| help.contains("--in-place")), "{error:?}");
@@ -240,12 +247,7 @@ async fn a_device_that_somebody_else_has_is_not_written() {
     let device = standby.beta.block_device("replica", 32 * MIB).unwrap();
     let file = images(&standby.beta, NAME)["vda"].0.clone();
     standby.beta.shell(&format!("mkfs.ext4 -q {device}; mount {device} /mnt; echo there >/mnt/file")).unwrap();
-    let xml = definition(&standby.beta).xml().to_owned();
-    let disk = xml.split("<disk ").find(|disk| disk.contains("dev='vda'")).unwrap();
-    let there =
-        disk.replacen("type='file'", "type='block'", 1).replace(&format!("file='{file}'"), &format!("dev='{device}'"));
-    std::fs::write(standby.beta.path("/var/tmp/replica.xml"), xml.replace(disk, &there)).unwrap();
-    standby.beta.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+    put_on_device(&standby.beta, &file, &device);
     change(&standby, 7);
     let error = standby.sync_with(&in_place(), &discarding()).await.unwrap_err();
     assert!(number(&error) == 1011 && error.message.contains("mounted"), "{error:?}");
@@ -261,9 +263,7 @@ async fn an_image_that_the_replica_was_given_while_out_of_service_is_not_overwri
     let hidden = images(&standby.beta, NAME)["vda"].0.clone();
     let given = format!("{IMAGES}/restored.img");
     standby.beta.shell(&format!("truncate -s 32M {given}; echo restored | dd of={given} conv=notrunc")).unwrap();
-    let xml = definition(&standby.beta).xml().replace(&hidden, &given);
-    std::fs::write(standby.beta.path("/var/tmp/replica.xml"), xml).unwrap();
-    standby.beta.exec(&["virsh", "-q", "define", "/var/tmp/replica.xml"]).unwrap();
+    redefine(&standby.beta, &definition(&standby.beta).xml().replace(&hidden, &given));
     for asked in [SyncRequest::default(), in_place()] {
         let error = standby.sync_with(&asked, &CloneSettings::default()).await.unwrap_err();
         assert!(number(&error) == 1014 && error.message.contains("another image"), "{error:?}");
@@ -415,9 +415,7 @@ async fn a_controller_that_dies_leaves_no_mixture_that_starts() {
         let mut controller = Task::in_lab(&standby.lab).in_place().die_at(at.0, at.1).start();
         controller.says("dies");
         controller.kill();
-        for host in [&standby.alpha, &standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        standby.await_dead_man();
         round.judge(None).await;
     }
 }
@@ -427,13 +425,8 @@ async fn an_agent_that_dies_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::of("an_agent_that_dies_in_place", raw_machine()).await else { return };
     for (number, at) in moments_at_stake().enumerate() {
         let round = Round::begin(&standby, at, number);
-        let host = if number % 2 == 0 { standby.beta.clone() } else { standby.alpha.clone() };
-        let outcome = round
-            .struck(move || {
-                fault::kill(&host, "kvm-clone-agent").unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let host = if number % 2 == 0 { &standby.beta } else { &standby.alpha };
+        let outcome = round.struck(agents_die(host)).await;
         round.judge(Some(&outcome)).await;
     }
 }
@@ -443,18 +436,7 @@ async fn a_network_that_is_cut_leaves_no_mixture_that_starts() {
     let Some(standby) = Standby::of("a_network_that_is_cut_in_place", raw_machine()).await else { return };
     for (number, at) in moments_at_stake().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
-        let (lab, beta) = (Arc::clone(&standby.lab), standby.beta.clone());
-        let outcome = round
-            .struck(move || {
-                lab.cut(&beta).unwrap();
-                let (lab, beta) = (Arc::clone(&lab), beta.clone());
-                std::thread::spawn(move || {
-                    fault::wait_gone(&beta, "kvm-clone-agent", SILENCE * 4).unwrap();
-                    lab.heal(&beta).unwrap();
-                });
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(is_cut_off(&standby.lab, &standby.beta)).await;
         fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
         standby.lab.heal(&standby.beta).unwrap();
         round.judge(Some(&outcome)).await;
@@ -468,13 +450,7 @@ async fn a_power_cut_leaves_no_mixture_that_starts() {
     standby.clone().await;
     for (number, at) in moments_at_stake().enumerate() {
         let round = Round::begin(&standby, at, number);
-        let beta = standby.beta.clone();
-        let outcome = round
-            .struck(move || {
-                beta.crash().unwrap();
-                Ok(Then::Go)
-            })
-            .await;
+        let outcome = round.struck(loses_power(&standby.beta)).await;
         round.judge(Some(&outcome)).await;
     }
 }
@@ -487,9 +463,7 @@ fn killed_midway(standby: &Standby) {
     let path = standby.beta.path(&format!("{IMAGES}/standby-vda.img"));
     oracle::wait_for("data in place", || std::fs::read(&path).unwrap()[..2 << 20].iter().all(|byte| *byte == 9));
     controller.kill();
-    for host in [&standby.alpha, &standby.beta] {
-        fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-    }
+    standby.await_dead_man();
     assert_out_of_service(standby);
 }
 
@@ -501,14 +475,7 @@ async fn what_was_written_in_part_is_completed_by_whoever_comes() {
     let client = standby.client().await;
     let listed = client.list(&spec("beta")).await.unwrap();
     assert!(listed.iter().any(|machine| machine.replica_of.as_ref().is_some_and(|of| of.incomplete)), "{listed:?}");
-    let request = VerifyRequest {
-        host: spec("beta"),
-        machine: NAME.parse().unwrap(),
-        against: None,
-        full: false,
-        checksum: None,
-    };
-    assert_eq!(number(&client.verify(&request, silent()).await.unwrap_err()), 1014);
+    assert_eq!(number(&standby.verify().await.unwrap_err()), 1014);
     // By the next sync, of another controller that was asked for nothing special. Its source may be another by then.
     change(&standby, 20);
     let result = standby.sync().await.unwrap();
@@ -572,9 +539,7 @@ async fn a_new_disk_of_an_interrupted_sync_is_not_in_the_way_of_the_next_one() {
         let mut controller = Task::in_lab(&standby.lab).in_place().die_at(moment.0, moment.1).start();
         controller.says("dies");
         controller.kill();
-        for host in [&standby.alpha, &standby.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        standby.await_dead_man();
         assert_eq!(is_out_of_service(&standby.beta), moment.0 > Step::Stage);
         standby.sync().await.unwrap();
         standby.assert_synced();

@@ -213,9 +213,7 @@ async fn round(standby: &Standby, chance: &mut Chance, about: &str) {
     let (old, new) = (standby.replica_contents(), standby.source_contents());
     let outcome = sync(standby, &incident).await;
     println!("{about}: {incident:?}: {:?}", outcome.as_ref().map(|outcome| outcome.as_ref().map(|done| &done.why)));
-    for host in [&standby.alpha, &standby.beta] {
-        fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-    }
+    standby.await_dead_man();
     standby.lab.heal(&standby.beta).unwrap();
     assert_eq!(standby.source_contents(), new, "{about}: the source was touched");
     let is_new = is_new(standby, &old, &new, about);

@@ -278,19 +278,13 @@ async fn client_of_the_dead(standby: &Standby) -> Client {
     Client::new(options).await.unwrap()
 }
 
-fn await_end(standby: &Standby) {
-    for host in [&standby.alpha, &standby.beta] {
-        fault::wait_gone(host, "kvm-clone-agent", oracle::SILENCE * 4).unwrap();
-    }
-}
-
 /// A controller dies in the middle of a sync, having staged more than a mebibyte.
 fn sync_killed_midway(standby: &Standby) -> Uuid {
     let mut controller = Task::in_lab(&standby.lab).sync().gate().start();
     controller.says("midway");
     oracle::wait_for("data in an overlay", || staged(&standby.beta) > MIB);
     controller.kill();
-    await_end(standby);
+    standby.await_dead_man();
     interrupted(&standby.beta)
 }
 
@@ -321,7 +315,7 @@ async fn a_sync_that_was_interrupted_at_any_moment_goes_on() {
         let mut controller = Task::in_lab(&standby.lab).sync().die_at(step, moment).start();
         controller.says("dies");
         controller.kill();
-        await_end(&standby);
+        standby.await_dead_man();
         if (step, moment) == (Step::Mark, Moment::Intended) {
             standby.sync().await.unwrap();
         } else if (step, moment) != (Step::Clean, Moment::Acted) {

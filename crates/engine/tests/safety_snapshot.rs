@@ -13,7 +13,7 @@ use kvm_clone_core::domain::{Domain, KeptPoint};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{CloneRequest, Existing, Retention, Safety, SyncRequest};
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{CloneResult, CloneSettings, Recovery, Then, VerifyRequest, Way};
+use kvm_clone_engine::{CloneResult, CloneSettings, Recovery, Then, Way};
 use kvm_clone_lab::{DiskSpec, MachineSpec, fault};
 use oracle::child::carry_out_task;
 use oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
@@ -153,14 +153,7 @@ async fn three_old_points_are_kept_and_are_what_the_source_was() {
     past.remember();
     past.assert_kept(3);
     // What can be read of a disk can be verified.
-    let request = VerifyRequest {
-        host: spec("beta"),
-        machine: NAME.parse().unwrap(),
-        against: None,
-        full: false,
-        checksum: None,
-    };
-    assert!(standby.client().await.verify(&request, common::silent()).await.unwrap().success);
+    assert!(standby.verify().await.unwrap().success);
     let listed = standby.client().await.list(&spec("beta")).await.unwrap();
     let of = listed.into_iter().find(|machine| machine.name.as_str() == NAME).unwrap().replica_of.unwrap();
     assert_eq!(of.points.len(), 3);

@@ -8,16 +8,16 @@ mod standby;
 
 use std::collections::BTreeMap;
 
-use common::{MIB, number, spec};
+use common::{MIB, number};
 use kvm_clone_core::domain::{Domain, TpmState};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::{CloneRequest, SyncRequest, Update};
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{CloneSettings, FileState, Moment, Then, VerifyRequest, VerifyResult};
-use kvm_clone_lab::{DiskSpec, Fill, Host, MachineSpec, fault};
+use kvm_clone_engine::{CloneSettings, FileState, Moment, Then, VerifyResult};
+use kvm_clone_lab::{DiskSpec, Fill, Host, MachineSpec};
+use oracle::PATIENCE;
 use oracle::child::{Task, carry_out_task};
 use oracle::strike::{agents_die, struck_while};
-use oracle::{PATIENCE, SILENCE};
 use standby::{NAME, Standby, discarding, full};
 
 const STATES: &str = "/var/lib/libvirt/swtpm";
@@ -105,9 +105,7 @@ impl Beside {
     }
 
     async fn verify(&self) -> VerifyResult {
-        let (host, machine) = (spec("beta"), NAME.parse().unwrap());
-        let request = VerifyRequest { host, machine, against: None, full: false, checksum: None };
-        self.0.client().await.verify(&request, common::silent()).await.unwrap()
+        self.0.verify().await.unwrap()
     }
 
     async fn refused(&self, named: &str) {
@@ -129,9 +127,7 @@ impl Beside {
         let mut controller = task.start();
         controller.says("dies");
         controller.kill();
-        for host in [&self.0.alpha, &self.0.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        self.0.await_dead_man();
     }
 }
 

@@ -9,7 +9,6 @@ use common::{MIB, silent, spec};
 use kvm_clone_core::Result;
 use kvm_clone_core::plan::SyncRequest;
 use kvm_clone_engine::{Client, CloneResult, CloneSettings, Recovery, Way};
-use kvm_clone_lab::fault;
 use oracle::child::{Task, carry_out_task};
 use oracle::{SILENCE, wait_for};
 use standby::Standby;
@@ -69,9 +68,7 @@ async fn another_controller_goes_on_where_the_first_was_killed_midway() {
     let staged = || standby.beta.shell("du -c /var/lib/libvirt/images/.kvm-clone-* | tail -1 | cut -f1").unwrap();
     wait_for("data in an overlay", || staged().trim().parse::<u64>().unwrap() > 1024);
     controller.kill();
-    for host in [&standby.alpha, &standby.beta] {
-        fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-    }
+    standby.await_dead_man();
     assert_eq!(standby.replica_contents(), old);
     let other = newcomer(&standby, "other").await;
     let result = sync(&other).await.unwrap();

@@ -24,16 +24,12 @@ use kvm_clone_engine::{
 };
 use kvm_clone_lab::{DiskSpec, Fill, Host, MachineSpec};
 use oracle::held_locks;
-use standby::{NAME, Standby, images, write};
+use standby::{NAME, Standby, images, verification, write};
 
 const BLOCK: u64 = 64 << 10;
 
-fn request() -> VerifyRequest {
-    VerifyRequest { host: spec("beta"), machine: NAME.parse().unwrap(), against: None, full: false, checksum: None }
-}
-
 fn against_source() -> VerifyRequest {
-    VerifyRequest { against: Some((spec("alpha"), "web1".parse().unwrap())), ..request() }
+    VerifyRequest { against: Some((spec("alpha"), "web1".parse().unwrap())), ..verification() }
 }
 
 async fn verify(standby: &Standby, request: &VerifyRequest) -> Result<VerifyResult> {
@@ -85,7 +81,7 @@ fn times(host: &Host, machine: &str) -> String {
 async fn a_fresh_replica_is_what_its_digests_say() {
     let Some(standby) = Standby::new("a_fresh_replica_is_what_its_digests_say").await else { return };
     let seen = Seen::default();
-    let result = standby.client().await.verify(&request(), seen.sink()).await.unwrap();
+    let result = standby.client().await.verify(&verification(), seen.sink()).await.unwrap();
     assert!(result.success && result.difference().is_none(), "{result:?}");
     assert!(matches!(result.against, Against::Digests { .. }));
     assert_eq!((result.disks.len(), result.bytes_compared, result.bytes_differing), (2, 40 * MIB, 0));
@@ -98,7 +94,7 @@ async fn a_fresh_replica_is_what_its_digests_say() {
     // Once more after a sync, whose digests are others.
     standby.write("vda", &["write -P 7 1M 64k"]);
     standby.sync().await.unwrap();
-    assert!(verify(&standby, &request()).await.unwrap().success);
+    assert!(verify(&standby, &verification()).await.unwrap().success);
     assert!(verify(&standby, &against_source()).await.unwrap().success);
     // Files that were written to after they were read last: whoever reads them as usual changes the time of that (mount(8), `relatime`).
     for (host, machine) in [(&standby.alpha, "web1"), (&standby.beta, NAME)] {
@@ -120,7 +116,7 @@ async fn a_flipped_byte_is_named_with_its_disk_and_place() {
     write(&standby.beta, NAME, "vda", &["write -P 9 5243013 1"]);
     // Two neighbours that lie in two groups; one that becomes zero; the last byte.
     write(&standby.beta, NAME, "vdb", &["write -P 9 1048575 2", "write -z 131072 65536", "write -P 9 8388607 1"]);
-    let result = verify(&standby, &request()).await.unwrap();
+    let result = verify(&standby, &verification()).await.unwrap();
     assert!(!result.success);
     assert_eq!(ranges(disk(&result, "vda")), [(80 * BLOCK, BLOCK)]);
     assert_eq!(ranges(disk(&result, "vdb")), [(2 * BLOCK, BLOCK), (15 * BLOCK, 2 * BLOCK), (127 * BLOCK, BLOCK)]);
@@ -173,7 +169,7 @@ async fn two_machines_are_compared_disk_by_disk() {
 async fn what_runs_or_is_in_use_is_not_verified() {
     let Some(standby) = Standby::new("what_runs_or_is_in_use_is_not_verified").await else { return };
     for (machine, asked) in
-        [(standby.beta.machine(NAME).unwrap(), request()), (standby.source.clone(), against_source())]
+        [(standby.beta.machine(NAME).unwrap(), verification()), (standby.source.clone(), against_source())]
     {
         machine.start().unwrap();
         let error = verify(&standby, &asked).await.unwrap_err();
@@ -199,11 +195,11 @@ async fn what_runs_or_is_in_use_is_not_verified() {
     assert!(held[0].contains(standby.source.uuid()), "{held:?}");
     assert!(held[1].contains(standby.beta.machine(NAME).unwrap().uuid()), "{held:?}");
     assert!(
-        verify(&standby, &VerifyRequest { against: Some((spec("beta"), NAME.parse().unwrap())), ..request() })
+        verify(&standby, &VerifyRequest { against: Some((spec("beta"), NAME.parse().unwrap())), ..verification() })
             .await
             .is_err_and(|error| number(&error) == 1007)
     );
-    assert_eq!(number(&verify(&standby, &VerifyRequest { full: true, ..request() }).await.unwrap_err()), 1007);
+    assert_eq!(number(&verify(&standby, &VerifyRequest { full: true, ..verification() }).await.unwrap_err()), 1007);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +213,7 @@ async fn a_machine_that_is_started_meanwhile_proves_nothing() {
             starting.start().unwrap();
         }
     });
-    let error = standby.client().await.verify(&request(), events).await.unwrap_err();
+    let error = standby.client().await.verify(&verification(), events).await.unwrap_err();
     assert_eq!(number(&error), 1014, "{error:?}");
     assert!(error.message.contains("was started"), "{error:?}");
     replica.destroy().unwrap();
@@ -227,7 +223,7 @@ async fn a_machine_that_is_started_meanwhile_proves_nothing() {
             write(&beta, NAME, "vdb", &["write -P 9 0 1"]);
         }
     });
-    let error = standby.client().await.verify(&request(), events).await.unwrap_err();
+    let error = standby.client().await.verify(&verification(), events).await.unwrap_err();
     assert_eq!((number(&error), &*error.context["disk"]), (1014, "vdb"), "{error:?}");
 }
 
@@ -240,25 +236,25 @@ fn assert_unsupported(error: &Error, words: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_whole_digests_it_says_so_and_what_can_be_done() {
     let Some(standby) = Standby::new("without_whole_digests").await else { return };
-    let source = VerifyRequest { host: spec("alpha"), machine: "web1".parse().unwrap(), ..request() };
+    let source = VerifyRequest { host: spec("alpha"), machine: "web1".parse().unwrap(), ..verification() };
     assert_unsupported(&verify(&standby, &source).await.unwrap_err(), "was not copied by kvm-clone");
     standby.beta.exec(&["qemu-img", "resize", "-q", &images(&standby.beta, NAME)["vda"].0, "64M"]).unwrap();
-    let error = verify(&standby, &request()).await.unwrap_err();
+    let error = verify(&standby, &verification()).await.unwrap_err();
     assert_unsupported(
         &error,
         "disk vda of standby on beta cannot be verified: its digests are those of a disk of another size",
     );
     standby.beta.exec(&["qemu-img", "resize", "-q", "--shrink", &images(&standby.beta, NAME)["vda"].0, "32M"]).unwrap();
-    assert!(verify(&standby, &request()).await.unwrap().success);
+    assert!(verify(&standby, &verification()).await.unwrap().success);
     let manifest = |target: &str| format!("$(ls /var/lib/kvm-clone/manifests/*-{target})");
     standby.beta.shell(&format!("printf X | dd of={} bs=1 seek=5000 conv=notrunc", manifest("vdb"))).unwrap();
-    let error = verify(&standby, &request()).await.unwrap_err();
+    let error = verify(&standby, &verification()).await.unwrap_err();
     assert_unsupported(&error, "its digests are not those of its root");
     assert_eq!(error.context["disk"], "vdb");
     standby.beta.shell(&format!("truncate -s 6000 {}", manifest("vdb"))).unwrap();
-    assert_unsupported(&verify(&standby, &request()).await.unwrap_err(), "another length");
+    assert_unsupported(&verify(&standby, &verification()).await.unwrap_err(), "another length");
     standby.beta.shell(&format!("rm {}", manifest("vdb"))).unwrap();
-    assert_unsupported(&verify(&standby, &request()).await.unwrap_err(), "not there any more");
+    assert_unsupported(&verify(&standby, &verification()).await.unwrap_err(), "not there any more");
     assert!(verify(&standby, &against_source()).await.unwrap().success);
 }
 
@@ -272,7 +268,7 @@ async fn a_broken_image_is_named() {
          printf '\\x80\\x00\\x00\\x00\\x00\\x05\\x02\\x00' | dd of={path} bs=1 seek=$l1 conv=notrunc 2>/dev/null"
     );
     standby.beta.exec(&["bash", "-c", &bend]).unwrap();
-    for asked in [request(), against_source(), VerifyRequest { full: true, ..against_source() }] {
+    for asked in [verification(), against_source(), VerifyRequest { full: true, ..against_source() }] {
         let error = verify(&standby, &asked).await.unwrap_err();
         assert!([1006, 1012].contains(&number(&error)), "{error:?}");
         assert_eq!((&*error.context["disk"], &*error.context["host"]), ("vda", "beta"), "{error:?}");
@@ -296,14 +292,14 @@ async fn disks_of_all_kinds_are_verified() {
     for byte in [1, 2] {
         odd(byte);
         standby.sync().await.unwrap();
-        for asked in [request(), against_source(), VerifyRequest { full: true, ..against_source() }] {
+        for asked in [verification(), against_source(), VerifyRequest { full: true, ..against_source() }] {
             let result = verify(&standby, &asked).await.unwrap();
             assert!(result.success, "{result:?}");
         }
     }
     // The last byte of a block that is cut short.
     write(&standby.beta, NAME, "vdb", &["write -P 9 1048582 1"]);
-    for asked in [request(), against_source()] {
+    for asked in [verification(), against_source()] {
         assert_eq!(ranges(disk(&verify(&standby, &asked).await.unwrap(), "vdb")), [(MIB, 7)]);
     }
 }
@@ -357,7 +353,7 @@ async fn a_disk_that_hangs_is_given_up() {
             hanging.hang().unwrap();
         }
     });
-    let error = client.verify(&request(), events).await.unwrap_err();
+    let error = client.verify(&verification(), events).await.unwrap_err();
     assert_eq!(number(&error), 1010, "{error:?}");
     assert_eq!(error.context["host"], "beta", "{error:?}");
     served.go_on().unwrap();
@@ -365,7 +361,7 @@ async fn a_disk_that_hangs_is_given_up() {
     common::assert_nothing_left(&standby.beta);
     assert_eq!(held_locks(&standby.beta), "");
     served.end().unwrap();
-    assert!(verify(&standby, &request()).await.unwrap().success);
+    assert!(verify(&standby, &verification()).await.unwrap().success);
 }
 
 /// A sync that ends with its commit: the overlays are not merged.
@@ -387,10 +383,10 @@ async fn a_replica_whose_overlays_wait_to_be_merged_is_verified_as_its_definitio
     let settings = CloneSettings { boundary: Arc::new(Unmerged), ..CloneSettings::default() };
     standby.sync_with(&SyncRequest::default(), &settings).await.unwrap();
     assert!(images(&standby.beta, NAME)["vda"].0.ends_with(".overlay"), "{:?}", images(&standby.beta, NAME));
-    for asked in [request(), against_source()] {
+    for asked in [verification(), against_source()] {
         let result = verify(&standby, &asked).await.unwrap();
         assert!(result.success, "{result:?}");
     }
     write(&standby.beta, NAME, "vdb", &["write -P 9 5M 1"]);
-    assert_eq!(ranges(disk(&verify(&standby, &request()).await.unwrap(), "vdb")), [(5 * MIB, BLOCK)]);
+    assert_eq!(ranges(disk(&verify(&standby, &verification()).await.unwrap(), "vdb")), [(5 * MIB, BLOCK)]);
 }

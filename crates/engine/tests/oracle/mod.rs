@@ -300,9 +300,7 @@ impl Scene {
 
     /// Waits until the agents of a dead controller have ended by themselves.
     pub fn await_dead_man(&self) {
-        for host in [&self.alpha, &self.beta] {
-            fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
-        }
+        await_dead_man([&self.alpha, &self.beta]);
     }
 
     /// Other machines of the target can be there only by the test's own doing: what it made is the new "before".
@@ -318,6 +316,13 @@ impl Scene {
             .shell(&format!("rm -f {IMAGES}/web1_clone-* /var/lib/kvm-clone/manifests/* /var/lib/kvm-clone/seals/*"))
             .unwrap();
         self.beta.exec(&["virsh", "-q", "pool-refresh", "default"]).unwrap();
+    }
+}
+
+/// Waits until the agents of a dead controller have ended by themselves.
+pub fn await_dead_man(hosts: [&Host; 2]) {
+    for host in hosts {
+        fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
     }
 }
 

@@ -7,10 +7,10 @@ use futures_util::future::BoxFuture;
 use kvm_clone_core::Result;
 use kvm_clone_core::journal::Step;
 use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, Then};
-use kvm_clone_lab::{Host, fault};
+use kvm_clone_lab::{Host, Lab, fault};
 use tokio_util::sync::CancellationToken;
 
-use super::Scene;
+use super::{SILENCE, Scene};
 use crate::common::{silent, spec};
 
 pub type At = (Step, Moment);
@@ -68,6 +68,20 @@ pub fn agents_die(host: &Host) -> impl Fn() -> Result<Then> + Send + Sync + use<
     let host = host.clone();
     move || {
         fault::kill(&host, "kvm-clone-agent").unwrap();
+        Ok(Then::Go)
+    }
+}
+
+/// The fault: a host is cut off, until its agents have noticed.
+pub fn is_cut_off(lab: &Arc<Lab>, host: &Host) -> impl Fn() -> Result<Then> + Send + Sync + use<> {
+    let (lab, host) = (Arc::clone(lab), host.clone());
+    move || {
+        lab.cut(&host).unwrap();
+        let (lab, host) = (Arc::clone(&lab), host.clone());
+        std::thread::spawn(move || {
+            fault::wait_gone(&host, "kvm-clone-agent", SILENCE * 4).unwrap();
+            lab.heal(&host).unwrap();
+        });
         Ok(Then::Go)
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::plan::{Candidates, CloneRequest, SyncRequest, Update};
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Prepared, Recovery};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Prepared, Recovery, VerifyRequest, VerifyResult};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine};
 use tokio_util::sync::CancellationToken;
 
 use crate::common::{self, MIB, silent, spec};
-use crate::oracle::{IMAGES, SILENCE, definitions, keep_what_is_synced};
+use crate::oracle::{IMAGES, SILENCE, await_dead_man, definitions, keep_what_is_synced};
 
 /// The replica's name.
 pub const NAME: &str = "standby";
@@ -110,6 +110,16 @@ impl Standby {
         }
     }
 
+    /// Waits until the agents of a dead controller have ended by themselves.
+    pub fn await_dead_man(&self) {
+        await_dead_man([&self.alpha, &self.beta]);
+    }
+
+    /// Compares the replica with the digests of its point.
+    pub async fn verify(&self) -> Result<VerifyResult> {
+        self.client().await.verify(&verification(), silent()).await
+    }
+
     /// Writes to a disk of the source, as its guest might have.
     pub fn write(&self, target: &str, commands: &[&str]) {
         write(&self.alpha, self.source.name(), target, commands);
@@ -135,6 +145,11 @@ impl Standby {
             assert!(!info.contains("backing-filename"), "{info}");
         }
     }
+}
+
+/// The replica is compared with the digests of its point.
+pub fn verification() -> VerifyRequest {
+    VerifyRequest { host: spec("beta"), machine: NAME.parse().unwrap(), against: None, full: false, checksum: None }
 }
 
 pub fn discarding() -> CloneSettings {
