@@ -2,6 +2,7 @@
 //!
 //! Each tool keeps a copy of its own at the target. Before each round the source changes once, the same for all tools.
 
+use std::ops::RangeFrom;
 use std::path::Path;
 use std::time::Duration;
 
@@ -90,9 +91,10 @@ pub(super) fn run(alpha: &Host, beta: &Host, plan: &Plan<'_>, say: &dyn Fn(&str)
     beta.exec(&["cp", "--sparse=always", "--preserve=timestamps", &ours(), &theirs()])?;
     beta.exec(&["touch", "-r", &ours(), &theirs()])?;
     let mut measured = Vec::new();
+    let mut changes = 0..;
     for scenario in chosen {
         say(&format!("== {}", scenario.name));
-        measured.push(compare(alpha, beta, scenario, &source, plan, say)?);
+        measured.push(compare(alpha, beta, scenario, &source, plan, &mut changes, say)?);
     }
     machine.undefine()?;
     alpha.exec(&["rm", "-f", &source])?;
@@ -116,6 +118,7 @@ fn compare(
     scenario: &Scenario,
     source: &str,
     plan: &Plan<'_>,
+    changes: &mut RangeFrom<u64>,
     say: &dyn Fn(&str),
 ) -> Result<Measured> {
     let command = format!("kvm-clone -q -y sync local beta MACHINE{}", scenario.ours);
@@ -125,8 +128,8 @@ fn compare(
     let tools = [(our, ours()), (rsync, theirs())].into_iter().filter(|(tool, _)| tool.ours || !plan.ours);
     let mut all: Vec<(Runs, String)> =
         tools.map(|(tool, target)| (Runs { tool, samples: Vec::new(), ended_after: None }, target)).collect();
-    for round in 0..plan.rounds {
-        change(alpha, source, scenario.change, u64::from(round))?;
+    for (_, number) in (0..plan.rounds).zip(changes) {
+        change(alpha, source, scenario.change, number)?;
         for (runs, target) in &mut all {
             if runs.tool.ours && scenario.forgets {
                 beta.shell("rm -f /var/lib/kvm-clone/manifests/* /var/lib/kvm-clone/seals/*")?;
@@ -148,7 +151,8 @@ fn one(alpha: &Host, beta: &Host, tool: &Tool, source: &str, target: &str) -> Re
     sample.ok_or_else(|| LabError::Refused(format!("{} took longer than {} s", tool.name, limit.as_secs())))
 }
 
-fn change(host: &Host, image: &str, change: Change, round: u64) -> Result<()> {
+/// Makes the change of this number, which writes where no other has written: what is there already is no change.
+fn change(host: &Host, image: &str, change: Change, number: u64) -> Result<()> {
     match change {
         Change::Nothing => return Ok(()),
         Change::Touch => return host.exec(&["touch", image]).map(drop),
@@ -156,12 +160,12 @@ fn change(host: &Host, image: &str, change: Change, round: u64) -> Result<()> {
     }
     // A stride that is prime to the number of blocks goes round the first quarter of the disk, where the data is.
     let blocks = Content::Tree.size() / BLOCK / 4;
-    let scattered = (0..SCATTERED).map(|number| {
-        let block = (round * SCATTERED + number) * 7919 % blocks;
-        format!("write -q -P {} {} {BLOCK}", number % 255 + 1, block * BLOCK)
+    let scattered = (number * SCATTERED..).take(SCATTERED as usize).map(|write| {
+        let block = write * 7919 % blocks;
+        format!("write -q -P {} {} {BLOCK}", write % 255 + 1, block * BLOCK)
     });
-    let free = Content::Tree.size() - (round + 1) * REGION;
-    let writes: Vec<String> = scattered.chain([format!("write -q -P {} {free} {REGION}", round + 1)]).collect();
+    let free = Content::Tree.size() - (number + 1) * REGION;
+    let writes: Vec<String> = scattered.chain([format!("write -q -P {} {free} {REGION}", number + 1)]).collect();
     let mut argv = vec!["qemu-io", "-f", "qcow2"];
     writes.iter().for_each(|write| argv.extend(["-c", write]));
     argv.push(image);
