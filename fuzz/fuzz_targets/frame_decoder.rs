@@ -9,6 +9,7 @@
 use kvm_clone_core::wire::control::{FromAgent, Marker, ToAgent};
 use kvm_clone_core::wire::frame::{Decoder, Encoder, HEADER_LEN, Kind, MAX_BODY, MAX_PAYLOAD, decode};
 use kvm_clone_core::wire::lane::{LaneAnswer, LaneCommand, LaneEvent, LaneMessage};
+use kvm_clone_core::wire::packed::{PIECE, Unpacker};
 use kvm_clone_core::wire::{BANNER_LIMIT, MAGIC, MagicScanner};
 use libfuzzer_sys::fuzz_target;
 use serde_bound::Message;
@@ -70,6 +71,7 @@ fn stream(mut bytes: &[u8]) {
         }
     }
     let mut decoder = Decoder::default();
+    let mut unpacker = Unpacker::default();
     while let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() {
         let Ok(header) = decoder.header(head) else { return };
         assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
@@ -86,7 +88,10 @@ fn stream(mut bytes: &[u8]) {
             Kind::Relay => drop(decode::<u16>(body)),
             Kind::Lane => drop((decode::<LaneMessage>(body), decode::<LaneAnswer>(body))),
         }
-        let Some(next) = rest.get(body_len + payload_len..) else { return };
+        let Some((payload, next)) = rest[body_len..].split_at_checked(payload_len) else { return };
+        if header.kind == Kind::Relay {
+            assert!(unpacker.unpack(payload).map_or(0, |piece| piece.len()) <= PIECE);
+        }
         bytes = next;
     }
 }

@@ -164,7 +164,7 @@ pub(crate) async fn target(
         addresses: facts.addresses.clone(),
         topology: facts.topology.clone(),
         guest_cpus: guest_cpus(site, request, source, &capabilities.domains).await?,
-        capabilities: capabilities.domains,
+        capabilities: capabilities.domains.clone(),
         nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),
         secrets: if needs_secrets(request, source)? { libvirt.secrets().await? } else { BTreeSet::new() },

@@ -15,6 +15,7 @@ use kvm_clone_core::wire::lane::{
     Base, BaseDigests, Compared, ImageSpec, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, OnDivergence, Segment,
     Trust, Verify,
 };
+use kvm_clone_core::wire::packed::Packer;
 use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, RenewedFile, SealOrder, SealState};
 use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, wire};
@@ -129,8 +130,9 @@ fn agent_stream(hello: &FromAgent) -> Vec<u8> {
     let mut stream = b"Welcome to alpha!\r\n".to_vec();
     stream.extend(MAGIC);
     stream.extend(encoder.encode(Kind::Message, hello, 0).unwrap());
-    stream.extend(encoder.encode(Kind::Relay, &3u16, 5).unwrap());
-    stream.extend(b"bytes");
+    let packed = Packer::default().pack(b"<domain/><domain/>").unwrap();
+    stream.extend(encoder.encode(Kind::Relay, &3u16, packed.len()).unwrap());
+    stream.extend(packed);
     stream.extend(encoder.encode(Kind::Message, &FromAgent::Heartbeat, 0).unwrap());
     stream
 }

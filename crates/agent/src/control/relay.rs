@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use kvm_clone_core::wire::control::{FromAgent, StreamId};
+use kvm_clone_core::wire::packed::{PIECE, Packer, Unpacker};
 use kvm_clone_core::{Error, Result};
 
 use super::session::Session;
 
-/// Bytes relayed in one frame.
-const PIECE: usize = 64 * 1024;
 /// Pieces that may wait for libvirtd.
 const WAITING: usize = 256;
 
@@ -26,8 +25,9 @@ pub(super) fn open(session: &Arc<Session>) -> Result<StreamId> {
     let stream = session.add_relay(to_libvirt).ok_or_else(closed)?;
     let mut writing = socket.try_clone().map_err(|error| lost(&error))?;
     std::thread::spawn(move || {
-        for bytes in from_controller {
-            if writing.write_all(&bytes).is_err() {
+        let mut unpacker = Unpacker::default();
+        for packed in from_controller {
+            if unpacker.unpack(&packed).ok().is_none_or(|bytes| writing.write_all(&bytes).is_err()) {
                 break;
             }
         }
@@ -40,10 +40,14 @@ pub(super) fn open(session: &Arc<Session>) -> Result<StreamId> {
 
 fn pass_answers(session: &Session, stream: StreamId, mut socket: UnixStream) {
     let mut buffer = vec![0; PIECE];
+    let mut packer = Packer::default();
     loop {
         match socket.read(&mut buffer) {
             Ok(0) => break,
-            Ok(count) => session.relay_out(stream, buffer[..count].to_vec()),
+            Ok(count) => match packer.pack(&buffer[..count]) {
+                Ok(packed) => session.relay_out(stream, packed),
+                Err(_) => break,
+            },
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }

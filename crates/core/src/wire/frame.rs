@@ -36,7 +36,7 @@ const MARK: [u8; 2] = *b"kc";
 pub enum Kind {
     /// A message between controller and control agent, or control agent and lane agent.
     Message = 1,
-    /// Relayed bytes of a libvirt connection: the body is the [`super::control::StreamId`], the payload the bytes.
+    /// Relayed bytes of a libvirt connection: the body is the [`super::control::StreamId`], the payload the bytes, [`super::packed`].
     Relay = 2,
     /// A message of a lane, with blocks as its payload.
     Lane = 3,

@@ -2,7 +2,7 @@
 //!
 //! Two kinds of byte stream use the same [`frame`]s:
 //! - the *control* stream between controller and control agent (the agent's stdin and stdout) carries [`control`]
-//!   messages and the relayed bytes of libvirt's RPC;
+//!   messages and the [`packed`] bytes of libvirt's RPC;
 //! - a *lane* between a source lane agent and a target lane agent carries [`lane`] messages and blocks. What a lane
 //!   agent is to do reaches it through its control agent, as [`lane::LaneCommand`].
 
@@ -10,6 +10,7 @@ pub mod control;
 pub mod direct;
 pub mod frame;
 pub mod lane;
+pub mod packed;
 pub mod patience;
 pub mod point;
 pub mod replica;

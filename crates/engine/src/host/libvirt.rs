@@ -12,6 +12,7 @@ use kvm_clone_core::inventory::{
 };
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::{Code, Error, Result};
+use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState};
@@ -32,7 +33,16 @@ pub(crate) struct Libvirt {
     connection: Arc<Connection>,
     deadline: Duration,
     host: String,
+    abilities: Arc<Abilities>,
     _relay: Arc<Relay>,
+}
+
+/// What the daemon at the other end can do. It is asked once a connection: the answers are long, and every look at the host
+/// wants them. Who upgrades qemu in the middle of an operation is told by the definition, which libvirt refuses then.
+#[derive(Default)]
+struct Abilities {
+    host: OnceCell<Capabilities>,
+    cpus: Mutex<Vec<(Platform, Cpus)>>,
 }
 
 /// A connection that is closed on a thread of its own: closing is a call like any other, which blocks until it was
@@ -76,6 +86,7 @@ impl Libvirt {
             connection: Arc::new(Connection(Some(connection))),
             deadline,
             host: host.to_owned(),
+            abilities: Arc::default(),
             _relay: Arc::new(relay),
         })
     }
@@ -224,24 +235,33 @@ impl Libvirt {
     }
 
     /// What the host can run, as whom, and by which version.
-    pub(crate) async fn capabilities(&self) -> Result<Capabilities> {
-        let (xml, version) =
-            self.call(|connection| Ok((connection.capabilities()?, connection.lib_version()?))).await?;
-        Ok(Capabilities {
-            domains: DomainCapabilities::all_from_xml(&xml)?,
-            qemu_owner: qemu_owner(&xml)?,
-            version: u64::from(version),
-        })
+    pub(crate) async fn capabilities(&self) -> Result<&Capabilities> {
+        let ask = async || {
+            let (xml, version) =
+                self.call(|connection| Ok((connection.capabilities()?, connection.lib_version()?))).await?;
+            Ok(Capabilities {
+                domains: DomainCapabilities::all_from_xml(&xml)?,
+                qemu_owner: qemu_owner(&xml)?,
+                version: u64::from(version),
+            })
+        };
+        self.abilities.host.get_or_try_init(ask).await
     }
 
     /// The CPUs that guests on this platform can see.
     pub(crate) async fn cpus(&self, platform: Platform) -> Result<Cpus> {
-        let Platform { virt_type, arch, machine, emulator } = platform;
+        let mut known = self.abilities.cpus.lock().await;
+        if let Some((_, cpus)) = known.iter().find(|(of, _)| *of == platform) {
+            return Ok(cpus.clone());
+        }
+        let Platform { virt_type, arch, machine, emulator } = platform.clone();
         let told = self.call(move |connection| {
             let words = (emulator.as_deref(), arch.as_deref(), machine.as_deref());
             connection.domain_capabilities(words.0, words.1, words.2, Some(&virt_type), 0)
         });
-        Cpus::from_xml(&told.await?)
+        let cpus = Cpus::from_xml(&told.await?)?;
+        known.push((platform, cpus.clone()));
+        Ok(cpus)
     }
 
     /// Where a pool's volume is.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kvm_clone_core::wire::packed::{PIECE, Packer, Unpacker};
 use kvm_clone_core::{Error, Result};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,9 +11,6 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::control::Control;
 use super::private::private_dir;
-
-/// Bytes that go in one frame.
-const PIECE: usize = 64 * 1024;
 
 /// A socket at which the host's libvirt answers, for one connection.
 pub(crate) struct Relay {
@@ -49,14 +47,18 @@ async fn pass(control: &Control, stream: u16, socket: UnixStream, arriving: &mut
     let (mut reading, mut writing) = socket.into_split();
     let up = async {
         let mut buffer = vec![0; PIECE];
+        let mut packer = Packer::default();
         while let Ok(count @ 1..) = reading.read(&mut buffer).await {
-            if control.relay(stream, buffer[..count].to_vec()).await.is_err() {
+            let Ok(packed) = packer.pack(&buffer[..count]) else { break };
+            if control.relay(stream, packed).await.is_err() {
                 break;
             }
         }
     };
     let down = async {
-        while let Some(bytes) = arriving.recv().await {
+        let mut unpacker = Unpacker::default();
+        while let Some(packed) = arriving.recv().await {
+            let Ok(bytes) = unpacker.unpack(&packed) else { break };
             if writing.write_all(&bytes).await.is_err() {
                 break;
             }
