@@ -160,7 +160,7 @@ fn change(host: &Host, image: &str, change: Change, number: u64) -> Result<()> {
     }
     // A stride that is prime to the number of blocks goes round the first quarter of the disk, where the data is.
     let blocks = Content::Tree.size() / BLOCK / 4;
-    let scattered = (number * SCATTERED..).take(SCATTERED as usize).map(|write| {
+    let scattered = (number * SCATTERED..(number + 1) * SCATTERED).map(|write| {
         let block = write * 7919 % blocks;
         format!("write -q -P {} {} {BLOCK}", write % 255 + 1, block * BLOCK)
     });
