@@ -6,6 +6,7 @@
 //! specification leaves the framing to the application).
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_clone_core::wire::direct::{Cipher, Seal};
@@ -19,7 +20,7 @@ const TAG: usize = 16;
 const LENGTH: usize = 2;
 /// Messages written to the network at once.
 const BATCH: usize = 4;
-/// Bytes read from the network at once.
+/// Bytes read from the network at once; no message is longer.
 const READ_AHEAD: usize = BATCH * (MESSAGE + LENGTH);
 /// Both ends must mean the same by what follows.
 const PROLOGUE: &[u8] = b"kvm-clone lane 1";
@@ -94,21 +95,53 @@ impl<S: Write> Write for SealedWriter<S> {
 
 /// The end that receives in one direction. There is one for each end of a connection.
 pub(crate) struct SealedReader<S> {
-    stream: io::BufReader<S>,
+    stream: S,
     noise: Noise,
     /// The number of the next message.
     next: u64,
     sealed: Vec<u8>,
+    /// Where in `sealed` lies what has come and was not opened yet.
+    waiting: Range<usize>,
     plain: Vec<u8>,
     /// Where in `plain` lies what was not taken yet.
-    left: std::ops::Range<usize>,
+    left: Range<usize>,
 }
 
 impl<S: Read> SealedReader<S> {
     /// Opens what comes from `stream`, over which the ends agreed.
     pub(crate) fn new(stream: S, noise: Noise) -> Self {
-        let stream = io::BufReader::with_capacity(READ_AHEAD, stream);
-        Self { stream, noise, next: 0, sealed: vec![0; MESSAGE], plain: vec![0; MESSAGE], left: 0..0 }
+        Self { stream, noise, next: 0, sealed: vec![0; READ_AHEAD], waiting: 0..0, plain: vec![0; MESSAGE], left: 0..0 }
+    }
+
+    /// Where the next message lies in `sealed`, whole; none at the end of the stream between two messages.
+    fn message(&mut self) -> io::Result<Option<Range<usize>>> {
+        if !self.wait_for(LENGTH)? {
+            return Ok(None);
+        }
+        let start = self.waiting.start;
+        let length = usize::from(u16::from_be_bytes([self.sealed[start], self.sealed[start + 1]]));
+        self.wait_for(LENGTH + length)?;
+        let start = self.waiting.start + LENGTH;
+        self.waiting.start = start + length;
+        Ok(Some(start..start + length))
+    }
+
+    /// Reads until so many bytes wait; false at the end of the stream where none do.
+    fn wait_for(&mut self, count: usize) -> io::Result<bool> {
+        while self.waiting.len() < count {
+            if self.sealed.len() - self.waiting.start < count || self.waiting.is_empty() {
+                self.sealed.copy_within(self.waiting.clone(), 0);
+                self.waiting = 0..self.waiting.len();
+            }
+            match self.stream.read(&mut self.sealed[self.waiting.end..]) {
+                Ok(0) if self.waiting.is_empty() => return Ok(false),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => self.waiting.end += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -118,12 +151,11 @@ impl<S: Read> Read for SealedReader<S> {
             return Ok(0);
         }
         if self.left.is_empty() {
-            let Some(length) = read_length(&mut self.stream)? else { return Ok(0) };
-            self.stream.read_exact(&mut self.sealed[..length])?;
-            let (sealed, number) = (&self.sealed[..length], self.next);
+            let Some(message) = self.message()? else { return Ok(0) };
+            let (sealed, number) = (&self.sealed[message], self.next);
             self.next += 1;
             // What has room is opened where it is wanted.
-            if buffer.len() >= length {
+            if buffer.len() >= sealed.len() {
                 return self.noise.read_message(number, sealed, buffer).map_err(broken);
             }
             self.left = 0..self.noise.read_message(number, sealed, &mut self.plain).map_err(broken)?;
@@ -154,29 +186,18 @@ fn say(stream: &mut impl Write, noise: &mut HandshakeState) -> io::Result<()> {
 }
 
 fn hear(stream: &mut impl Read, noise: &mut HandshakeState) -> io::Result<()> {
-    let mut message = [0; 256];
-    let length = read_length(stream)?.filter(|length| *length <= message.len()).ok_or_else(|| broken("no greeting"))?;
+    let (mut length, mut message) = ([0; LENGTH], [0; 256]);
+    stream.read_exact(&mut length)?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > message.len() {
+        return Err(broken("no greeting"));
+    }
     stream.read_exact(&mut message[..length])?;
     noise.read_message(&message[..length], &mut []).map(drop).map_err(broken)
 }
 
 fn prefix(length: usize) -> io::Result<[u8; LENGTH]> {
     u16::try_from(length).map(u16::to_be_bytes).map_err(broken)
-}
-
-/// The length of the next message; none at the end of the stream between two messages.
-fn read_length(stream: &mut impl Read) -> io::Result<Option<usize>> {
-    let mut bytes = [0; LENGTH];
-    loop {
-        match stream.read(&mut bytes[..1]) {
-            Ok(0) => return Ok(None),
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    stream.read_exact(&mut bytes[1..])?;
-    Ok(Some(usize::from(u16::from_be_bytes(bytes))))
 }
 
 fn broken(error: impl ToString) -> io::Error {

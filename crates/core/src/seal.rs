@@ -13,10 +13,6 @@ use crate::name::DiskTarget;
 use crate::wire::control::Identity;
 use crate::wire::replica::{SealQuery, SealState};
 
-/// How long ago a change must be before a look at the file counts: two ticks of the slowest kernel clock (100 Hz), in
-/// nanoseconds. Changes within one tick may have one time, so a later one would not show.
-pub const SETTLED: i128 = 20_000_000;
-
 /// The version of the file's layout.
 const VERSION: u32 = 1;
 
@@ -192,11 +188,12 @@ impl FileFacts {
     }
 }
 
-/// Whether a file's last change is so long ago that a later one would have another time. A change that lies in the future
-/// (the clock was set) proves nothing either.
+/// Whether a file's last change is over, so that a later one would have another time. `now` is what the kernel would stamp a file
+/// with at this moment (`CLOCK_REALTIME_COARSE`, clock_gettime(2)), in nanoseconds: it stands still within a tick, and all
+/// changes of a tick have one time. A change that lies in the future (the clock was set) proves nothing either.
 #[must_use]
 pub const fn is_settled(identity: &Identity, now: i128) -> bool {
-    now - identity.changed > SETTLED
+    now > identity.changed
 }
 
 #[cfg(test)]
@@ -290,7 +287,7 @@ mod tests {
     #[test]
     fn only_changes_that_are_over_are_settled() {
         let identity = facts("/a").identity;
-        for (after, settled) in [(-1, false), (0, false), (SETTLED, false), (SETTLED + 1, true)] {
+        for (after, settled) in [(-1, false), (0, false), (1, true)] {
             assert_eq!(is_settled(&identity, identity.changed + after), settled);
         }
     }

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::name::DiskTarget;
@@ -13,6 +13,7 @@ use kvm_clone_core::wire::control::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{SealOrder, SealQuery, SealState};
 use rustix::fs::OFlags;
+use rustix::time::ClockId;
 use uuid::Uuid;
 
 use super::inspect::identity;
@@ -155,8 +156,8 @@ fn settled(path: &str) -> std::result::Result<(File, Identity), String> {
     for _ in 0..LOOKS {
         let (file, facts) = look(path)?;
         facts.proof()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
-        if is_settled(&facts.identity, i128::try_from(now).unwrap_or(0)) {
+        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        if is_settled(&facts.identity, i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)) {
             return Ok((file, facts.identity));
         }
         std::thread::sleep(PAUSE);
