@@ -5,7 +5,7 @@
 //! ```
 //!
 //! AGENT is the `kvm-clone-agent` program to install on the hosts, JOURNAL a file for the journal, SOURCE and DEST are
-//! hosts as the command takes them. `tests/routes.rs` runs this very file in the lab.
+//! hosts as the command takes them. `tests/lab/routes.rs` runs this very file in the lab.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what happens")]
 
 use std::error::Error;

@@ -1,0 +1,258 @@
+//! `--force`: the old machine is replaced at once, or stays whole.
+
+use crate::common::{MIB, number};
+use crate::oracle::child::Task;
+use crate::oracle::{IMAGES, Now, Scene, State, assert_boots, at, clone_with_events};
+use kvm_clone_core::event::Phase;
+use kvm_clone_core::plan::{CloneRequest, Existing};
+use kvm_clone_engine::{Action, CloneSettings, Recovery};
+use kvm_clone_lab::{DiskSpec, FsKind, MachineSpec, define_machine, fault};
+use tokio_util::sync::CancellationToken;
+
+fn uuid(scene: &Scene) -> String {
+    scene.beta.exec(&["virsh", "domuuid", "web1_clone"]).unwrap().trim().to_owned()
+}
+
+/// The new machine stands where the old one stood, and nothing of the old one is left.
+fn assert_replaced(scene: &Scene, old_uuid: &str) {
+    assert_eq!(scene.assert_promise(), Now::New);
+    assert_eq!(uuid(scene), old_uuid, "the new machine has the old one's UUID");
+    let now = State::of(&scene.beta);
+    for old in scene.beta_before.files.keys() {
+        assert!(!now.files.contains_key(old), "{old} of the old machine is left");
+    }
+    assert_eq!(now.autostart, "", "the new machine must not start by itself");
+    scene.assert_nothing_of_ours(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_machine_is_replaced_whole() {
+    let Some(scene) = Scene::new("the_old_machine_is_replaced_whole").map(Scene::replacing) else { return };
+    let old = uuid(&scene);
+    scene.clone().await.unwrap();
+    assert_replaced(&scene, &old);
+    assert_boots(&scene.beta.machine("web1_clone").unwrap());
+
+    // One whose disk is gone already is replaced all the same.
+    let scene = again(scene);
+    let old = uuid(&scene);
+    scene.beta.shell(&format!("rm {IMAGES}/web1_clone-vda.qcow2")).unwrap();
+    scene.clone().await.unwrap();
+    assert_replaced(&scene, &old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_leaves_the_old_machine_as_it_was() {
+    let Some(scene) = Scene::new("a_failure_leaves_the_old_machine_as_it_was").map(Scene::replacing) else { return };
+    let old = uuid(&scene);
+    let (run, _gate) = scene.start_and_hold().await;
+    run.cancel.cancel();
+    assert_eq!(number(&run.fails().await), 1008);
+    scene.assert_clean();
+    for pattern in ["kvm-clone-agent lane", "kvm-clone-agent control"] {
+        let (run, gate) = scene.start_and_hold().await;
+        fault::kill(&scene.beta, pattern).unwrap();
+        gate.open();
+        run.fails().await;
+        scene.sweep().await;
+        scene.assert_clean();
+    }
+    assert_boots(&scene.beta.machine("web1_clone").unwrap());
+    // The boot wrote nothing that would matter here, but may have touched the disk.
+    let mut scene = scene;
+    scene.remember();
+    scene.clone().await.unwrap();
+    assert_replaced(&scene, &old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_leaves_the_old_machine_as_it_was() {
+    let Some(scene) = Scene::new("a_full_disk_leaves_the_old_machine_as_it_was") else { return };
+    scene.beta.small_filesystem(IMAGES, FsKind::Ext4, 128 * MIB).unwrap();
+    let scene = scene.replacing();
+    let (run, gate) = scene.start_and_hold().await;
+    scene.beta.shell(&format!("cat /dev/zero >{IMAGES}/.kvm-clone-filler 2>/dev/null || true")).unwrap();
+    gate.open();
+    assert_eq!(number(&run.fails().await), 1005);
+    scene.beta.shell(&format!("rm {IMAGES}/.kvm-clone-filler")).unwrap();
+    scene.assert_clean_and_clone_again().await;
+}
+
+/// The commit is one call: whatever dies around it, one of the two machines stands, and stands whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_around_the_commit_leaves_old_or_new() {
+    let test = "an_agent_killed_around_the_commit_leaves_old_or_new";
+    let Some(mut scene) = Scene::new(test).map(Scene::replacing) else { return };
+    for micros in [10_000, 20_000, 40_000] {
+        let (client, beta, old) = (scene.client().await, scene.beta.clone(), uuid(&scene));
+        let events = at(Phase::Commit, micros, move || drop(fault::kill(&beta, "kvm-clone-agent control")));
+        let result = clone_with_events(&client, scene.request.clone(), events, CancellationToken::new()).await;
+        drop(client);
+        scene.sweep().await;
+        match result {
+            Ok(_) => {
+                assert_replaced(&scene, &old);
+                scene = again(scene);
+            }
+            Err(error) => {
+                assert_ne!(number(&error), 1015, "{micros}: {error:?}");
+                scene.assert_clean();
+            }
+        }
+    }
+}
+
+/// The next round begins with an old machine again.
+fn again(scene: Scene) -> Scene {
+    scene.remove_clone();
+    scene.replacing()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_killed_before_or_after_the_commit_is_recovered() {
+    let test = "a_controller_killed_before_or_after_the_commit_is_recovered";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    for (phase, action) in [("finish", Action::Undo), ("commit", Action::Undo), ("clean", Action::Finish)] {
+        let old = uuid(&scene);
+        let mut controller = Task::new(&scene).hold_at(phase).start();
+        controller.says("held");
+        controller.kill();
+        scene.await_dead_man();
+        scene.assert_promise_while_placing();
+        let recovered = scene.recover("other.db").await;
+        assert_eq!(recovered.iter().map(|entry| entry.action).collect::<Vec<_>>(), [action], "{phase}");
+        match action {
+            Action::Finish => assert_replaced(&scene, &old),
+            _ => scene.assert_clean(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_since_the_plan_is_not_replaced() {
+    let Some(scene) = Scene::new("what_changed_since_the_plan_is_not_replaced").map(Scene::replacing) else { return };
+    let old = scene.beta.machine("web1_clone").unwrap();
+    let (run, gate) = scene.start_and_hold().await;
+    old.start().unwrap();
+    gate.open();
+    let error = run.fails().await;
+    assert_eq!(number(&error), 1014, "{error:?}");
+    assert_eq!(old.state().unwrap(), "running");
+    old.destroy().unwrap();
+    let mut scene = scene;
+    scene.remember();
+
+    // Another machine has come to use the old one's disk, which would be removed.
+    let (run, gate) = scene.start_and_hold().await;
+    let disk = DiskSpec::qcow2("vda", 16 * MIB).at(&format!("{IMAGES}/web1_clone-vda.qcow2")).existing();
+    define_machine(&scene.beta, MachineSpec::named("other").disk(disk)).unwrap();
+    scene.remember();
+    gate.open();
+    let error = run.fails().await;
+    assert_eq!(number(&error), 1014, "{error:?}");
+    scene.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_other_machines_stand_on_is_not_removed() {
+    let test = "a_disk_that_other_machines_stand_on_is_not_removed";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let base = format!("{IMAGES}/web1_clone-vda.qcow2");
+    let overlay = "/srv/linked.qcow2";
+    let make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, overlay];
+    scene.beta.exec(&make).unwrap();
+    let disk = DiskSpec::qcow2("vda", 16 * MIB).at(overlay).existing();
+    define_machine(&scene.beta, MachineSpec::named("linked").disk(disk)).unwrap();
+    let sum = State::of(&scene.beta).files[&base].clone();
+    scene.clone().await.unwrap();
+    assert_eq!(State::of(&scene.beta).files.get(&base), Some(&sum), "the linked machine's base is gone");
+}
+
+/// Defines a machine with this image.
+fn stand_on(scene: &Scene, image: &str) {
+    let disk = DiskSpec::qcow2("vda", 16 * MIB).at(image).existing();
+    define_machine(&scene.beta, MachineSpec::named("linked").disk(disk)).unwrap();
+}
+
+const BASE: &str = "/var/lib/libvirt/images/web1_clone-vda.qcow2";
+const LINKED: &str = "/srv/linked.qcow2";
+/// qemu-img names the format of a backing file since 6.1; older images have no such header extension, nor one of a type that
+/// nobody knows.
+const WITHOUT_FORMAT: &str = "qemu-img create -q -f qcow2 -F qcow2 -b /var/lib/libvirt/images/web1_clone-vda.qcow2 /srv/linked.qcow2; \
+     printf 'KVM!' | dd of=/srv/linked.qcow2 bs=1 seek=112 conv=notrunc status=none";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_another_machine_reaches_some_other_way_is_not_removed() {
+    let test = "a_disk_that_another_machine_reaches_some_other_way_is_not_removed";
+    let Some(mut scene) = Scene::new(test).map(Scene::replacing) else { return };
+    scene.beta.shell(&format!("ln -s {IMAGES} /srv/by-link")).unwrap();
+    let by_link = "/srv/by-link/web1_clone-vda.qcow2";
+    let overlay = format!("qemu-img create -q -f qcow2 -F qcow2 -b {by_link} {LINKED}");
+    let data =
+        format!("qemu-img create -q -f qcow2 -o data_file=/srv/data.raw {LINKED} 16M; ln -f {BASE} /srv/data.raw");
+    for (image, made) in [(by_link, "true"), (LINKED, &overlay), (LINKED, &data), (LINKED, WITHOUT_FORMAT)] {
+        scene.beta.shell(made).unwrap();
+        stand_on(&scene, image);
+        let sum = State::of(&scene.beta).files[BASE].clone();
+        let result = scene.clone().await.unwrap();
+        assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "{made}");
+        let warned = result.warnings.iter().any(|warning| warning.contains("all its files stay"));
+        assert_eq!(warned, made == WITHOUT_FORMAT, "{:?}", result.warnings);
+        scene.beta.exec(&["virsh", "-q", "undefine", "linked"]).unwrap();
+        scene.beta.shell("rm -f /srv/linked.qcow2 /srv/data.raw").unwrap();
+        scene.begin_again();
+    }
+    scene.clone().await.unwrap();
+    assert!(!State::of(&scene.beta).files.contains_key(BASE), "it is nobody's now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recover_removes_nothing_that_another_machine_may_stand_on() {
+    let test = "recover_removes_nothing_that_another_machine_may_stand_on";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let mut controller = Task::new(&scene).hold_at("clean").start();
+    controller.says("held");
+    controller.kill();
+    scene.await_dead_man();
+    scene.beta.shell(WITHOUT_FORMAT).unwrap();
+    stand_on(&scene, LINKED);
+    let sum = State::of(&scene.beta).files[BASE].clone();
+    let client = scene.client_with("other.db").await;
+    let refused = client.recover(&crate::common::spec("beta"), Recovery::Act).await.unwrap();
+    assert!(matches!(refused[0].error.as_ref(), Some(error) if number(error) == 1014), "{refused:?}");
+    assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the linked machine's base is gone");
+    // As the error's help says.
+    scene.beta.exec(&["qemu-img", "rebase", "-u", "-b", BASE, "-F", "qcow2", LINKED]).unwrap();
+    scene.recover("other.db").await;
+    assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the linked machine's base is gone");
+    scene.assert_nothing_of_ours(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_replaced_is_refused_before_anything_is_done() {
+    let test = "what_cannot_be_replaced_is_refused_before_anything_is_done";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let old = scene.beta.machine("web1_clone").unwrap();
+    old.start().unwrap();
+    assert_eq!(number(&scene.clone().await.unwrap_err()), 1014);
+    old.destroy().unwrap();
+    scene.beta.exec(&["virsh", "-q", "snapshot-create-as", "web1_clone", "s1"]).unwrap();
+    assert_eq!(number(&scene.clone().await.unwrap_err()), 1013);
+
+    // Onto itself, also where the host goes by two names.
+    let client = scene.client().await;
+    let request = CloneRequest {
+        existing: Existing::Replace,
+        new_name: Some("web1".parse().unwrap()),
+        ..CloneRequest::default()
+    };
+    for to in ["alpha", "root@alpha"] {
+        let settings = CloneSettings::default();
+        let error =
+            crate::common::clone_with(&client, "alpha", to, "web1", request.clone(), &settings).await.unwrap_err();
+        assert_eq!(number(&error), 1007, "{to}: {error:?}");
+    }
+    drop(client);
+    scene.assert_source_unharmed();
+    scene.assert_nothing_of_ours(0);
+}
