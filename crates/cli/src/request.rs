@@ -118,7 +118,12 @@ pub(crate) fn sync_request(args: &SyncArgs, settings: &Settings) -> Result<SyncR
     };
     Ok(SyncRequest {
         replica: args.target_name.clone(),
-        update: Update { candidates, disks_only: args.update.disks_only, in_place: args.update.in_place },
+        update: Update {
+            candidates,
+            disks_only: args.update.disks_only,
+            in_place: args.update.in_place,
+            remove_lost: args.update.remove_lost_disks,
+        },
         block_size: settings.transfer.block_size.value.0,
         presence: presence(args.live, args.offline),
         discard_managed_save: args.update.discard_managed_save,

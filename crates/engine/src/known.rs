@@ -50,8 +50,8 @@ impl Known {
 /// Asks both hosts. Nothing is known of a machine that is new at the target.
 ///
 /// # Errors
-/// [`kvm_clone_core::Code::Conflict`] where a replica that is to be replaced was changed since its last point, or where it cannot
-/// be told whether one was, unless its changes are to be discarded anyway.
+/// [`kvm_clone_core::Code::Conflict`] where a replica that is to be replaced, or a disk of it that goes, was changed since its last
+/// point, or where it cannot be told whether one was, unless its changes are to be discarded anyway.
 pub(crate) async fn look(
     source: &Host,
     site: &Site,
@@ -60,8 +60,9 @@ pub(crate) async fn look(
     settings: &CloneSettings,
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
-    if replica.is_replaced() && replica.incomplete.is_none() && !settings.discard_target_changes {
-        changed::refuse(site, replica, settings.paranoid, |_| true).await?;
+    if replica.incomplete.is_none() && !settings.discard_target_changes {
+        let goes = |disk: &DiskTarget| plan.replaces.iter().any(|replaced| replaced.lost_disks.contains(disk));
+        changed::refuse(site, replica, settings.paranoid, |disk| replica.is_replaced() || goes(disk)).await?;
     }
     refuse_given(site, replica, settings)?;
     let target = &site.host;

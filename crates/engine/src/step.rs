@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
+use kvm_clone_core::domain::Domain;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
@@ -341,7 +342,10 @@ fn renewed(plan: &ClonePlan, disks: &[CopyDisk], known: &Known) -> Vec<RenewedFi
 /// What was kept of the replica's last point.
 fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
     let Some(replica) = &plan.replica else { return Vec::new() };
-    let disks = plan.disks.iter().map(|disk| disk.target.to_string());
+    // Those that the source has no longer among them.
+    let before = Domain::parse(&replica.before).ok();
+    let before = before.iter().flat_map(Domain::data_disks).map(|disk| &disk.target);
+    let disks = plan.disks.iter().map(|disk| &disk.target).chain(before).map(DiskTarget::to_string);
     let files = plan.files.iter().map(|file| file.name.clone()).chain(OWN_FILES.map(str::to_owned));
     let names: BTreeSet<String> = disks.chain(files).collect();
     names.into_iter().flat_map(|name| kept_of(target, replica.operation, &name)).collect()

@@ -75,6 +75,9 @@ pub(crate) struct UpdateArgs {
     /// until a sync completes it. Asks first
     #[arg(long, conflicts_with_all = ["full", "safety_snapshot"])]
     pub(crate) in_place: bool,
+    /// Remove the images of disks that the source has no longer; otherwise they stay as files, and that is said
+    #[arg(long, conflicts_with = "disks_only")]
+    pub(crate) remove_lost_disks: bool,
     /// Overwrite what was written on the replica since its last point; otherwise that is an error
     #[arg(long)]
     pub(crate) discard_target_changes: bool,

@@ -263,6 +263,9 @@ pub struct Replaced {
     pub uuid: Uuid,
     /// Its disk files that no other machine uses; removed after the new machine is there.
     pub files: Vec<String>,
+    /// Disks of a replica that the source has no longer, and whose images are among these files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost_disks: Vec<DiskTarget>,
 }
 
 impl ClonePlan {

@@ -52,11 +52,14 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> 
             Vec::new()
         }
     };
-    Some(Replaced { name: existing.name.clone(), uuid: existing.uuid, files })
+    Some(Replaced { name: existing.name.clone(), uuid: existing.uuid, files, lost_disks: Vec::new() })
 }
 
 /// An image of another machine that may stand on anything, so on a file of the replaced one too.
-fn unseen<'a>(facts: &'a Facts<'_>, existing: &ExistingMachine) -> Option<(&'a ExistingMachine, &'a String)> {
+pub(super) fn unseen<'a>(
+    facts: &'a Facts<'_>,
+    existing: &ExistingMachine,
+) -> Option<(&'a ExistingMachine, &'a String)> {
     let others = facts.target.machines.iter().filter(|machine| machine.uuid != existing.uuid);
     others.flat_map(|other| other.unseen.iter().map(move |image| (other, image))).next()
 }

@@ -155,14 +155,78 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     }
     in_place::note_risk(replica, update, checks);
     note_blocks(facts, replica, update, checks);
-    note_disks(facts, update, checks);
+    let removable = removable_files(facts, replica, existing, update, checks);
+    let lost: Vec<Lost<'_>> = left_over(facts).map(|disk| Lost::of(facts, replica, update, disk, &removable)).collect();
+    note_disks(facts, update, &lost, checks);
     let kept = |path: &String| {
         let is_base = facts.bases(update).any(|(_, (image, _))| image.path == *path);
         let is_below = replica.images.values().flat_map(|chain| chain.iter().skip(1)).any(|image| image.path == *path);
-        is_base || is_below || left_over(facts).any(|disk| disk.source.as_ref() == Some(path))
+        is_base || is_below || lost.iter().any(|lost| lost.image == path && !lost.goes)
     };
-    let files = replace::removable_files(facts, existing).into_iter().filter(|path| !kept(path) && !update.disks_only);
-    Some(Replaced { name: replica.name.clone(), uuid: replica.uuid, files: files.collect() })
+    let files = removable.iter().filter(|path| !kept(path) && !update.disks_only).cloned().collect();
+    let lost_disks = lost.iter().filter(|lost| lost.goes).map(|lost| lost.disk.target.clone()).collect();
+    Some(Replaced { name: replica.name.clone(), uuid: replica.uuid, files, lost_disks })
+}
+
+/// The replica's files that nothing else uses. Where an image of another machine may stand on any of its images, these stay.
+fn removable_files(
+    facts: &Facts<'_>,
+    replica: &Replica,
+    existing: &ExistingMachine,
+    update: Update,
+    checks: &mut Checks,
+) -> Vec<String> {
+    let mut files = replace::removable_files(facts, existing);
+    if let Some((other, image)) = replace::unseen(facts, existing) {
+        if update.candidates == Candidates::All {
+            let message =
+                format!("the old images stay: what {image} of machine {} stands on cannot be told", other.name);
+            checks.warn("replica", message, Some("Remove them by hand if no machine stands on them"));
+        }
+        files.retain(|path| !replica.images.values().flatten().any(|image| image.path == *path));
+    }
+    files
+}
+
+/// A disk that the replica has and the source has not.
+struct Lost<'a> {
+    disk: &'a DiskElement,
+    /// Its image, or what its definition names.
+    image: &'a str,
+    /// Whether the image is removed.
+    goes: bool,
+}
+
+impl<'a> Lost<'a> {
+    /// An image goes by word alone, and where nothing else needs it: no other machine, and no point that is kept.
+    fn of(
+        facts: &Facts<'a>,
+        replica: &'a Replica,
+        update: Update,
+        disk: &'a DiskElement,
+        removable: &[String],
+    ) -> Self {
+        let chain = replica.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
+        let image = chain.first().map_or_else(|| disk.source.as_deref().unwrap_or_default(), |image| &image.path);
+        let is_kept = facts.request.safety.keep || chain.len() > 1;
+        let goes = update.remove_lost && !update.disks_only && !is_kept && removable.iter().any(|path| path == image);
+        Self { disk, image, goes }
+    }
+
+    fn note(&self, update: Update, checks: &mut Checks) {
+        let (disk, image) = (&self.disk.target, self.image);
+        if update.disks_only {
+            checks.warn("disks", format!("disk {disk} is gone from the source; the replica's stays as it is"), None);
+            return;
+        }
+        let (fate, hint) = match (self.goes, update.remove_lost) {
+            (true, _) => ("is removed", None),
+            (false, true) => ("stays, as old points or other machines may need it", None),
+            (false, false) => ("stays", Some("--remove-lost-disks removes it; later that is to be done by hand")),
+        };
+        let message = format!("disk {disk} is gone from the source; the replica loses it, its image {image} {fate}");
+        checks.warn("disks", message, hint);
+    }
 }
 
 fn changed(facts: &Facts<'_>, replica: &Replica, what: &str) -> Error {
@@ -274,7 +338,7 @@ fn note_blocks(facts: &Facts<'_>, replica: &Replica, update: Update, checks: &mu
 }
 
 /// What becomes of each disk that is not simply compared.
-fn note_disks(facts: &Facts<'_>, update: Update, checks: &mut Checks) {
+fn note_disks(facts: &Facts<'_>, update: Update, lost: &[Lost<'_>], checks: &mut Checks) {
     for disk in facts.domain.data_disks() {
         let size = facts.source_size(disk);
         match facts.replica_disk(disk).and_then(|chain| chain.first()) {
@@ -288,12 +352,7 @@ fn note_disks(facts: &Facts<'_>, update: Update, checks: &mut Checks) {
             Some(_) => {}
         }
     }
-    for disk in left_over(facts) {
-        let image = disk.source.as_deref().unwrap_or_default();
-        let message =
-            format!("disk {} is gone from the source; the replica loses it, its image {image} stays", disk.target);
-        checks.warn("disks", message, Some("Remove the file by hand if nobody needs it"));
-    }
+    lost.iter().for_each(|lost| lost.note(update, checks));
 }
 
 /// Disks that the replica has and the source has not.

@@ -138,6 +138,9 @@ pub struct Update {
     /// `--in-place`: its images are written themselves. Until that is complete it is no machine at all.
     #[serde(default)]
     pub in_place: bool,
+    /// `--remove-lost-disks`: the images of disks that the source has no longer go with the commit.
+    #[serde(default)]
+    pub remove_lost: bool,
 }
 
 /// How one sync keeps no point where all others do.

@@ -95,11 +95,7 @@ async fn disks_come_grow_and_go_with_their_source() {
     standby.alpha.exec(&[&["virsh", "-q"][..], &attach].concat()).unwrap();
     standby.write("vdc", &["write -P 4 0 1M"]);
     let only = SyncRequest {
-        update: Update {
-            candidates: kvm_clone_core::plan::Candidates::OnlyDiffering,
-            disks_only: false,
-            in_place: false,
-        },
+        update: Update { candidates: kvm_clone_core::plan::Candidates::OnlyDiffering, ..Update::default() },
         ..SyncRequest::default()
     };
     assert_eq!(number(&standby.sync_with(&only, &CloneSettings::default()).await.unwrap_err()), 1014);
@@ -112,6 +108,26 @@ async fn disks_come_grow_and_go_with_their_source() {
     standby.assert_synced();
     assert_eq!(images(&standby.beta, NAME).len(), 2);
     standby.beta.exec(&["test", "-e", "/var/lib/libvirt/images/standby-vdc.qcow2"]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_of_a_lost_disk_goes_by_word_unless_it_was_changed() {
+    let Some(standby) = Standby::new("the_image_of_a_lost_disk_goes").await else { return };
+    let image = images(&standby.beta, NAME)["vdb"].0.clone();
+    standby.alpha.exec(&["virsh", "-q", "detach-disk", "web1", "vdb", "--config"]).unwrap();
+    let remove = SyncRequest { update: Update { remove_lost: true, ..Update::default() }, ..SyncRequest::default() };
+    write(&standby.beta, NAME, "vdb", &["write -q -P 9 1M 4k"]);
+    let refused = standby.sync_with(&remove, &CloneSettings::default()).await.unwrap_err();
+    assert_eq!((number(&refused), refused.context["disk"].as_str()), (1014, "vdb"));
+    standby.beta.exec(&["test", "-e", &image]).unwrap();
+    assert_eq!(images(&standby.beta, NAME).len(), 2, "the replica is as it was");
+    let result = standby.sync_with(&remove, &discarding()).await.unwrap();
+    assert!(result.warnings.iter().any(|warning| warning.contains("is removed")), "{:?}", result.warnings);
+    standby.assert_synced();
+    assert_eq!(images(&standby.beta, NAME).len(), 1);
+    standby.beta.exec(&["test", "!", "-e", &image]).unwrap();
+    let kept = standby.beta.shell("ls /var/lib/kvm-clone/manifests /var/lib/kvm-clone/seals").unwrap();
+    assert!(!kept.contains("vdb"), "{kept}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

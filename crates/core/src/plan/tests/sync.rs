@@ -188,6 +188,31 @@ fn disks_that_come_go_and_grow_are_told() {
             .contains("disk vdb is gone from the source; the replica loses it, its image /images/old-vdb.qcow2 stays")
     );
     assert_eq!(plan.replaces.unwrap().files, [""; 0]);
+
+    // By word its image goes with the commit, unless something may stand on it.
+    update(&mut world, |update| update.remove_lost = true);
+    let goes = world.plan();
+    assert!(goes.describe().contains("its image /images/old-vdb.qcow2 is removed"), "{}", goes.describe());
+    let replaced = goes.replaces.unwrap();
+    assert_eq!(
+        (replaced.files, replaced.lost_disks),
+        (vec!["/images/old-vdb.qcow2".to_owned()], vec!["vdb".parse().unwrap()])
+    );
+    let needed: [fn(&mut World); 3] = [
+        |world| world.request.safety.keep = true,
+        |world| {
+            let mut other = world.target.machines[0].clone();
+            (other.name, other.uuid) = ("other".parse().unwrap(), Uuid::from_u128(77));
+            world.target.machines.push(other);
+        },
+        |world| update(world, |update| update.disks_only = true),
+    ];
+    for (case, need) in needed.into_iter().enumerate() {
+        let mut world = world.clone();
+        need(&mut world);
+        let replaced = world.plan().replaces.unwrap();
+        assert_eq!((replaced.files, replaced.lost_disks), (Vec::new(), Vec::new()), "{case}");
+    }
 }
 
 #[test]

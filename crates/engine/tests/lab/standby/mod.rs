@@ -156,10 +156,7 @@ pub fn discarding() -> CloneSettings {
 }
 
 pub fn full() -> SyncRequest {
-    SyncRequest {
-        update: Update { candidates: Candidates::All, disks_only: false, in_place: false },
-        ..SyncRequest::default()
-    }
+    SyncRequest { update: Update { candidates: Candidates::All, ..Update::default() }, ..SyncRequest::default() }
 }
 
 /// Path and format of each disk of a machine, as its definition says.
