@@ -60,9 +60,10 @@ pub(crate) async fn look(
     settings: &CloneSettings,
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
-    if replica.incomplete.is_none() && !settings.discard_target_changes {
-        let goes = |disk: &DiskTarget| plan.replaces.iter().any(|replaced| replaced.lost_disks.contains(disk));
-        changed::refuse(site, replica, settings.paranoid, |disk| replica.is_replaced() || goes(disk)).await?;
+    let lost = plan.replaces.as_ref().map_or(&[][..], |replaced| &replaced.lost_disks);
+    let is_thrown_away = replica.is_replaced() || !lost.is_empty();
+    if is_thrown_away && replica.incomplete.is_none() && !settings.discard_target_changes {
+        changed::refuse(site, replica, settings.paranoid, |disk| replica.is_replaced() || lost.contains(disk)).await?;
     }
     refuse_given(site, replica, settings)?;
     let target = &site.host;

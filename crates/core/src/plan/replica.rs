@@ -208,7 +208,9 @@ impl<'a> Lost<'a> {
     ) -> Self {
         let chain = replica.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
         let image = chain.first().map_or_else(|| disk.source.as_deref().unwrap_or_default(), |image| &image.path);
-        let is_kept = facts.request.safety.keep || chain.len() > 1;
+        let is_listed =
+            replica.lineage.points.iter().flat_map(|kept| kept.images.values()).any(|kept| kept.path == image);
+        let is_kept = facts.request.safety.keep || chain.len() > 1 || is_listed;
         let goes = update.remove_lost && !update.disks_only && !is_kept && removable.iter().any(|path| path == image);
         Self { disk, image, goes }
     }
