@@ -6,9 +6,10 @@
 
 #![no_main]
 
-use kvm_clone_core::wire::control::{FromAgent, Marker, ToAgent};
+use kvm_clone_core::wire::control::{FromAgent, ToAgent};
 use kvm_clone_core::wire::frame::{Decoder, Encoder, HEADER_LEN, Kind, MAX_BODY, MAX_PAYLOAD, decode};
 use kvm_clone_core::wire::lane::{LaneAnswer, LaneCommand, LaneEvent, LaneMessage};
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::packed::{PIECE, Unpacker};
 use kvm_clone_core::wire::{BANNER_LIMIT, MAGIC, MagicScanner};
 use libfuzzer_sys::fuzz_target;

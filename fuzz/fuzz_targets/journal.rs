@@ -8,7 +8,7 @@
 #![no_main]
 
 use kvm_clone_core::journal::{Mark, Step, Trail, is_lock_key};
-use kvm_clone_core::wire::control::Marker;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::point::PointNote;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::blocks::{KeyId, Root};
 use crate::name::DiskTarget;
-use crate::wire::control::Identity;
+use crate::wire::facts::Identity;
 use crate::wire::replica::{SealQuery, SealState};
 
 /// The version of the file's layout.

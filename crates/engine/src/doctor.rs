@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use kvm_clone_core::inventory::Pool;
 use kvm_clone_core::size::ByteSize;
-use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::facts::HostFacts;
 use kvm_clone_core::{Error, Result};
 use serde::Serialize;
 

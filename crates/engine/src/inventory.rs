@@ -13,7 +13,8 @@ use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{
     CloneRequest, Existing, FreshIdentity, platform_there, source_domain, tpm_files, wanted_paths,
 };
-use kvm_clone_core::wire::control::{Identity, PathFacts, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::facts::{Identity, PathFacts};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
 use kvm_clone_core::{Error, Result};

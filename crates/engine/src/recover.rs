@@ -4,7 +4,8 @@
 //! libvirt whether the definition stands, which is the one fact that decides. The journal is only told.
 
 use kvm_clone_core::journal::{self, LockKey, Status};
-use kvm_clone_core::wire::control::{Marker, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::point::PointNote;
 use kvm_clone_core::{Code, Error, Result};
 use serde::Serialize;

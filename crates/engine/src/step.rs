@@ -7,6 +7,7 @@
 mod checksum;
 mod define;
 mod finish;
+mod marker;
 mod merge;
 mod point;
 mod renew;
@@ -22,26 +23,27 @@ use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::blocks::DigestKey;
-use kvm_clone_core::domain::Domain;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::plan::{ClonePlan, CloneRequest, DiskPlan, FileKind, FreshIdentity, Merge};
-use kvm_clone_core::wire::control::{FinalFile, FinishedImage, Identity, Marker, Request};
+use kvm_clone_core::plan::{ClonePlan, CloneRequest, FileKind, FreshIdentity};
+use kvm_clone_core::wire::control::Request;
+use kvm_clone_core::wire::facts::{FinishedImage, Identity};
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
-use kvm_clone_core::wire::replica::{DiskChain, OverlayFile, RenewedFile};
+use kvm_clone_core::wire::marker::Marker;
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared, random_key};
 use crate::host::Host;
 use crate::inventory::{self, Site, Source};
-use crate::known::{Known, OWN_FILES, base_image, manifest_path};
+use crate::known::{Known, base_image, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
 use define::OldMachine;
 pub(crate) use define::{made_by, standing, stands};
+use marker::{kept_of, marker};
 pub(crate) use merge::{flatten, settle};
 pub(crate) use renew::renew;
 pub(crate) use source::export;
@@ -267,93 +269,6 @@ fn pools(plan: &ClonePlan) -> Vec<String> {
     pools.sort();
     pools.dedup();
     pools
-}
-
-/// What the host is told of this operation before anything is made there.
-fn marker(prepared: &Prepared, disks: &[CopyDisk], known: &Known) -> Marker {
-    let (plan, operation) = (&prepared.plan, prepared.fresh.operation);
-    let staged = || disks.iter().filter(|disk| !disk.in_place);
-    let aside: Vec<String> =
-        disks.iter().filter(|disk| disk.in_place).map(|disk| stage::aside(&disk.manifest)).collect();
-    Marker {
-        operation,
-        source: format!("{} on {}", plan.vm_name, plan.source_host),
-        machine: plan.new_vm_name.to_string(),
-        uuid: plan.new_uuid,
-        keys: prepared.target_keys(),
-        staging: staged().map(|disk| disk.staging.path.clone()).collect(),
-        finals: staged().map(|disk| FinalFile { path: disk.path.clone(), identity: None }).collect(),
-        directories: plan.directories.iter().map(|directory| directory.path.clone()).collect(),
-        manifests: [manifests(plan, &prepared.target.host, operation, disks, known), aside.clone()].concat(),
-        replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
-        sync: plan.replica.is_some(),
-        overlays: plan.disks.iter().flat_map(overlays).collect(),
-        chains: chains(plan),
-        in_place: disks.iter().filter(|disk| disk.in_place).map(|disk| disk.path.clone()).collect(),
-        renewed: renewed(plan, disks, known),
-        outdated: [outdated(plan, &prepared.target.host), aside].concat(),
-        pools: pools(plan),
-        created: prepared.fresh.now.clone(),
-    }
-}
-
-/// What is merged once the new point is there.
-fn overlays(disk: &DiskPlan) -> impl Iterator<Item = OverlayFile> {
-    let overlay = |merge: &Merge| OverlayFile {
-        disk: disk.target.clone(),
-        path: merge.overlay.clone(),
-        image: merge.image.clone(),
-        format: merge.format.clone(),
-        under: merge.under.clone(),
-        above: merge.above.clone(),
-        exact_size: if merge.overlay == disk.path { disk.size } else { merge.size },
-        flattened: None,
-    };
-    disk.base.iter().flat_map(|base| &base.merges).map(overlay)
-}
-
-/// What disks lie in once that is done.
-fn chains(plan: &ClonePlan) -> Vec<DiskChain> {
-    let merged = plan.disks.iter().filter(|disk| disk.base.as_ref().is_some_and(|base| !base.merges.is_empty()));
-    merged.map(|disk| DiskChain { disk: disk.target.clone(), images: disk.in_the_end() }).collect()
-}
-
-/// The manifests that the new point has: of what is copied, and of files that stay as they are.
-fn manifests(plan: &ClonePlan, target: &Host, operation: Uuid, disks: &[CopyDisk], known: &Known) -> Vec<String> {
-    let kept = known.kept_digests(plan, target, operation);
-    disks.iter().map(|disk| disk.manifest.clone()).chain(kept.into_iter().map(|(_, to)| to)).collect()
-}
-
-/// The files that become those of the new point right after the commit.
-fn renewed(plan: &ClonePlan, disks: &[CopyDisk], known: &Known) -> Vec<RenewedFile> {
-    let before = |path: &String| known.files.content.get(path).cloned();
-    let renewing = plan.files.iter().filter(|file| file.renews);
-    let staged = renewing.filter_map(|file| disks.iter().find(|disk| disk.path == file.path));
-    let staged = staged.map(|disk| RenewedFile {
-        path: disk.path.clone(),
-        staging: Some(disk.staging.path.clone()),
-        before: before(&disk.path),
-    });
-    let dropped = plan.dropped_state.iter();
-    let dropped = dropped.map(|path| RenewedFile { path: path.clone(), staging: None, before: before(path) });
-    staged.chain(dropped).collect()
-}
-
-/// What was kept of the replica's last point.
-fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
-    let Some(replica) = &plan.replica else { return Vec::new() };
-    // Those that the source has no longer among them.
-    let before = Domain::parse(&replica.before).ok();
-    let before = before.iter().flat_map(Domain::data_disks).map(|disk| &disk.target);
-    let disks = plan.disks.iter().map(|disk| &disk.target).chain(before).map(DiskTarget::to_string);
-    let files = plan.files.iter().map(|file| file.name.clone()).chain(OWN_FILES.map(str::to_owned));
-    let names: BTreeSet<String> = disks.chain(files).collect();
-    names.into_iter().flat_map(|name| kept_of(target, replica.operation, &name)).collect()
-}
-
-/// Where the digests and the seal of a disk or file are kept.
-fn kept_of(host: &Host, operation: Uuid, name: &str) -> [String; 2] {
-    [manifest_path(host, operation, name), format!("{}/seals/{operation}-{name}.json", host.facts.state_dir)]
 }
 
 /// What is copied, with staging names: hidden, beside the final ones (a rename must not cross file systems), and carrying

@@ -6,15 +6,15 @@ use kvm_clone_core::blocks::compare::GroupPage;
 use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey, Root};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::wire::MAGIC;
-use kvm_clone_core::wire::control::{
-    FinalFile, FromAgent, Hello, Identity, Marker, NewImage, Reply, Request, ToAgent, Welcome,
-};
+use kvm_clone_core::wire::control::{FromAgent, Hello, NewImage, Reply, Request, ToAgent, Welcome};
 use kvm_clone_core::wire::direct::Route;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::frame::{Encoder, HEADER_LEN, Kind};
 use kvm_clone_core::wire::lane::{
     Base, BaseDigests, Compared, ImageSpec, LaneAnswer, LaneCommand, LaneEvent, LaneMessage, OnDivergence, Segment,
     Trust, Verify,
 };
+use kvm_clone_core::wire::marker::{FinalFile, Marker};
 use kvm_clone_core::wire::packed::Packer;
 use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, RenewedFile, SealOrder, SealState};
 use kvm_clone_core::wire::verify::{DigestQuery, Digested};

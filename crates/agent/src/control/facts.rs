@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_clone_core::Result;
 use kvm_clone_core::inventory::{HostId, HugePages, Topology, number_list};
-use kvm_clone_core::wire::control::HostFacts;
+use kvm_clone_core::wire::facts::HostFacts;
 
 use super::{files, relay, tpm};
 use crate::place::Place;

@@ -6,7 +6,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use kvm_clone_core::wire::control::{Marker, NewDirectory, PathFacts};
+use kvm_clone_core::wire::control::NewDirectory;
+use kvm_clone_core::wire::facts::PathFacts;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use uuid::Uuid;
@@ -180,7 +182,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use kvm_clone_core::inventory::ImageFormat;
-    use kvm_clone_core::wire::control::FinalFile;
+    use kvm_clone_core::wire::marker::FinalFile;
     use kvm_clone_core::wire::replica::OverlayFile;
 
     use super::super::session::Session;

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::size::whole_sectors;
-use kvm_clone_core::wire::control::Identity;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile, Rewritten};
 use kvm_clone_core::{Code, Error, Result};

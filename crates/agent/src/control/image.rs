@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use kvm_clone_core::blocks::Root;
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::size::whole_sectors;
-use kvm_clone_core::wire::control::{DiskIndex, FinishedImage, NewImage};
+use kvm_clone_core::wire::control::{DiskIndex, NewImage};
+use kvm_clone_core::wire::facts::FinishedImage;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
@@ -208,7 +209,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use kvm_clone_core::blocks::DigestKey;
-    use kvm_clone_core::wire::control::Marker;
+    use kvm_clone_core::wire::marker::Marker;
     use uuid::Uuid;
 
     use super::*;

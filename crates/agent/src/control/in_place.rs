@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::size::whole_sectors;
-use kvm_clone_core::wire::control::{FinishedImage, NewImage};
+use kvm_clone_core::wire::control::NewImage;
+use kvm_clone_core::wire::facts::FinishedImage;
 use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::OFlags;
 
@@ -146,8 +147,8 @@ pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> 
 #[allow(clippy::unwrap_used)]
 mod tests {
     use kvm_clone_core::blocks::{BlockSize, DigestKey};
-    use kvm_clone_core::wire::control::Marker;
     use kvm_clone_core::wire::lane::ImageSpec;
+    use kvm_clone_core::wire::marker::Marker;
     use uuid::Uuid;
 
     use super::super::test_host::TestHost;

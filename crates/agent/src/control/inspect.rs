@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use kvm_clone_core::blocks::{ExtentKind, extents};
 use kvm_clone_core::inventory::{ImageFacts, ImageFormat as Format};
-use kvm_clone_core::wire::control::{Identity, Reply};
+use kvm_clone_core::wire::control::Reply;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 

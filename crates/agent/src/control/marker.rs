@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use kvm_clone_core::wire::control::Marker;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 

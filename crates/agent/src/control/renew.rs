@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use kvm_clone_core::Result;
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::inventory::ImageFormat;
-use kvm_clone_core::wire::control::Marker;
 use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::replica::RenewedFile;
 use uuid::Uuid;
 

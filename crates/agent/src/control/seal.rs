@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvm_clone_core::Result;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::seal::{FileFacts, Proof, Seal, SealedFile, is_settled};
-use kvm_clone_core::wire::control::Identity;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{SealOrder, SealQuery, SealState};
 use rustix::fs::OFlags;

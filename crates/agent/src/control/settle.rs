@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kvm_clone_core::wire::control::{FinishedImage, NewImage};
+use kvm_clone_core::wire::control::NewImage;
+use kvm_clone_core::wire::facts::FinishedImage;
 use kvm_clone_core::{Error, Result};
 
 use super::progress::Progress;

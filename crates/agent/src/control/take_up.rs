@@ -10,7 +10,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use kvm_clone_core::Result;
-use kvm_clone_core::wire::control::{Marker, NewImage};
+use kvm_clone_core::wire::control::NewImage;
+use kvm_clone_core::wire::marker::Marker;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
@@ -126,8 +127,8 @@ mod tests {
 
     use kvm_clone_core::blocks::DigestKey;
     use kvm_clone_core::inventory::ImageFormat as Format;
-    use kvm_clone_core::wire::control::FinalFile;
     use kvm_clone_core::wire::lane::ImageSpec;
+    use kvm_clone_core::wire::marker::FinalFile;
 
     use super::super::inspect::identity;
     use super::super::test_host::TestHost;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::check::Checks;
 use super::request::{Candidates, Existing, Update};
 use super::retention::MOST_POINTS;
-use super::{Base, DiskPlan, Facts, chain, replica};
+use super::{Base, DiskPlan, Facts, chain, lost};
 use crate::domain::{KeptImage, KeptPoint};
 use crate::error::Error;
 use crate::inventory::{ImageFacts, Replica};
@@ -120,7 +120,7 @@ fn known(facts: &Facts<'_>, replica: &Replica, update: Update, disks: &[DiskPlan
             based.map(|(target, base)| (target.clone(), image(&base.path, &base.format, false))).collect();
         if !update.disks_only {
             let lost =
-                replica::left_over(facts).filter_map(|disk| Some((disk, replica.images.get(&disk.target)?.first()?)));
+                lost::left_over(facts).filter_map(|disk| Some((disk, replica.images.get(&disk.target)?.first()?)));
             for (disk, top) in lost {
                 images.entry(disk.target.clone()).or_insert_with(|| image(&top.path, &top.format, true));
             }

@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use super::check::Checks;
 use super::in_place;
+use super::lost::{Lost, left_over};
 use super::request::{Candidates, CloneRequest, DiskFormat, Existing, NetworkTarget, SyncRequest, Update};
 use super::retention::Safety;
 use super::{Base, Facts, Link, Replaced, points, replace};
-use crate::domain::{DiskElement, DiskKind, Domain, Identity, Lineage};
+use crate::domain::{DiskElement, DiskKind, Identity, Lineage};
 use crate::error::{Code, Error, Result};
 use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
 use crate::name::{DiskTarget, SourceName, VmName};
@@ -188,49 +189,6 @@ fn removable_files(
     files
 }
 
-/// A disk that the replica has and the source has not.
-struct Lost<'a> {
-    disk: &'a DiskElement,
-    /// Its image, or what its definition names.
-    image: &'a str,
-    /// Whether the image is removed.
-    goes: bool,
-}
-
-impl<'a> Lost<'a> {
-    /// An image goes by word alone, and where nothing else needs it: no other machine, and no point that is kept.
-    fn of(
-        facts: &Facts<'a>,
-        replica: &'a Replica,
-        update: Update,
-        disk: &'a DiskElement,
-        removable: &[String],
-    ) -> Self {
-        let chain = replica.images.get(&disk.target).map_or(&[][..], Vec::as_slice);
-        let image = chain.first().map_or_else(|| disk.source.as_deref().unwrap_or_default(), |image| &image.path);
-        let is_listed =
-            replica.lineage.points.iter().flat_map(|kept| kept.images.values()).any(|kept| kept.path == image);
-        let is_kept = facts.request.safety.keep || chain.len() > 1 || is_listed;
-        let goes = update.remove_lost && !update.disks_only && !is_kept && removable.iter().any(|path| path == image);
-        Self { disk, image, goes }
-    }
-
-    fn note(&self, update: Update, checks: &mut Checks) {
-        let (disk, image) = (&self.disk.target, self.image);
-        if update.disks_only {
-            checks.warn("disks", format!("disk {disk} is gone from the source; the replica's stays as it is"), None);
-            return;
-        }
-        let (fate, hint) = match (self.goes, update.remove_lost) {
-            (true, _) => ("is removed", None),
-            (false, true) => ("stays, as old points or other machines may need it", None),
-            (false, false) => ("stays", Some("--remove-lost-disks removes it; later that is to be done by hand")),
-        };
-        let message = format!("disk {disk} is gone from the source; the replica loses it, its image {image} {fate}");
-        checks.warn("disks", message, hint);
-    }
-}
-
 fn changed(facts: &Facts<'_>, replica: &Replica, what: &str) -> Error {
     Error::conflict(format!("replica {} {what}", replica.name))
         .with("vm", &replica.name)
@@ -357,15 +315,9 @@ fn note_disks(facts: &Facts<'_>, update: Update, lost: &[Lost<'_>], checks: &mut
     lost.iter().for_each(|lost| lost.note(update, checks));
 }
 
-/// Disks that the replica has and the source has not.
-pub(super) fn left_over<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a DiskElement> {
-    let disks = facts.replica.into_iter().flat_map(Domain::data_disks);
-    disks.filter(|disk| facts.domain.data_disks().all(|other| !is_same_disk(other, disk)))
-}
-
 /// Disks are matched by what their guests see of them, never by their order: the target device, and the serial where both
 /// have one.
-fn is_same_disk(a: &DiskElement, b: &DiskElement) -> bool {
+pub(super) fn is_same_disk(a: &DiskElement, b: &DiskElement) -> bool {
     let serials = a.serial.as_ref().zip(b.serial.as_ref());
     a.target == b.target && serials.is_none_or(|(a, b)| a == b)
 }

@@ -5,24 +5,22 @@
 //! bytes of libvirt's RPC in frames of their own. Nothing here is a decision: the agent does what it is told, within what it was
 //! told to lock.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::facts::{FinishedImage, HostFacts, Identity, PathFacts};
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
+use super::marker::Marker;
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
-use super::replica::{
-    DiskChain, Flatten, Flattened, ManifestQuery, ManifestState, OverlayFile, RenewedFile, SealOrder, SealQuery,
-    SealState,
-};
+use super::replica::{Flatten, Flattened, ManifestQuery, ManifestState, SealOrder, SealQuery, SealState};
 use super::verify::DigestQuery;
 use crate::blocks::compare::GroupPage;
 use crate::blocks::{BlockSize, Digest, DigestKey};
 use crate::checksum::Algorithm;
 use crate::error::Error;
-use crate::inventory::{FileId, HostId, ImageFacts, Topology};
+use crate::inventory::ImageFacts;
 
 /// Which disk of an operation, in the order of its plan.
 pub type DiskIndex = u16;
@@ -276,91 +274,6 @@ pub struct NewDirectory {
     pub mode: u32,
 }
 
-/// The note on a host that says what an operation makes there, so that anybody can finish or undo it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Marker {
-    /// The operation.
-    pub operation: Uuid,
-    /// Host and machine it copies from, for people.
-    pub source: String,
-    /// Name of the machine it makes.
-    pub machine: String,
-    /// UUID of the machine it makes.
-    pub uuid: Uuid,
-    /// Lock keys on this host.
-    pub keys: Vec<String>,
-    /// Staging files, removed by undo.
-    pub staging: Vec<String>,
-    /// Files under their final names, removed by undo unless a definition made by this operation stands.
-    pub finals: Vec<FinalFile>,
-    /// Directories made for them, the outermost first; undo removes those that are empty.
-    #[serde(default)]
-    pub directories: Vec<String>,
-    /// Pools that hold the files.
-    pub pools: Vec<String>,
-    /// Manifests.
-    pub manifests: Vec<String>,
-    /// Whether the machine is a replica that is brought to a newer point, not a new one.
-    #[serde(default)]
-    pub sync: bool,
-    /// Overlays over images of the machine that are merged into these, in this order. Which of them its definition names, tells
-    /// whether they count: one that it names is flattened, one that nothing names is removed. An overlay that stays, because the
-    /// point under it is kept, is not among them.
-    #[serde(default)]
-    pub overlays: Vec<OverlayFile>,
-    /// What the disks that have such overlays lie in once these are merged.
-    #[serde(default)]
-    pub chains: Vec<DiskChain>,
-    /// Images of the machine that are written in place. They are its own: nobody removes them.
-    #[serde(default)]
-    pub in_place: Vec<String>,
-    /// Files of the machine that no definition names, and that become those of the new point right after it.
-    #[serde(default)]
-    pub renewed: Vec<RenewedFile>,
-    /// Manifests and seals of the point before, removed once the new definition stands; those of disks before these are
-    /// written in place.
-    #[serde(default)]
-    pub outdated: Vec<String>,
-    /// Files of the replaced machine, removed once the new definition stands.
-    pub replaced: Vec<String>,
-    /// When it began, RFC 3339.
-    pub created: String,
-}
-
-impl Marker {
-    /// What is removed once the new definition stands: files of the machine before, overlays that are merged, and what was kept
-    /// of the point before.
-    #[must_use]
-    pub fn outlived(&self) -> Vec<String> {
-        let overlays = self.overlays.iter().map(|overlay| overlay.path.clone()).collect();
-        [self.replaced.clone(), overlays, self.outdated.clone(), self.staging.clone()].concat()
-    }
-
-    /// The final names that files have before the commit.
-    #[must_use]
-    pub fn placed(&self) -> Vec<String> {
-        let is_renewed = |path: &String| self.renewed.iter().any(|file| file.path == *path);
-        self.finals.iter().map(|file| &file.path).filter(|path| !is_renewed(path)).cloned().collect()
-    }
-
-    /// What undoing removes beside files that have their final names, in order: a directory goes after what is in it.
-    #[must_use]
-    pub fn staged(&self) -> Vec<String> {
-        let directories = self.directories.iter().rev().cloned().collect();
-        [self.staging.clone(), self.manifests.clone(), directories].concat()
-    }
-}
-
-/// A file that gets its final name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FinalFile {
-    /// The final name.
-    pub path: String,
-    /// What tells the complete file from others. Until it is known, and where another file has the name, what is there is
-    /// not ours.
-    pub identity: Option<Identity>,
-}
-
 /// What an agent answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
@@ -415,103 +328,4 @@ pub enum Reply {
     PointState(PointState),
     /// Points of dead operations.
     Points(Vec<PointNote>),
-}
-
-/// What identifies the contents of a file on a local file system: if none of it changed, nobody wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Size in bytes.
-    pub size: u64,
-    /// Device and inode.
-    pub inode: (u64, u64),
-    /// Time of the last write, nanoseconds since the epoch.
-    pub modified: i128,
-    /// Time of the last change of contents or attributes, nanoseconds since the epoch.
-    pub changed: i128,
-}
-
-impl Identity {
-    /// Whether both are one file, written to by nobody between the two looks. Renaming it, giving it away or booting the
-    /// host (which may number its devices anew) changes nothing of that.
-    #[must_use]
-    pub fn is_same_file(&self, other: &Self) -> bool {
-        (self.inode.1, self.size, self.modified) == (other.inode.1, other.size, other.modified)
-    }
-}
-
-/// A path on a host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathFacts {
-    /// Whether something is there.
-    pub exists: bool,
-    /// Whether it is a directory.
-    pub directory: bool,
-    /// Bytes that can be written to the file system it is or would be on; 0 where its directory is missing.
-    pub available: u64,
-    /// Which file it leads to.
-    pub file: Option<FileId>,
-    /// Of a device, what it calls itself on every host that reaches it.
-    pub device_id: Option<String>,
-}
-
-/// A finished image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FinishedImage {
-    /// What identifies it from now on.
-    pub identity: Identity,
-    /// Bytes it takes on the host.
-    pub allocated: u64,
-    /// The root over its digests.
-    pub root: [u8; 32],
-    /// Blocks that hold data.
-    pub data_blocks: u64,
-}
-
-/// What an agent knows of its host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostFacts {
-    /// The random id of this host.
-    pub id: HostId,
-    /// Its name.
-    pub hostname: String,
-    /// `uname -m`.
-    pub arch: String,
-    /// Kernel release.
-    pub kernel: String,
-    /// Processors.
-    pub cpus: u32,
-    /// Memory in bytes.
-    pub memory_total: u64,
-    /// Memory that can be had without swapping, in bytes.
-    pub memory_available: u64,
-    /// Whether the processors have AES instructions.
-    pub aes: bool,
-    /// The user that the agent runs as.
-    pub uid: u32,
-    /// Whether `/dev/kvm` can be opened.
-    pub kvm: bool,
-    /// libvirt's sockets that exist, in the order in which they are tried.
-    pub libvirt_sockets: Vec<String>,
-    /// Programs that we may need, with their paths; those missing are not here.
-    pub programs: BTreeMap<String, String>,
-    /// Where manifests, markers and agents are kept.
-    pub state_dir: String,
-    /// Where libvirt keeps firmware variables that no definition names.
-    pub nvram_dir: String,
-    /// Where libvirt keeps the states of emulated TPMs.
-    pub tpm_dir: String,
-    /// User and group that emulators of TPMs run as; none where that is the agent's user.
-    pub tpm_owner: Option<(u32, u32)>,
-    /// Random id of this boot.
-    pub boot_id: String,
-    /// Bridges that interfaces can be put on.
-    pub bridges: Vec<String>,
-    /// Network devices.
-    pub links: Vec<String>,
-    /// Addresses of its own.
-    pub addresses: BTreeSet<IpAddr>,
-    /// CPUs, NUMA nodes and huge pages.
-    pub topology: Topology,
-    /// Seconds since the epoch, for finding clocks that differ.
-    pub clock: i64,
 }

@@ -8,8 +8,10 @@
 
 pub mod control;
 pub mod direct;
+pub mod facts;
 pub mod frame;
 pub mod lane;
+pub mod marker;
 pub mod packed;
 pub mod patience;
 pub mod point;

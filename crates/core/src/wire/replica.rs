@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::control::Identity;
+use super::facts::Identity;
 use super::lane::ImageSpec;
 use crate::blocks::{BlockSize, DigestKey, KeyId, Root};
 use crate::inventory::ImageFormat;
@@ -15,7 +15,7 @@ use crate::name::DiskTarget;
 pub struct OverlayFile {
     /// The disk.
     pub disk: DiskTarget,
-    /// The overlay's path; that of the new point is also among [`super::control::Marker::finals`].
+    /// The overlay's path; that of the new point is also among [`super::marker::Marker::finals`].
     pub path: String,
     /// The image that it is merged into: the one under it, once what lies between them is merged.
     pub image: String,
@@ -42,7 +42,7 @@ pub struct OverlayFile {
 pub struct RenewedFile {
     /// Where it is.
     pub path: String,
-    /// Where its new content is staged, which is also among [`super::control::Marker::staging`]; none where the file goes.
+    /// Where its new content is staged, which is also among [`super::marker::Marker::staging`]; none where the file goes.
     pub staging: Option<String>,
     /// SHA-256 of what it held before, in hexadecimal; none where there was no such file. What holds something else by then is
     /// somebody's, and stays.
@@ -185,7 +185,7 @@ pub enum ManifestState {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::control::Marker;
+    use super::super::marker::Marker;
     use super::*;
 
     /// An operation may have been interrupted before the program was renewed.

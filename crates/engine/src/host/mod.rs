@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_clone_core::host::HostAddr;
-use kvm_clone_core::wire::control::{HostFacts, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::facts::HostFacts;
 use kvm_clone_core::{Code, Error, Result};
 use tempfile::TempDir;
 

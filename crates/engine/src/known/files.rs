@@ -8,7 +8,7 @@ use kvm_clone_core::domain::{Domain, Lineage, TpmState};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::{ClonePlan, FileKind, ReplicaPlan};
-use kvm_clone_core::wire::control::Identity;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;

@@ -6,7 +6,7 @@ use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::journal::Status;
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{ClonePlan, CloneRequest, FreshIdentity};
-use kvm_clone_core::wire::control::Identity;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_core::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,8 @@
 
 use kvm_clone_core::Result;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::wire::control::{FinishedImage, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::facts::FinishedImage;
 
 use super::Work;
 use crate::host::control::unexpected;

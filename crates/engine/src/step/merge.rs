@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvm_clone_core::domain::{Domain, Lineage, NewDisk, repoint};
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::wire::control::{Marker, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::replica::{DiskChain, Flatten, Flattened, OverlayFile};
 use kvm_clone_core::{Error, Result};
 

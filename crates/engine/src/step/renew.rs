@@ -3,7 +3,8 @@
 //! It can be done again at any time. Files that somebody changed since the sync began stay as they are, and that is said.
 
 use kvm_clone_core::inventory::MachineState;
-use kvm_clone_core::wire::control::{Marker, Reply, Request};
+use kvm_clone_core::wire::control::{Reply, Request};
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::{Error, Result};
 
 use super::Work;

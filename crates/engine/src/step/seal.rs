@@ -6,7 +6,8 @@ use kvm_clone_core::Result;
 use kvm_clone_core::blocks::Root;
 use kvm_clone_core::inventory::ImageFormat;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::wire::control::{FinishedImage, Identity, Request};
+use kvm_clone_core::wire::control::Request;
+use kvm_clone_core::wire::facts::{FinishedImage, Identity};
 use kvm_clone_core::wire::lane::{Base, ImageSpec};
 use kvm_clone_core::wire::replica::{Rewritten, SealOrder};
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use kvm_clone_core::plan::DirectoryPlan;
-use kvm_clone_core::wire::control::{Marker, NewDirectory, NewImage, Reply, Request};
+use kvm_clone_core::wire::control::{NewDirectory, NewImage, Reply, Request};
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::{Error, Result};
 
 use super::Work;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_clone_core::wire::control::Marker;
+use kvm_clone_core::wire::marker::Marker;
 use uuid::Uuid;
 
 use super::super::test_host::TestHost;

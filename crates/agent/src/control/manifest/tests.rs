@@ -6,7 +6,7 @@ use std::fs;
 use kvm_clone_core::Code;
 use kvm_clone_core::blocks::manifest::{ENTRY_LEN, entry_offset};
 use kvm_clone_core::blocks::{BLOCK, BlockIndex, BlockSize, Digest, DigestKey};
-use kvm_clone_core::wire::control::Marker;
+use kvm_clone_core::wire::marker::Marker;
 
 use super::super::test_host::TestHost;
 use super::*;

@@ -1,7 +1,7 @@
 //! Sync: which machine is the replica, what of it changes, and what is refused.
 
 use super::*;
-use crate::domain::{Incomplete, Lineage, Reduction, WrittenImage};
+use crate::domain::{Incomplete, KeptImage, KeptPoint, Lineage, Reduction, WrittenImage};
 
 const IMAGE: &str = "/images/standby-vda.qcow2";
 const OVERLAY: &str = "/images/standby-vda-deadbeef.overlay";
@@ -198,7 +198,13 @@ fn disks_that_come_go_and_grow_are_told() {
         (replaced.files, replaced.lost_disks),
         (vec!["/images/old-vdb.qcow2".to_owned()], vec!["vdb".parse().unwrap()])
     );
-    let needed: [fn(&mut World); 3] = [
+    let needed: [fn(&mut World); 4] = [
+        |world| {
+            let image = KeptImage { path: "/images/old-vdb.qcow2".to_owned(), format: ImageFormat::Qcow2, apart: true };
+            let images = [("vdb".parse().unwrap(), image)].into();
+            replica(world).lineage.points.push(KeptPoint { point: "2029-01-01T00:00:00Z".to_owned(), images });
+            replica(world).ages.push(Some(3600));
+        },
         |world| world.request.safety.keep = true,
         |world| {
             let mut other = world.target.machines[0].clone();

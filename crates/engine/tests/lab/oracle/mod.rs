@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::Result;
 use kvm_clone_core::plan::{CloneRequest, Existing};
-use kvm_clone_core::wire::control::Marker;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_engine::{Action, Client, ClientOptions, CloneResult, CloneSettings, Recovered, Recovery};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
 
