@@ -174,14 +174,22 @@ fn disks_that_come_go_and_grow_are_told() {
     assert_eq!((plan.disks[1].path.as_str(), plan.disks[1].base.is_none()), ("/images/standby-vdb.qcow2", true));
     let refused = world.clone().with(|w| update(w, |update| update.candidates = Candidates::OnlyDiffering));
     assert_eq!(code(&refused), 1014);
+}
 
-    // The other way round: the replica has one more.
+/// The source and a replica that has one disk more.
+fn with_a_lost_disk() -> World {
     let mut world = replicated(|_| ());
     let more = "<disk><driver type='qcow2'/><source file='/images/old-vdb.qcow2'/><target dev='vdb'/></disk>";
     let xml = replica(&mut world).xml.replace("<!--more-->", more);
     replica(&mut world).xml = xml;
     let file = Some(FileId { device: 9, inode: 901, length: 1, born: None });
     world.target.machines[0].disk_files.push(DiskFile { path: "/images/old-vdb.qcow2".to_owned(), file });
+    world
+}
+
+#[test]
+fn a_disk_that_is_gone_from_the_source_goes_and_its_image_by_word_alone() {
+    let mut world = with_a_lost_disk();
     let plan = world.plan();
     assert!(
         plan.describe()
