@@ -188,8 +188,8 @@ impl FileFacts {
     }
 }
 
-/// Whether a file's last change is over, so that a later one would have another time. `now` is what the kernel would stamp a file
-/// with at this moment (`CLOCK_REALTIME_COARSE`, clock_gettime(2)), in nanoseconds: it stands still within a tick, and all
+/// Whether a file's last change was over when it was looked at, so that a later one would have another time. `now` is what the
+/// kernel would have stamped a file with right before the look (`CLOCK_REALTIME_COARSE`, clock_gettime(2)), in nanoseconds: it stands still within a tick, and all
 /// changes of a tick have one time. A change that lies in the future (the clock was set) proves nothing either.
 #[must_use]
 pub const fn is_settled(identity: &Identity, now: i128) -> bool {

@@ -61,16 +61,13 @@ pub(crate) async fn look(
     settings: &CloneSettings,
 ) -> Result<Known> {
     let Some(replica) = &plan.replica else { return Ok(Known::default()) };
-    let lost = plan.replaces.as_ref().map_or(&[][..], |replaced| &replaced.lost_disks);
-    let is_thrown_away = replica.is_replaced() || !lost.is_empty();
-    if is_thrown_away && replica.incomplete.is_none() && !settings.discard_target_changes {
-        changed::refuse(site, replica, settings.paranoid, |disk| replica.is_replaced() || lost.contains(disk)).await?;
-    }
+    let thrown_away = look_at_what_goes(site, plan, replica, settings).await?;
     refuse_given(site, replica, settings)?;
     let target = &site.host;
     // No guest has run on a replica that is out of service, and what was changed before that was agreed to be thrown away.
     let discards_files = settings.discard_target_changes || replica.incomplete.is_some();
-    let files = files::look(source, site, (plan, replica), discards_files).await?;
+    let mut files = files::look(source, site, (plan, replica), discards_files).await?;
+    files.identities.extend(thrown_away);
     let mut known = Known { files, ..Known::default() };
     let mut all = Vec::new();
     for disk in plan.disks.iter().filter(|disk| disk.base.is_some()) {
@@ -109,6 +106,21 @@ pub(crate) async fn look(
     known.untouched = ours.intersection(&theirs).filter(|disk| fits(disk)).cloned().collect();
     known.digests = lane_digests(plan, settings, all, &ours);
     Ok(known)
+}
+
+/// What identifies the images that go with the commit, once it is known that none of them was changed since the last point.
+async fn look_at_what_goes(
+    site: &Site,
+    plan: &ClonePlan,
+    replica: &ReplicaPlan,
+    settings: &CloneSettings,
+) -> Result<BTreeMap<String, Vec<Identity>>> {
+    let lost = plan.replaces.as_ref().map_or(&[][..], |replaced| &replaced.lost_disks);
+    let nothing_goes = !replica.is_replaced() && lost.is_empty();
+    if nothing_goes || replica.incomplete.is_some() || settings.discard_target_changes {
+        return Ok(BTreeMap::new());
+    }
+    changed::refuse(site, replica, settings.paranoid, |disk| replica.is_replaced() || lost.contains(disk)).await
 }
 
 /// A replica out of service whose disk was given another image since: that is somebody's, and nothing is known of it.

@@ -246,11 +246,24 @@ impl Work {
         if let Err(error) = self.seal().await {
             self.warn(format!("what the images hold could not be noted, so the next sync reads them: {error}"));
         }
-        self.remove(self.marker.outlived()).await?;
+        let replaced = self.replaced().await?;
+        self.remove([replaced, self.marker.outlived()].concat()).await?;
         if !self.marker.replaced.is_empty() {
             self.refresh_pools().await;
         }
         self.target.host.control.order(Request::RemoveMarker(self.operation)).await
+    }
+
+    /// The files of the machine before that nothing uses: the new definition may name one by another path, and somebody may have
+    /// given one to another machine meanwhile.
+    async fn replaced(&mut self) -> Result<Vec<String>> {
+        match inventory::not_in_use(&self.target, &self.marker.replaced).await {
+            Err(error) if !error.transient => {
+                self.warn(format!("the files of the machine before stay: {error}"));
+                Ok(Vec::new())
+            }
+            outcome => outcome,
+        }
     }
 
     async fn remove(&self, paths: Vec<String>) -> Result<()> {

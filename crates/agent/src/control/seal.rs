@@ -154,9 +154,10 @@ fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, Str
 /// A file that can be sealed and whose last change is over, with what it is.
 fn settled(path: &str) -> std::result::Result<(File, Identity), String> {
     for _ in 0..LOOKS {
+        // Before the look: whoever writes after it has a time of this tick or a later one.
+        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
         let (file, facts) = look(path)?;
         facts.proof()?;
-        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
         if is_settled(&facts.identity, i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)) {
             return Ok((file, facts.identity));
         }

@@ -76,7 +76,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long, conflicts_with_all = ["full", "safety_snapshot"])]
     pub(crate) in_place: bool,
     /// Remove the images of disks that the source has no longer; otherwise they stay as files, and that is said
-    #[arg(long, conflicts_with = "disks_only")]
+    #[arg(long, conflicts_with_all = ["disks_only", "in_place"])]
     pub(crate) remove_lost_disks: bool,
     /// Overwrite what was written on the replica since its last point; otherwise that is an error
     #[arg(long)]

@@ -55,6 +55,17 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> 
     Some(Replaced { name: existing.name.clone(), uuid: existing.uuid, files, lost_disks: Vec::new() })
 }
 
+/// Whether a path leads to a file of the machine that is replaced, through links or not.
+pub(super) fn has(facts: &Facts<'_>, replaces: Option<&Replaced>, path: &str) -> bool {
+    let replaced = facts.target.machines.iter().find(|machine| Some(machine.uuid) == replaces.map(|r| r.uuid));
+    let seen = facts.target.files.get(path);
+    replaced.is_some_and(|machine| {
+        machine.uses.contains(path)
+            || machine.disk_files.iter().any(|disk| disk.path == path)
+            || seen.is_some_and(|seen| machine.uses_file(path, seen.file))
+    })
+}
+
 /// An image of another machine that may stand on anything, so on a file of the replaced one too.
 pub(super) fn unseen<'a>(
     facts: &'a Facts<'_>,

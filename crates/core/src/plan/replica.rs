@@ -157,12 +157,13 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     in_place::note_risk(replica, update, checks);
     note_blocks(facts, replica, update, checks);
     let removable = removable_files(facts, replica, existing, update, checks);
-    let lost: Vec<Lost<'_>> = left_over(facts).map(|disk| Lost::of(facts, replica, update, disk, &removable)).collect();
+    let lost: Vec<Lost<'_>> =
+        left_over(facts).map(|disk| Lost::of(facts, (replica, existing), update, disk, &removable)).collect();
     note_disks(facts, update, &lost, checks);
     let kept = |path: &String| {
-        let is_base = facts.bases(update).any(|(_, (image, _))| image.path == *path);
-        let is_below = replica.images.values().flat_map(|chain| chain.iter().skip(1)).any(|image| image.path == *path);
-        is_base || is_below || lost.iter().any(|lost| lost.image == path && !lost.goes)
+        let is_base = facts.bases(update).any(|(_, (image, _))| is_at(existing, path, image));
+        let mut below = replica.images.values().flat_map(|chain| chain.iter().skip(1));
+        is_base || below.any(|image| is_at(existing, path, image)) || lost.iter().any(|lost| lost.keeps(path))
     };
     let files = removable.iter().filter(|path| !kept(path) && !update.disks_only).cloned().collect();
     let lost_disks = lost.iter().filter(|lost| lost.goes).map(|lost| lost.disk.target.clone()).collect();
@@ -184,9 +185,16 @@ fn removable_files(
                 format!("the old images stay: what {image} of machine {} stands on cannot be told", other.name);
             checks.warn("replica", message, Some("Remove them by hand if no machine stands on them"));
         }
-        files.retain(|path| !replica.images.values().flatten().any(|image| image.path == *path));
+        files.retain(|path| !replica.images.values().flatten().any(|image| is_at(existing, path, image)));
     }
     files
+}
+
+/// Whether a path in a machine's definition leads to this image. An image has its true path, a definition may name it through
+/// links.
+pub(super) fn is_at(machine: &ExistingMachine, path: &str, image: &ImageFacts) -> bool {
+    let named = machine.disk_files.iter().find(|disk| disk.path == path).and_then(|disk| disk.file);
+    image.path == path || named.is_some_and(|file| file.is(&image.file))
 }
 
 fn changed(facts: &Facts<'_>, replica: &Replica, what: &str) -> Error {

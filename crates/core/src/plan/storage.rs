@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checks;
 use super::request::{DiskFormat, Existing, Update};
-use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, PointsPlan, Replaced, chain, points, snapshots};
+use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, PointsPlan, Replaced, chain, points, replace, snapshots};
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
@@ -192,11 +192,7 @@ pub(super) fn free_path(
     [mut path, other]: [String; 2],
     replaces: Option<&Replaced>,
 ) -> Result<String, Error> {
-    let belongs_to_replaced = |path: &str| {
-        let replaced = facts.target.machines.iter().find(|machine| Some(machine.uuid) == replaces.map(|r| r.uuid));
-        replaced.is_some_and(|machine| machine.uses.contains(path) || machine.disk_files.iter().any(|d| d.path == path))
-    };
-    if belongs_to_replaced(&path) {
+    if replace::has(facts, replaces, &path) {
         path = other;
     }
     let is_named = facts.target.machines.iter().find(|machine| machine.uses.contains(&path));

@@ -58,12 +58,12 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// What is removed once the new definition stands: files of the machine before, overlays that are merged, and what was kept
-    /// of the point before.
+    /// What is removed once the new definition stands, beside files of the machine before that nothing uses: overlays that are
+    /// merged, and what was kept of the point before.
     #[must_use]
     pub fn outlived(&self) -> Vec<String> {
         let overlays = self.overlays.iter().map(|overlay| overlay.path.clone()).collect();
-        [self.replaced.clone(), overlays, self.outdated.clone(), self.staging.clone()].concat()
+        [overlays, self.outdated.clone(), self.staging.clone()].concat()
     }
 
     /// The final names that files have before the commit.

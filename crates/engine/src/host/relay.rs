@@ -58,7 +58,13 @@ async fn pass(control: &Control, stream: u16, socket: UnixStream, arriving: &mut
     let down = async {
         let mut unpacker = Unpacker::default();
         while let Some(packed) = arriving.recv().await {
-            let Ok(bytes) = unpacker.unpack(&packed) else { break };
+            let bytes = match unpacker.unpack(&packed) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    break;
+                }
+            };
             if writing.write_all(&bytes).await.is_err() {
                 break;
             }

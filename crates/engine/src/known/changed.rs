@@ -1,9 +1,12 @@
 //! Whether a replica was changed since its last point, asked where its images are replaced whole or written in place. A sync with
 //! overlays finds that out on its way; others would have thrown it away by then.
 
+use std::collections::BTreeMap;
+
 use kvm_clone_core::domain::Domain;
 use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::plan::ReplicaPlan;
+use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
@@ -12,7 +15,8 @@ use crate::host::Host;
 use crate::inventory::{self, Site};
 use crate::verify::with_digests;
 
-/// Of these disks, reads what no seal vouches for, or all of it, and compares it with the digests of the last point.
+/// Of these disks, reads what no seal vouches for, or all of it, and compares it with the digests of the last point. Returns what
+/// identified their images before that.
 ///
 /// # Errors
 /// [`kvm_clone_core::Code::Conflict`] where a disk was changed, or where that cannot be told.
@@ -21,15 +25,22 @@ pub(super) async fn refuse(
     replica: &ReplicaPlan,
     paranoid: bool,
     which: impl Fn(&DiskTarget) -> bool,
-) -> Result<()> {
+) -> Result<BTreeMap<String, Vec<Identity>>> {
     let domain = Domain::parse(&replica.before)?;
+    let mut looked_at = BTreeMap::new();
     for (disk, seen) in inventory::disk_images(target, &domain).await?.into_iter().filter(|(disk, _)| which(disk)) {
         let size = seen.images.first().map_or(0, |image| image.virtual_size);
         let image = inventory::spec(&seen.images)?;
         let checked = refuse_disk(&target.host, (replica, paranoid), &disk, &image, size).await;
         checked.map_err(|error| error.with("disk", &disk))?;
+        // What is seen of a device does not tell whether somebody writes to it.
+        if let Some((image, identity)) =
+            seen.images.first().zip(seen.identities.first()).filter(|(image, _)| image.regular_file)
+        {
+            looked_at.insert(image.path.clone(), vec![*identity]);
+        }
     }
-    Ok(())
+    Ok(looked_at)
 }
 
 async fn refuse_disk(

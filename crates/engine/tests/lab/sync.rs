@@ -130,6 +130,30 @@ async fn the_image_of_a_lost_disk_goes_by_word_unless_it_was_changed() {
     assert!(!kept.contains("vdb"), "{kept}");
 }
 
+/// A definition may name an image through a link; the image is the replica's all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_behind_a_linked_directory_keeps_its_images() {
+    for remove_lost in [false, true] {
+        let machine = MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 8 * MIB));
+        let machine = machine.disk(DiskSpec::raw("vdb", 8 * MIB)).disk(DiskSpec::raw("vdc", 8 * MIB));
+        let Some(standby) = Standby::unreplicated("a_replica_behind_a_linked_directory", machine) else { return };
+        let link = "mkdir -p /srv /var/lib/libvirt/images; mv /var/lib/libvirt/images /srv/images; ln -s /srv/images /var/lib/libvirt/images";
+        standby.beta.shell(link).unwrap();
+        standby.clone().await;
+        assert_eq!(images(&standby.beta, NAME)["vdc"].0, "/var/lib/libvirt/images/standby-vdc.img");
+        standby.alpha.exec(&["virsh", "-q", "detach-disk", "web1", "vdc", "--config"]).unwrap();
+        let asked = SyncRequest { update: Update { remove_lost, ..Update::default() }, ..SyncRequest::default() };
+        for pattern in 1..3 {
+            standby.write("vda", &[&format!("write -q -P {pattern} 1M 4k")]);
+            standby.sync_with(&asked, &CloneSettings::default()).await.unwrap();
+            standby.assert_synced();
+            assert_eq!(standby.beta.path("/srv/images/standby-vdc.img").exists(), !remove_lost);
+        }
+        standby.sync_with(&full(), &CloneSettings::default()).await.unwrap();
+        standby.assert_synced();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_of_an_odd_size_keeps_it() {
     let machine = MachineSpec::named("web1")

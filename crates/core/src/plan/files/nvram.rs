@@ -5,11 +5,11 @@ use crate::domain::is_read_by;
 use crate::error::Error;
 use crate::name::VmName;
 use crate::plan::check::Checks;
-use crate::plan::{Facts, Replaced};
+use crate::plan::{Facts, Replaced, replace};
 
 pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Files {
     let Some((old, [plain, other])) = nvram_paths(facts) else { return Files::default() };
-    let is_taken_over = belongs_to_replaced(facts, &plain, replaces);
+    let is_taken_over = replace::has(facts, replaces, &plain);
     let path = if is_taken_over { other } else { plain };
     let chain = facts.source.files.get(&old).map_or(&[][..], Vec::as_slice);
     // libvirt finds a name for new ones by itself, unless that is the one of the machine that is replaced.
@@ -66,11 +66,6 @@ fn is_read(facts: &Facts<'_>) -> Result<(), Error> {
     Err(Error::unsupported(message)
         .with("host", &facts.target.host_name)
         .help("Install libvirt 9.2 or newer there, or make them raw at the source: qemu-img convert -O raw"))
-}
-
-fn belongs_to_replaced(facts: &Facts<'_>, path: &str, replaces: Option<&Replaced>) -> bool {
-    let replaced = facts.target.machines.iter().find(|machine| Some(machine.uuid) == replaces.map(|r| r.uuid));
-    replaced.is_some_and(|machine| machine.uses.contains(path))
 }
 
 fn is_free(facts: &Facts<'_>, path: &str) -> Result<(), Error> {

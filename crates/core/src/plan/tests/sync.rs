@@ -182,8 +182,11 @@ fn with_a_lost_disk() -> World {
     let more = "<disk><driver type='qcow2'/><source file='/images/old-vdb.qcow2'/><target dev='vdb'/></disk>";
     let xml = replica(&mut world).xml.replace("<!--more-->", more);
     replica(&mut world).xml = xml;
-    let file = Some(FileId { device: 9, inode: 901, length: 1, born: None });
-    world.target.machines[0].disk_files.push(DiskFile { path: "/images/old-vdb.qcow2".to_owned(), file });
+    let file = FileId { device: 9, inode: 901, length: 1, born: None };
+    world.target.machines[0].disk_files.push(DiskFile { path: "/images/old-vdb.qcow2".to_owned(), file: Some(file) });
+    // The definition names it through a link.
+    let seen = ImageFacts { file, ..image("/data/old-vdb.qcow2", 1) };
+    replica(&mut world).images.insert("vdb".parse().unwrap(), vec![seen]);
     world
 }
 
@@ -208,7 +211,7 @@ fn a_disk_that_is_gone_from_the_source_goes_and_its_image_by_word_alone() {
     );
     let needed: [fn(&mut World); 4] = [
         |world| {
-            let image = KeptImage { path: "/images/old-vdb.qcow2".to_owned(), format: ImageFormat::Qcow2, apart: true };
+            let image = KeptImage { path: "/data/old-vdb.qcow2".to_owned(), format: ImageFormat::Qcow2, apart: true };
             let images = [("vdb".parse().unwrap(), image)].into();
             replica(world).lineage.points.push(KeptPoint { point: "2029-01-01T00:00:00Z".to_owned(), images });
             replica(world).ages.push(Some(3600));
