@@ -156,7 +156,7 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
     }
     in_place::note_risk(replica, update, checks);
     note_blocks(facts, replica, update, checks);
-    let removable = removable_files(facts, replica, existing, update, checks);
+    let removable = spare_files(facts, replica, existing, update, checks);
     let lost: Vec<Lost<'_>> =
         left_over(facts).map(|disk| Lost::of(facts, (replica, existing), update, disk, &removable)).collect();
     note_disks(facts, update, &lost, checks);
@@ -171,7 +171,7 @@ pub(super) fn check(facts: &Facts<'_>, replica: &Replica, update: Update, checks
 }
 
 /// The replica's files that nothing else uses. Where an image of another machine may stand on any of its images, these stay.
-fn removable_files(
+fn spare_files(
     facts: &Facts<'_>,
     replica: &Replica,
     existing: &ExistingMachine,

@@ -12,7 +12,7 @@ use kvm_clone_core::wire::MAGIC;
 use kvm_clone_core::wire::frame::HEADER_LEN;
 use kvm_clone_core::wire::lane::Verify;
 use kvm_clone_engine::{Client, CloneSettings, Ends, Joint, RoutePolicy};
-use kvm_clone_lab::{Host, HostSpec, Lab, available};
+use kvm_clone_lab::{Host, Lab};
 
 /// What happens to the stream after some good frames.
 #[derive(Debug, Clone, Copy)]
@@ -106,12 +106,8 @@ async fn refuses(lab: &Lab, beta: &Host, fault: Fault, verify: Verify) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_frames_are_refused_and_undone() {
-    if !available("damaged_frames_are_refused_and_undone") {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let Some((lab, hosts)) = two_hosts("damaged_frames_are_refused_and_undone") else { return };
+    let [alpha, beta] = &hosts;
     make_machine(alpha, "web1", 16 * MIB);
     beta.provide_guest().unwrap();
     let all = [
@@ -148,12 +144,8 @@ impl Joint for Stuck {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_hangs_is_given_up_after_the_stall_timeout() {
-    if !available("a_lane_that_hangs_is_given_up") {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let Some((lab, hosts)) = two_hosts("a_lane_that_hangs_is_given_up") else { return };
+    let [alpha, beta] = &hosts;
     make_machine(alpha, "web1", 16 * MIB);
     beta.provide_guest().unwrap();
     let mut options = options(&lab);

@@ -4,16 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::*;
-use kvm_clone_lab::{HostSpec, Lab, available};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_machine_arrives_whole_and_boots() {
-    if !available("a_stopped_machine_arrives_whole_and_boots") {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let Some((lab, hosts)) = two_hosts("a_stopped_machine_arrives_whole_and_boots") else { return };
+    let [alpha, beta] = &hosts;
     let source = make_machine(alpha, "web1", 40 * MIB);
     beta.provide_guest().unwrap();
     let client = client(&lab).await;

@@ -32,12 +32,8 @@ async fn a_machine_is_cloned_on_its_own_host_under_a_new_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_lanes_write_one_image_together() {
-    if !available("several_lanes_write_one_image_together") {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let Some((lab, hosts)) = two_hosts("several_lanes_write_one_image_together") else { return };
+    let [alpha, beta] = &hosts;
     let bytes = 600 * MIB;
     let disk = DiskSpec::raw("vda", 2048 * MIB).fill(Fill::Random { seed: 7, bytes });
     let machine = define_machine(alpha, MachineSpec::named("big").disk(disk)).unwrap();
@@ -97,12 +93,10 @@ async fn blocks_go_from_host_to_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_hosts_do_not_reach_each_other_the_copy_goes_over_ssh() {
-    if !available("where_the_hosts_do_not_reach_each_other_the_copy_goes_over_ssh") {
+    let Some((lab, hosts)) = two_hosts("where_the_hosts_do_not_reach_each_other_the_copy_goes_over_ssh") else {
         return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    };
+    let [alpha, beta] = &hosts;
     let source = make_machine(alpha, "web1", 24 * MIB);
     beta.provide_guest().unwrap();
     // beta as seen through a jump host: sshd was reached on its loopback address, where alpha reaches only itself.
@@ -138,12 +132,8 @@ async fn where_the_hosts_do_not_reach_each_other_the_copy_goes_over_ssh() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_the_library_clones_a_machine() {
-    if !available("the_example_of_the_library_clones_a_machine") {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let hosts = lab.hosts(vec![HostSpec::named("alpha"), HostSpec::named("beta")]).unwrap();
-    let [alpha, beta] = hosts.as_slice() else { panic!("two hosts") };
+    let Some((lab, hosts)) = two_hosts("the_example_of_the_library_clones_a_machine") else { return };
+    let [alpha, beta] = &hosts;
     make_machine(alpha, "web1", 8 * MIB);
     beta.provide_guest().unwrap();
     let test = std::env::current_exe().unwrap();

@@ -36,6 +36,17 @@ pub fn spec(text: &str) -> HostSpec {
     HostSpec::from(text.parse::<kvm_clone_core::host::HostAddr>().unwrap())
 }
 
+/// A lab with alpha and beta; none where there can be none.
+pub fn two_hosts(test: &str) -> Option<(Lab, [Host; 2])> {
+    if !kvm_clone_lab::available(test) {
+        return None;
+    }
+    let lab = Lab::new().unwrap();
+    let names = ["alpha", "beta"].map(kvm_clone_lab::HostSpec::named);
+    let hosts = lab.hosts(names.into()).unwrap();
+    Some((lab, hosts.try_into().unwrap()))
+}
+
 /// A machine with a qcow2 and a raw disk of random data, holes and zeroes.
 pub fn make_machine(host: &Host, name: &str, bytes: u64) -> kvm_clone_lab::Machine {
     let fill = |seed| Fill::Random { seed, bytes };
