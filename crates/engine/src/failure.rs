@@ -1,23 +1,19 @@
 //! An operation that failed: undone, or left for another try to go on with.
 
+use kvm_clone_core::Error;
 use kvm_clone_core::journal::{Mark, Status, Step, Trail};
 use kvm_clone_core::retry::can_pass;
-use kvm_clone_core::{Code, Error};
 
 use crate::clone::Prepared;
 use crate::resume::RESUMABLE;
 use crate::step::{Left, Side, Work};
+use crate::store::Undone;
 
 /// Whether a step failed in passing, with something staged that the next try can use.
 pub(crate) const fn keeps(step: Step, error: &Error) -> bool {
     error.transient
         && can_pass(error.code)
         && matches!(step, Step::Stage | Step::Point | Step::Withdraw | Step::Copy | Step::Finish | Step::Place)
-}
-
-/// What an operation is that ended with this error and is undone.
-pub(crate) fn undone_as(error: &Error) -> Status {
-    if error.code == Code::Cancelled { Status::Cancelled } else { Status::Failed }
 }
 
 impl Prepared {
@@ -35,12 +31,14 @@ impl Prepared {
     pub(crate) async fn fail(&self, mut work: Work, trail: Trail, error: Error) -> Error {
         let id = self.fresh.operation;
         let left = self.undo(&mut work, trail).await;
-        let (status, error) = if left.is_nothing() {
-            (undone_as(&error), error)
+        let error = if left.is_nothing() {
+            let _ = self.store.undone(id, Undone::GivenUp(&error)).await;
+            error
         } else {
-            (Status::Interrupted, work.left_behind(&error, &left))
+            let error = work.left_behind(&error, &left);
+            let _ = self.store.fail(id, Status::Interrupted, &error).await;
+            error
         };
-        let _ = self.store.fail(id, status, &error).await;
         self.store.close().await;
         error.with("operation_id", id)
     }

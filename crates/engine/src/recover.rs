@@ -15,7 +15,7 @@ use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
 use crate::step::{flatten, made_by, out_of_service, renew, settle, standing};
-use crate::store::{RECOVERED, Store, Told};
+use crate::store::{RECOVERED, Store, Told, Undone};
 
 /// Whether `recover` acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,11 @@ pub(crate) async fn recover(site: &Site, store: &Store, mode: Recovery) -> Resul
     for marker in markers {
         // Between two tries nobody holds its locks.
         let is_waiting = store.place().lives(marker.operation).await?;
-        all.push(if is_waiting { Recovered::of(&marker) } else { one(site, store, &marker, mode).await });
+        all.push(if is_waiting {
+            Recovered::of(&marker)
+        } else {
+            one(site, store, &marker, mode, Undone::Recovered).await
+        });
     }
     for note in points(site).await? {
         all.push(one_point(site, note, mode).await);
@@ -108,7 +112,7 @@ pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) ->
         if store.place().lives(marker.operation).await? {
             return Err(worked_on(site, &marker));
         }
-        let done = one(site, store, &marker, Recovery::Act).await;
+        let done = one(site, store, &marker, Recovery::Act, Undone::Recovered).await;
         // The sync that comes completes it.
         if done.action != Action::OutOfService {
             ended(site, &marker, done)?;
@@ -124,7 +128,7 @@ pub(crate) async fn drop_superseded(site: &Site, store: &Store, machine: Uuid, b
         let paths = [left, marker.staged()].concat();
         site.host.control.order(Request::Remove { operation: marker.operation, paths }).await?;
         site.host.control.order(Request::RemoveMarker(marker.operation)).await?;
-        store.end(marker.operation, Status::Failed, RECOVERED).await?;
+        store.undone(marker.operation, Undone::Recovered).await?;
     }
     Ok(())
 }
@@ -139,7 +143,7 @@ fn worked_on(site: &Site, marker: &Marker) -> Error {
         .transient()
 }
 
-async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Recovered {
+async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery, undone: Undone<'_>) -> Recovered {
     let mut entry = Recovered::of(marker);
     let lock = Request::Lock { operation: marker.operation, keys: marker.keys.clone() };
     match site.host.control.order(lock).await {
@@ -150,7 +154,7 @@ async fn one(site: &Site, store: &Store, marker: &Marker, mode: Recovery) -> Rec
             return entry;
         }
     }
-    let outcome = locked(site, store, marker, mode, &mut entry).await;
+    let outcome = locked(site, store, marker, (mode, undone), &mut entry).await;
     let unlocked = site.host.control.order(Request::Unlock).await;
     entry.error = outcome.and(unlocked).err();
     entry
@@ -192,16 +196,16 @@ async fn one_point(site: &Site, note: PointNote, mode: Recovery) -> Recovered {
 /// Finishes an operation whose machine stands and whose locks are held.
 pub(crate) async fn finish_held(site: &Site, store: &Store, marker: &Marker) -> Result<Recovered> {
     let mut entry = Recovered::of(marker);
-    locked(site, store, marker, Recovery::Act, &mut entry).await?;
+    locked(site, store, marker, (Recovery::Act, Undone::Recovered), &mut entry).await?;
     Ok(entry)
 }
 
-/// Finishes or undoes one operation.
+/// Finishes or undoes one operation that is given up.
 ///
 /// # Errors
 /// Somebody works on it ([`Code::Locked`]), or it cannot be done.
-pub(crate) async fn end(site: &Site, store: &Store, marker: &Marker) -> Result<()> {
-    let done = one(site, store, marker, Recovery::Act).await;
+pub(crate) async fn give_up(site: &Site, store: &Store, marker: &Marker, cause: &Error) -> Result<()> {
+    let done = one(site, store, marker, Recovery::Act, Undone::GivenUp(cause)).await;
     ended(site, marker, done)
 }
 
@@ -214,22 +218,27 @@ fn ended(site: &Site, marker: &Marker, done: Recovered) -> Result<()> {
 }
 
 /// Under the locks: decides and acts.
-async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, entry: &mut Recovered) -> Result<()> {
+async fn locked(
+    site: &Site,
+    store: &Store,
+    marker: &Marker,
+    (mode, undone): (Recovery, Undone<'_>),
+    entry: &mut Recovered,
+) -> Result<()> {
     let stands = standing(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
-    let status = match journal::recovery(stands) {
+    let decided = journal::recovery(stands);
+    match decided {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
             if mode == Recovery::Act {
                 finish(site, marker).await?;
             }
             entry.files = outlived(site, marker, mode).await?;
-            Status::Completed
         }
         journal::Recovery::Undo => {
             entry.action = Action::Undo;
             entry.files = [inventory::not_in_use(site, &marker.placed()).await?, marker.staged()].concat();
-            Status::Failed
         }
         // What it staged beside goes; its marker stays, and tells of it until a sync has completed the replica.
         journal::Recovery::Leave => {
@@ -240,7 +249,7 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
             }
             return Err(left_out_of_service(site, marker));
         }
-    };
+    }
     if mode == Recovery::Look {
         return Ok(());
     }
@@ -250,7 +259,10 @@ async fn locked(site: &Site, store: &Store, marker: &Marker, mode: Recovery, ent
         let _ = site.libvirt.refresh(pool.clone()).await;
     }
     control.order(Request::RemoveMarker(marker.operation)).await?;
-    store.end(marker.operation, status, RECOVERED).await
+    match decided {
+        journal::Recovery::Finish => store.end(marker.operation, Status::Completed, RECOVERED).await,
+        _ => store.undone(marker.operation, undone).await,
+    }
 }
 
 /// What a person must do.
@@ -299,14 +311,14 @@ async fn close_journal(site: &Site, store: &Store, known: &[Uuid]) -> Result<()>
     for operation in store.unfinished(&site.host.name).await? {
         // Between its beginning and its marker, and between its last step and its end, its target knows nothing of one that runs.
         if !known.contains(&operation) && !store.place().lives(operation).await? {
-            close_forgotten(site, store, operation).await?;
+            close_forgotten(site, store, operation, Undone::Recovered).await?;
         }
     }
     operation::sweep(store).await
 }
 
 /// Closes an operation of which this host, its target, knows nothing any more.
-pub(crate) async fn close_forgotten(site: &Site, store: &Store, operation: Uuid) -> Result<()> {
+pub(crate) async fn close_forgotten(site: &Site, store: &Store, operation: Uuid, undone: Undone<'_>) -> Result<()> {
     let machine = match store.doubtful(operation).await? {
         Some(machine) => site.libvirt.definition(machine).await?,
         None => None,
@@ -316,5 +328,5 @@ pub(crate) async fn close_forgotten(site: &Site, store: &Store, operation: Uuid)
         Some(_) => Told::Another,
         None => Told::Nothing,
     };
-    store.close_forgotten(operation, told).await
+    store.close_forgotten(operation, told, undone).await
 }

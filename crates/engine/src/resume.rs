@@ -24,7 +24,6 @@ use uuid::Uuid;
 
 use crate::client::{Client, same_if_one};
 use crate::clone::{self, CloneSettings, Events, Look, Prepared};
-use crate::failure::undone_as;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::known::{self, Known};
@@ -34,7 +33,7 @@ use crate::outcome::CloneResult;
 use crate::phases::Phases;
 use crate::recover::{self, Recovered};
 use crate::step::{Work, stands};
-use crate::store::Store;
+use crate::store::{Store, Undone};
 pub(crate) use noted::Resumable;
 use noted::noted;
 
@@ -210,15 +209,11 @@ impl Client {
         let undone = crate::reconnect::again(self.access.silence + crate::reconnect::PATIENCE, || async {
             let target = self.connect(&noted.target).await?;
             match marker(&target, &noted).await? {
-                Some(marker) => recover::end(&target, store, &marker).await,
-                None => recover::close_forgotten(&target, store, operation).await,
+                Some(marker) => recover::give_up(&target, store, &marker, cause).await,
+                None => recover::close_forgotten(&target, store, operation, Undone::GivenUp(cause)).await,
             }
         });
-        undone.await.map_err(|error| error.with("host", &noted.target.addr))?;
-        if ended(store, operation).await? != Some(Status::Failed) {
-            return Ok(());
-        }
-        store.fail(operation, undone_as(cause), cause).await
+        undone.await.map_err(|error| error.with("host", &noted.target.addr))
     }
 }
 
@@ -285,7 +280,7 @@ async fn marker(target: &Site, noted: &Resumable) -> Result<Option<Marker>> {
 /// The target knows nothing of the operation: the journal is told.
 async fn gone(target: &Site, store: &Store, noted: &Resumable) -> Error {
     let (operation, host) = (noted.fresh.operation, noted.target.addr.to_string());
-    let _ = recover::close_forgotten(target, store, operation).await;
+    let _ = recover::close_forgotten(target, store, operation, Undone::Recovered).await;
     Error::conflict(format!("{host} knows nothing of operation {operation}: somebody finished or undid it"))
         .with("host", &host)
         .help(format!("kvm-clone list {host} shows whether its machine is there; if not, run the command again"))

@@ -102,6 +102,15 @@ pub(crate) enum Told {
     Another,
 }
 
+/// Why an operation is undone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Undone<'a> {
+    /// Its controller was gone: `recover` did it.
+    Recovered,
+    /// Its own controller gave it up, for this.
+    GivenUp(&'a Error),
+}
+
 /// The store of one controller.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -225,6 +234,17 @@ impl Store {
         self.end(operation, status, &serde_json::to_string(error).unwrap_or_default()).await
     }
 
+    /// Writes down that nothing is left of an operation, with why: in one, since somebody may be waiting for how it ended.
+    pub(crate) async fn undone(&self, operation: Uuid, why: Undone<'_>) -> Result<()> {
+        match why {
+            Undone::Recovered => self.end(operation, Status::Failed, RECOVERED).await,
+            Undone::GivenUp(error) if error.code == Code::Cancelled => {
+                self.fail(operation, Status::Cancelled, error).await
+            }
+            Undone::GivenUp(error) => self.fail(operation, Status::Failed, error).await,
+        }
+    }
+
     /// An operation, if this store knows it.
     pub(crate) async fn find(&self, operation: Uuid) -> Result<Option<Found>> {
         let row = sqlx::query("SELECT status, resume FROM operation WHERE id = ?")
@@ -282,7 +302,7 @@ impl Store {
 
     /// Closes an operation of which its target knows nothing any more: one that was committed only lacks the word that it
     /// was, any other made nothing or was undone. Where the records leave it open, the machine tells.
-    pub(crate) async fn close_forgotten(&self, operation: Uuid, told: Told) -> Result<()> {
+    pub(crate) async fn close_forgotten(&self, operation: Uuid, told: Told, undone: Undone<'_>) -> Result<()> {
         let trail = self.trail(operation).await?;
         if trail.is_committed() || told == Told::Stands {
             return self.end(operation, Status::Completed, RECOVERED).await;
@@ -290,7 +310,7 @@ impl Store {
         if told == Told::Another {
             return self.fail(operation, Status::Failed, &untold()).await;
         }
-        self.end(operation, Status::Failed, RECOVERED).await
+        self.undone(operation, undone).await
     }
 
     /// How far an operation went.

@@ -85,7 +85,7 @@ async fn a_forgotten_operation_is_closed_by_its_trail() {
         if taken_back {
             store.mark(id, &[(Step::Define, Mark::Undone)]).await.unwrap();
         }
-        store.close_forgotten(id, Told::Nothing).await.unwrap();
+        store.close_forgotten(id, Told::Nothing, Undone::Recovered).await.unwrap();
         assert_eq!(status(id).await, expected);
     }
     for (told, expected) in [(Told::Stands, "completed"), (Told::Another, "failed"), (Told::Nothing, "failed")] {
@@ -97,14 +97,29 @@ async fn a_forgotten_operation_is_closed_by_its_trail() {
         }
         store.mark(id, &[(Step::Define, Mark::Intended)]).await.unwrap();
         assert_eq!(store.doubtful(id).await.unwrap(), Some(machine));
-        store.close_forgotten(id, told).await.unwrap();
+        store.close_forgotten(id, told, Undone::Recovered).await.unwrap();
         assert_eq!(status(id).await, expected);
     }
     let impossible = Uuid::now_v7();
     store.begin(&new(impossible)).await.unwrap();
     store.mark(impossible, &[(Step::Copy, Mark::Done)]).await.unwrap();
-    let error = store.close_forgotten(impossible, Told::Nothing).await.unwrap_err();
+    let error = store.close_forgotten(impossible, Told::Nothing, Undone::Recovered).await.unwrap_err();
     assert_eq!(error.code, Code::Configuration, "{error:?}");
+}
+
+#[tokio::test]
+async fn what_is_given_up_has_ended_as_it_was_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+    let cancelled = Error::new(Code::Cancelled, "stopped by the user before the next try");
+    for (cause, expected) in [(cancelled, Status::Cancelled), (Error::transfer("cut"), Status::Failed)] {
+        let id = Uuid::now_v7();
+        store.begin(&new(id)).await.unwrap();
+        store.close_forgotten(id, Told::Nothing, Undone::GivenUp(&cause)).await.unwrap();
+        let record = store.record(id).await.unwrap().unwrap();
+        assert_eq!(record.status, expected);
+        assert_eq!(serde_json::from_str::<Error>(&record.outcome.unwrap()).unwrap(), cause);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
