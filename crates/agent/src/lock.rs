@@ -3,8 +3,9 @@
 //! Each key has two files, which are never unlinked (an unlinked lock file can be held by one process while another
 //! locks its successor):
 //! - `KEY`: held exclusively by the control agent of the operation, for as long as it lives;
-//! - `KEY.users`: held shared by everything that works for it (lane agents, `qemu-img`, `qemu-nbd`). An operation starts
-//!   only after it could take this one exclusively: then no writer of a dead operation is left alive.
+//! - `KEY.users`: held shared by everything that works for it: lane agents hold all of them, programs (`qemu-img`, `qemu-nbd`) that of
+//!   the machine's UUID. An operation starts only after it could take this one exclusively: then no writer of a dead operation on the
+//!   machine is left alive.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -58,10 +59,13 @@ impl Locks {
         self.users.iter().all(free)
     }
 
-    /// An open file that holds the users' side of the first key: given to a program as its standard input, it keeps
-    /// later operations away until that program has ended, whatever becomes of us.
+    /// An open file that holds the users' side of one key: given to a program as its standard input, it keeps later operations away until
+    /// that program has ended, whatever becomes of us. That of the machine, if there is one: also who only reads a machine has that key, and
+    /// who is to finish or undo an operation has all of them.
     pub(crate) fn for_program(&self) -> Result<Option<File>> {
-        self.users.first().map(|path| share(path)).transpose()
+        let both = || self.keys.iter().zip(&self.users);
+        let machine = both().find(|(key, _)| key.starts_with("uuid-")).or_else(|| both().next());
+        machine.map(|(_, path)| share(path)).transpose()
     }
 }
 
@@ -167,6 +171,22 @@ mod tests {
         assert_eq!(Locks::take(&place, &keys, Uuid::max(), "you").unwrap_err().code, Code::Locked);
         drop(user);
         Locks::take(&place, &keys, Uuid::max(), "you").unwrap();
+    }
+
+    #[test]
+    fn a_program_that_lives_on_keeps_everybody_away_from_the_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        let machine = format!("uuid-{}", Uuid::nil());
+        let keys = ["name-web1".to_owned(), machine.clone()];
+        let locks = Locks::take(&place, &keys, Uuid::nil(), "me").unwrap();
+        let program = locks.for_program().unwrap().unwrap();
+        drop(locks);
+        let only_reads = || Locks::take(&place, std::slice::from_ref(&machine), Uuid::max(), "you");
+        assert_eq!(only_reads().unwrap_err().code, Code::Locked);
+        assert_eq!(Locks::take(&place, &keys, Uuid::max(), "you").unwrap_err().code, Code::Locked);
+        drop(program);
+        only_reads().unwrap();
     }
 
     #[test]

@@ -150,7 +150,8 @@ pub(crate) async fn target(
         libvirt.networks(),
         libvirt.existing(new_name.to_string()),
     )?;
-    let named = existing.iter().map(|(machine, _)| machine).find(|machine| machine.name.as_str() == new_name.as_str());
+    let named = existing.iter().map(|listed| &listed.machine);
+    let named = named.into_iter().find(|machine| machine.name.as_str() == new_name.as_str());
     let mut target = TargetHost {
         host: facts.id.clone(),
         host_name: site.host.name.clone(),
@@ -176,8 +177,8 @@ pub(crate) async fn target(
     };
     // Whose files are whose matters only where some will be removed.
     let replacing = request.existing != Existing::Refuse && named.is_some();
-    for (machine, xml) in existing {
-        target.machines.push(files_of(site, machine, &xml, replacing).await?);
+    for listed in existing {
+        target.machines.push(files_of(site, listed, replacing).await?);
     }
     let mut paths = wanted_paths(request, source, &target, fresh)?;
     paths.extend(target.pools.iter().filter_map(|pool| pool.path.clone()));

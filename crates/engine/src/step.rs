@@ -35,7 +35,7 @@ use kvm_clone_core::wire::marker::Marker;
 use uuid::Uuid;
 
 use crate::clone::{CloneSettings, Events, Prepared, random_key};
-use crate::host::Host;
+use crate::host::{Host, Libvirt};
 use crate::inventory::{self, Site, Source};
 use crate::known::{Known, base_image, manifest_path};
 use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
@@ -78,8 +78,8 @@ pub(crate) struct Work {
     silence: Duration,
     /// Set when lane agents are about to be started for the first time.
     copy_begun: bool,
-    /// Set right before libvirt is asked to define: from then on it may have.
-    define_asked: bool,
+    /// The connection over which libvirt was asked to define, set right before: from then on it may have.
+    define_asked: Option<Libvirt>,
     /// Whether libvirt has answered the order to begin the job of a point.
     point_settled: bool,
     /// Whether the point of a copy that is complete was ended.
@@ -125,7 +125,7 @@ impl Work {
             withdrawn: None,
             silence: prepared.silence,
             copy_begun: false,
-            define_asked: false,
+            define_asked: None,
             point_settled: false,
             point_released: false,
             settled: false,

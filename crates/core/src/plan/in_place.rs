@@ -4,11 +4,12 @@
 
 use super::Facts;
 use super::check::Checks;
+use super::replica::other_user;
 use super::request::{Candidates, SyncRequest, Update, WITHOUT_POINTS};
 use super::shared::is_one_storage;
 use crate::domain::{DiskElement, Incomplete, Lineage, starts_without};
 use crate::error::{Error, Result};
-use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, Replica};
+use crate::inventory::{ImageFacts, ImageFormat, Replica};
 use crate::size::{ByteSize, whole_sectors};
 
 /// How the replica is updated: one that is out of service holds no point that overlays could keep.
@@ -91,12 +92,6 @@ fn is_of_source(facts: &Facts<'_>, image: &ImageFacts) -> bool {
         let is_here = facts.is_same_host() && file.is(&own);
         is_here || (can_tell && is_one_storage((file, other.as_ref()), (own, device.as_ref())))
     })
-}
-
-/// Another machine of the target that uses this image, by whatever path.
-fn other_user<'a>(facts: &Facts<'a>, replica: &Replica, image: &ImageFacts) -> Option<&'a ExistingMachine> {
-    let mut others = facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
-    others.find(|other| other.uses_file(&image.path, image.file))
 }
 
 /// Why an image cannot be written in place, if it cannot.

@@ -104,7 +104,7 @@ fn refuse_uuid(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
         );
         Error::new(Code::VmExists, message)
             .with("vm", &existing.name)
-            .help(format!("Delete it first: kvm-clone delete {} {}", facts.target.host_name, existing.name))
+            .help(format!("Take it away first, on {}: virsh undefine {}", facts.target.host_name, existing.name))
             .help("Or clone without --preserve-uuid and --replica")
     };
     clashes.then(refuse)

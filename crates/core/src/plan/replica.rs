@@ -258,6 +258,9 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, disk: &DiskElement, chain:
         let error = error.with("host", &facts.target.host_name);
         return Some(by_word.into_iter().fold(error, Error::help));
     }
+    if let Some(error) = refuse_used(facts, replica, image) {
+        return Some(error);
+    }
     let has_snapshots = chain.iter().any(|image| image.snapshots > 0);
     let refuse =
         |what: &str| Error::unsupported(format!("image {path} of replica {} {what}", replica.name)).with("path", path);
@@ -278,6 +281,29 @@ fn refuse_image(facts: &Facts<'_>, replica: &Replica, disk: &DiskElement, chain:
         () => return None,
     };
     Some(error.with("host", &facts.target.host_name))
+}
+
+/// Another machine of the target that uses this image, by whatever path.
+pub(super) fn other_user<'a>(facts: &Facts<'a>, replica: &Replica, image: &ImageFacts) -> Option<&'a ExistingMachine> {
+    let mut others = facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
+    others.find(|other| other.uses_file(&image.path, image.file))
+}
+
+/// What stands on an image, or has it as its own, would become a mixture once the new point is merged into it. Under a point that
+/// is kept it stays what it is.
+fn refuse_used(facts: &Facts<'_>, replica: &Replica, image: &ImageFacts) -> Option<Error> {
+    let other = other_user(facts, replica, image).filter(|_| !facts.request.safety.keep)?;
+    let (path, name) = (&image.path, &other.name);
+    let message =
+        format!("image {path} of replica {} is used by machine {name} as well, which would break", replica.name);
+    Some(
+        Error::conflict(message)
+            .with("path", path)
+            .with("vm", name)
+            .with("host", &facts.target.host_name)
+            .help("Keep the old point, on which it can stand: --safety-snapshot")
+            .help(format!("Or give {name} an image of its own: qemu-img convert")),
+    )
 }
 
 /// What no image of a disk may be, whether its present one or one that was kept.

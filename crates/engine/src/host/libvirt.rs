@@ -16,9 +16,10 @@ use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::{Domain, DomainState};
-use virt::error::{ErrorDomain, ErrorNumber};
+use virt::error::ErrorNumber;
 use virt::sys;
 
+use super::call::{Changing, blocking};
 use super::control::Control;
 use super::ffi;
 use super::install::Privilege;
@@ -34,6 +35,8 @@ pub(crate) struct Libvirt {
     deadline: Duration,
     host: String,
     abilities: Arc<Abilities>,
+    /// Orders to define and undefine.
+    changing: Changing,
     _relay: Arc<Relay>,
 }
 
@@ -63,6 +66,15 @@ impl Drop for Connection {
     }
 }
 
+/// A machine as libvirt lists it, without its files.
+pub(crate) struct Listed {
+    pub(crate) machine: ExistingMachine,
+    /// What its next start takes.
+    pub(crate) xml: String,
+    /// What it runs with, where it does: what was plugged in since stands in no definition.
+    pub(crate) live: Option<String>,
+}
+
 /// What libvirt says of a host as a whole.
 pub(crate) struct Capabilities {
     pub(crate) domains: Vec<DomainCapabilities>,
@@ -87,6 +99,7 @@ impl Libvirt {
             deadline,
             host: host.to_owned(),
             abilities: Arc::default(),
+            changing: Changing::default(),
             _relay: Arc::new(relay),
         })
     }
@@ -186,27 +199,44 @@ impl Libvirt {
     }
 
     /// Every machine of a target host; what keeps one from being replaced is asked only for `replaced`.
-    pub(crate) async fn existing(&self, replaced: String) -> Result<Vec<(ExistingMachine, String)>> {
-        self.call(move |connection| {
+    pub(crate) async fn existing(&self, replaced: String) -> Result<Vec<Listed>> {
+        let told = self.call(move |connection| {
             for_each_domain(connection, |domain| {
-                let name = domain.name()?;
+                let (name, state) = (domain.name()?, state(domain)?);
                 let asked = name == replaced;
+                let managed_save = asked && domain.has_managed_save(0)?;
+                let snapshots = if asked { count(domain.list_all_snapshots(0)?.len()) } else { 0 };
+                let checkpoints = if asked { ffi::checkpoints(domain) } else { 0 };
+                let xml = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
+                let live = if state == MachineState::Stopped { None } else { Some(domain.xml_desc(0)?) };
+                Ok((name, domain.uuid()?, state, (managed_save, snapshots, checkpoints), xml, live))
+            })
+        });
+        let listed =
+            |(name, uuid, state, (managed_save, snapshots, checkpoints), xml, live): (String, _, _, _, _, _)| {
                 let machine = ExistingMachine {
-                    name: name.parse().map_err(|_| virt::error::Error::last_error())?,
-                    uuid: domain.uuid()?,
-                    state: state(domain)?,
+                    name: name.parse().map_err(|error| self.unusable_name(&name, error))?,
+                    uuid,
+                    state,
                     disk_files: Vec::new(),
                     uses: BTreeSet::new(),
                     used_files: Vec::new(),
                     unseen: Vec::new(),
-                    managed_save: asked && domain.has_managed_save(0)?,
-                    snapshots: if asked { count(domain.list_all_snapshots(0)?.len()) } else { 0 },
-                    checkpoints: if asked { ffi::checkpoints(domain) } else { 0 },
+                    managed_save,
+                    snapshots,
+                    checkpoints,
                 };
-                Ok((machine, domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?))
-            })
-        })
-        .await
+                Ok(Listed { machine, xml, live })
+            };
+        told.await?.into_iter().map(listed).collect()
+    }
+
+    /// A machine that is in nobody's way but cannot be named: what it uses must be told all the same.
+    fn unusable_name(&self, name: &str, error: Error) -> Error {
+        Error::unsupported(format!("a machine of {} has a name that cannot be used: {}", self.host, error.message))
+            .with("vm", format!("{name:?}"))
+            .with("host", &self.host)
+            .help("Give it another one: virsh domrename UUID NEW")
     }
 
     /// Every storage pool.
@@ -274,7 +304,23 @@ impl Libvirt {
 
     /// Defines a machine: one call, after which the new definition is there whole.
     pub(crate) async fn define(&self, xml: String) -> Result<()> {
-        self.call(move |connection| connection.define_domain_xml(&xml).map(drop)).await
+        self.change(move |connection| connection.define_domain_xml(&xml).map(drop)).await
+    }
+
+    async fn change(
+        &self,
+        work: impl FnOnce(&Connect) -> Result<(), virt::error::Error> + Send + 'static,
+    ) -> Result<()> {
+        let connection = Arc::clone(&self.connection);
+        self.changing.blocking(self.deadline, &self.host, move || work(connection.open())).await
+    }
+
+    /// Waits until no definition that was asked for over this connection can still come, or go.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`] where libvirt does not answer.
+    pub(crate) async fn no_more_changes(&self) -> Result<()> {
+        self.changing.over(self.deadline, &self.host).await
     }
 
     /// The UUID of the machine of that name, if there is one.
@@ -296,7 +342,7 @@ impl Libvirt {
     /// Removes a definition; one that is not there is fine.
     pub(crate) async fn undefine(&self, uuid: Uuid) -> Result<()> {
         let undefine = |connection: &Connect, domain: &Domain| undefine(domain, connection.lib_version()?);
-        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| undefine(connection, &domain)))
+        self.change(move |connection| by_uuid(connection, uuid)?.map_or(Ok(()), |domain| undefine(connection, &domain)))
             .await
     }
 
@@ -312,41 +358,6 @@ impl Libvirt {
 fn undefine(domain: &Domain, version: u32) -> Result<(), virt::error::Error> {
     let tpm = if version >= 8_009_000 { sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM } else { 0 };
     domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | tpm)
-}
-
-/// Runs a blocking call of libvirt's with a deadline. A call that hangs keeps its thread until the relay closes, which
-/// happens when the host's connection is dropped.
-async fn blocking<T: Send + 'static>(
-    deadline: Duration,
-    host: &str,
-    work: impl FnOnce() -> Result<T, virt::error::Error> + Send + 'static,
-) -> Result<T> {
-    let since = std::time::Instant::now();
-    let task = tokio::task::spawn_blocking(work);
-    let ended = tokio::time::timeout(deadline, task).await;
-    tracing::debug!(host, micros = since.elapsed().as_micros(), "libvirt answered");
-    match ended {
-        Ok(Ok(outcome)) => outcome.map_err(|error| failed(host, &error)),
-        Ok(Err(_)) => Err(Error::internal("a call of libvirt panicked")),
-        Err(_) => Err(Error::timeout(format!("libvirt on {host} did not answer in {} s", deadline.as_secs()))
-            .with("host", host)
-            .help("libvirtd may hang there: systemctl status libvirtd; libvirt.timeout sets how long we wait")
-            .transient()),
-    }
-}
-
-fn failed(host: &str, error: &virt::error::Error) -> Error {
-    // The RPC itself failed, not what was asked for: the relay is gone, and with it the agent.
-    if error.domain().is(ErrorDomain::Rpc) {
-        return Error::connection(format!("the connection to libvirt on {host} was lost: {}", error.message()))
-            .with("host", host)
-            .help("Run the command again; if it happens twice, look at libvirtd's log on the host")
-            .transient();
-    }
-    Error::libvirt(format!("libvirt on {host}: {}", error.message()))
-        .with("host", host)
-        .with("libvirt_code", error.code().to_raw())
-        .help("journalctl -u libvirtd -u virtqemud on the host says more")
 }
 
 fn not_found(error: &virt::error::Error) -> bool {

@@ -1,6 +1,7 @@
 //! A host: reached, with its agent started and its libvirt opened.
 
 mod answers;
+mod call;
 pub(crate) mod control;
 mod ffi;
 mod frames;
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 use crate::client::HostSpec;
 use control::{Control, NoAgent, Patience, unexpected};
 use install::{AgentFile, AgentProgram, Privilege};
-use libvirt::Libvirt;
+pub(crate) use libvirt::{Libvirt, Listed};
 use ssh::SshOptions;
 use transport::Transport;
 

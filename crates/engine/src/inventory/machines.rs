@@ -1,13 +1,16 @@
 //! Whose files are whose: what the machines of a host use. Before anything is removed that one of them might stand on, what
 //! cannot be told counts as used.
 
-use kvm_clone_core::domain::{DiskKind, Domain, with_true_images};
+use std::collections::BTreeSet;
+
+use kvm_clone_core::domain::{DiskElement, DiskKind, Domain, with_true_images};
 use kvm_clone_core::inventory::{DiskFile, ExistingMachine, FileId, ImageFormat};
 use kvm_clone_core::plan::is_copied_medium;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 
 use super::{Site, files_beside, inspect, look};
+use crate::host::Listed;
 
 /// Of these files those that are there and that no machine of the host uses: somebody may have built a machine on what an
 /// operation left, or on a disk of the machine that it replaced. What is in use is nobody's orphan.
@@ -21,8 +24,8 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
         return Ok(Vec::new());
     }
     let mut machines = Vec::new();
-    for (machine, xml) in site.libvirt.existing(String::new()).await? {
-        let machine = files_of(site, machine, &xml, true).await?;
+    for listed in site.libvirt.existing(String::new()).await? {
+        let machine = files_of(site, listed, true).await?;
         if let Some(image) = machine.unseen.first() {
             return Err(may_be_used(&machine, image, &there));
         }
@@ -47,32 +50,17 @@ fn may_be_used(machine: &ExistingMachine, image: &str, files: &[(&String, FileId
 
 /// Adds the files that a machine of the target uses; with `chains` also those behind its images, which a machine that is
 /// a linked clone needs as much as its own, and which file each of them is.
-pub(super) async fn files_of(
-    site: &Site,
-    mut machine: ExistingMachine,
-    xml: &str,
-    chains: bool,
-) -> Result<ExistingMachine> {
-    let domain = Domain::parse(xml).and_then(|domain| with_true_images(&domain));
-    let domain = domain.map_err(|error| error.with("vm", &machine.name))?;
+pub(super) async fn files_of(site: &Site, listed: Listed, chains: bool) -> Result<ExistingMachine> {
+    let Listed { mut machine, xml, live } = listed;
+    let failed = |error: Error| error.with("vm", &machine.name);
+    let domain = Domain::parse(&xml).and_then(|domain| with_true_images(&domain)).map_err(failed)?;
+    let live = live.map(|xml| Domain::parse(&xml)).transpose().map_err(failed)?;
     machine.uses = domain.host_paths();
     let tpm = domain.tpm().map(|tpm| tpm.state_files(&site.host.facts.tpm_dir, machine.uuid));
     machine.uses.extend(tpm.into_iter().flatten().map(|(_, path)| path));
     let mut images = Vec::new();
     for disk in domain.disks() {
-        let Some(source) = &disk.source else { continue };
-        let path = match (&disk.kind, &disk.pool) {
-            (DiskKind::File | DiskKind::Block, _) => source.clone(),
-            (DiskKind::Volume, Some(pool)) => match site.libvirt.volume_path(pool.clone(), source.clone()).await {
-                Ok(path) => path,
-                // A pool that is stopped cannot say; the volume then counts as in use under its own name.
-                Err(_) => {
-                    machine.unseen.push(format!("volume {source} of pool {pool}"));
-                    source.clone()
-                }
-            },
-            _ => continue,
-        };
+        let Some(path) = path_of(site, &mut machine, disk).await else { continue };
         machine.uses.insert(path.clone());
         images.push(ImageSpec::new(path.clone(), disk.format()));
         let is_others = disk.readonly || disk.shareable || disk.device.is_removable();
@@ -81,21 +69,44 @@ pub(super) async fn files_of(
         }
         machine.disk_files.push(DiskFile { path, file: None });
     }
+    // What was plugged into a machine that runs is used, and is not its own to be removed with it.
+    for disk in live.iter().flat_map(Domain::disks) {
+        let Some(path) = path_of(site, &mut machine, disk).await else { continue };
+        if machine.uses.insert(path.clone()) {
+            images.push(ImageSpec::new(path, disk.format()));
+        }
+    }
     for (path, image) in files_beside(&domain, &site.host.facts.nvram_dir) {
         machine.uses.insert(path.clone());
         images.push(image);
         machine.disk_files.push(DiskFile { path, file: None });
     }
     if chains {
-        look_behind(site, &domain, &mut machine, images).await?;
+        look_behind(site, (&domain, live.as_ref()), &mut machine, images).await?;
     }
     Ok(machine)
+}
+
+/// Where an image is. A pool that is stopped cannot say of its volumes; one then counts as in use under its own name.
+async fn path_of(site: &Site, machine: &mut ExistingMachine, disk: &DiskElement) -> Option<String> {
+    let source = disk.source.as_ref()?;
+    match (&disk.kind, &disk.pool) {
+        (DiskKind::File | DiskKind::Block, _) => Some(source.clone()),
+        (DiskKind::Volume, Some(pool)) => match site.libvirt.volume_path(pool.clone(), source.clone()).await {
+            Ok(path) => Some(path),
+            Err(_) => {
+                machine.unseen.push(format!("volume {source} of pool {pool}"));
+                Some(source.clone())
+            }
+        },
+        _ => None,
+    }
 }
 
 /// Follows every image down to its last file, and finds out which files all of these paths lead to.
 async fn look_behind(
     site: &Site,
-    domain: &Domain,
+    (domain, live): (&Domain, Option<&Domain>),
     machine: &mut ExistingMachine,
     images: Vec<ImageSpec>,
 ) -> Result<()> {
@@ -123,7 +134,9 @@ async fn look_behind(
             Err(error) => failed.push((path, error.message)),
         }
     }
-    let paths = machine.uses.union(&domain.named_paths()).filter(|path| path.starts_with('/')).cloned().collect();
+    let named = [domain].into_iter().chain(live).flat_map(Domain::named_paths);
+    let paths: BTreeSet<String> = machine.uses.iter().cloned().chain(named).collect();
+    let paths = paths.into_iter().filter(|path| path.starts_with('/')).collect();
     let found = look(&site.host, paths).await?;
     let file = |path: &String| found.get(path).and_then(|facts| facts.file);
     for disk in &mut machine.disk_files {

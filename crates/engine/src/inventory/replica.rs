@@ -20,13 +20,16 @@ pub(crate) struct Found {
 pub(crate) async fn find(site: &Site, source: &SourceMachine, wanted: Option<&VmName>) -> Result<Found> {
     let machines = site.libvirt.existing(String::new()).await?;
     let lineages: Vec<Option<Lineage>> =
-        machines.iter().map(|(_, xml)| Domain::parse(xml).ok().and_then(|domain| domain.lineage())).collect();
+        machines.iter().map(|listed| Domain::parse(&listed.xml).ok().and_then(|domain| domain.lineage())).collect();
     let candidates: Vec<Candidate<'_>> = machines
         .iter()
         .zip(&lineages)
         // A machine that was itself copied to its own host is no replica of itself.
-        .filter(|((machine, _), _)| site.host.facts.id != source.host || machine.uuid != source.uuid)
-        .map(|((machine, _), lineage)| Candidate { name: &machine.name, uuid: machine.uuid, lineage: lineage.as_ref() })
+        .filter(|(listed, _)| site.host.facts.id != source.host || listed.machine.uuid != source.uuid)
+        .map(|(listed, lineage)| {
+            let (name, uuid) = (&listed.machine.name, listed.machine.uuid);
+            Candidate { name, uuid, lineage: lineage.as_ref() }
+        })
         .collect();
     let found = find_replica(source, &site.host.name, &candidates, wanted)?;
     let lineage = found.lineage.cloned().ok_or_else(|| Error::internal("a replica has no lineage"))?;

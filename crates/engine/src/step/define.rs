@@ -10,6 +10,7 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
 use super::Work;
+use super::marker::kept_of_replaced;
 use crate::inventory::{self, Site};
 use crate::lane::CopyDisk;
 use crate::reconnect;
@@ -26,7 +27,7 @@ impl Work {
         self.source_unchanged().await?;
         self.target = reconnect::revive(&self.target).await?;
         let uuid = self.plan.new_uuid;
-        if !(self.define_asked && self.stands().await?) {
+        if !(self.define_asked.is_some() && self.stands().await?) {
             match self.plan.replaces.clone() {
                 None => self.place_is_free().await?,
                 Some(replaced) if self.written().is_empty() => {
@@ -36,8 +37,9 @@ impl Work {
             }
             let definition =
                 self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
+            self.forget_replaced().await?;
             self.hold_state().await?;
-            self.define_asked = true;
+            self.define_asked = Some(self.target.libvirt.clone());
             self.target.libvirt.define(definition).await?;
         }
         let is_sync = self.plan.replica.is_some();
@@ -50,6 +52,17 @@ impl Work {
             ));
         }
         self.target.host.control.order(Request::SyncDefinitions).await
+    }
+
+    /// Has what was kept of a copy that is replaced whole go with it.
+    async fn forget_replaced(&mut self) -> Result<()> {
+        let Some(old) = self.old.as_ref().filter(|_| self.plan.replica.is_none()) else { return Ok(()) };
+        let kept = kept_of_replaced(&old.definition, &self.target.host);
+        if kept.iter().all(|path| self.marker.outdated.contains(path)) {
+            return Ok(());
+        }
+        self.marker.outdated.extend(kept);
+        self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await
     }
 
     /// Whether neither name nor UUID was taken while the disks were copied: a define would overwrite that machine.
@@ -147,9 +160,8 @@ impl Work {
 
     /// Takes the definition back, if libvirt has it: the answer to the call may have been lost.
     pub(super) async fn undefine(&mut self) -> Result<()> {
-        if !self.define_asked {
-            return Ok(());
-        }
+        let Some(asked) = &self.define_asked else { return Ok(()) };
+        asked.no_more_changes().await?;
         self.target = reconnect::revive(&self.target).await?;
         if !self.stands().await? {
             return Ok(());

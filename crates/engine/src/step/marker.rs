@@ -97,6 +97,15 @@ fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
     names.into_iter().flat_map(|name| kept_of(target, replica.operation, &name)).collect()
 }
 
+/// What was kept of a copy of ours that a new one takes the place of, as its definition tells.
+pub(super) fn kept_of_replaced(definition: &str, host: &Host) -> Vec<String> {
+    let Ok(domain) = Domain::parse(definition) else { return Vec::new() };
+    let Some(lineage) = domain.lineage() else { return Vec::new() };
+    let disks = domain.data_disks().map(|disk| disk.target.to_string());
+    let names = disks.chain(OWN_FILES.map(str::to_owned));
+    names.flat_map(|name| kept_of(host, lineage.operation, &name)).collect()
+}
+
 /// Where the digests and the seal of a disk or file are kept.
 pub(super) fn kept_of(host: &Host, operation: Uuid, name: &str) -> [String; 2] {
     [manifest_path(host, operation, name), format!("{}/seals/{operation}-{name}.json", host.facts.state_dir)]

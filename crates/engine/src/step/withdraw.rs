@@ -83,8 +83,9 @@ impl Work {
             return Err(self.out_of_service());
         }
         let Some(before) = &self.withdrawn else { return Ok(()) };
+        self.target.libvirt.no_more_changes().await?;
         self.target = reconnect::revive(&self.target).await?;
-        // Whatever stands now: an order to define that failed may still come true.
+        // Whatever stands now: an order to define that failed may have come true.
         self.target.libvirt.define(before.definition.clone()).await?;
         self.target.host.control.order(Request::SyncDefinitions).await
     }

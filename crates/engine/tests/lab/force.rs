@@ -207,6 +207,35 @@ async fn a_disk_that_another_machine_reaches_some_other_way_is_not_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_plugged_into_a_running_machine_is_not_removed() {
+    let test = "a_disk_that_was_plugged_into_a_running_machine_is_not_removed";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let own = DiskSpec::qcow2("vda", 16 * MIB).at("/srv/rescue.qcow2");
+    let rescue = define_machine(&scene.beta, MachineSpec::named("rescue").disk(own)).unwrap();
+    rescue.start().unwrap();
+    // As virsh does unless it is told otherwise: what the next start takes does not know of it.
+    let plug = ["virsh", "-q", "attach-disk", "rescue", BASE, "vdb", "--subdriver", "qcow2", "--mode", "readonly"];
+    scene.beta.exec(&plug).unwrap();
+    assert!(!rescue.xml().unwrap().contains(BASE), "{}", rescue.xml().unwrap());
+    let sum = State::of(&scene.beta).files[BASE].clone();
+    scene.clone().await.unwrap();
+    assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the running machine's disk is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_of_a_copy_goes_with_it() {
+    let Some(mut scene) = Scene::new("what_was_kept_of_a_copy_goes_with_it") else { return };
+    let kept = |scene: &Scene| {
+        scene.beta.shell("ls /var/lib/kvm-clone/manifests /var/lib/kvm-clone/seals").unwrap().lines().count()
+    };
+    scene.clone().await.unwrap();
+    let first = kept(&scene);
+    scene.request.existing = Existing::Replace;
+    scene.clone().await.unwrap();
+    assert_eq!(kept(&scene), first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn recover_removes_nothing_that_another_machine_may_stand_on() {
     let test = "recover_removes_nothing_that_another_machine_may_stand_on";
     let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };

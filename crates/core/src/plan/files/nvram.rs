@@ -7,6 +7,9 @@ use crate::name::VmName;
 use crate::plan::check::Checks;
 use crate::plan::{Facts, Replaced, replace};
 
+/// What files of variables are called; others become the first.
+const EXTENSIONS: [&str; 6] = ["fd", "qcow2", "raw", "img", "bin", "nvram"];
+
 pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Files {
     let Some((old, [plain, other])) = nvram_paths(facts) else { return Files::default() };
     let is_taken_over = replace::has(facts, replaces, &plain);
@@ -42,13 +45,16 @@ pub(super) fn candidates(facts: &Facts<'_>) -> Vec<String> {
 }
 
 /// The source's path, and two names for the copy's, as libvirt would name it, and one for where the machine that is
-/// replaced has that: in the directory that the source's definition names, which is libvirt's own as a rule, else in that.
+/// replaced has that: in the directory that the source's definition names, if the target has images or variables there, else in
+/// libvirt's own. The source has no say about any other place of the target's, nor about what kind of file is put there.
 fn nvram_paths(facts: &Facts<'_>) -> Option<(String, [String; 2])> {
     let named = facts.domain.nvram()?.path;
     let (old, _) = facts.domain.nvram_file(&facts.source.nvram_dir)?;
     let (dir, file) = old.rsplit_once('/')?;
-    let dir = if named.is_some() { dir } else { &facts.target.nvram_dir };
-    let extension = file.rsplit_once('.').map_or("fd", |(_, extension)| extension).to_owned();
+    let is_for_images = || facts.target.pools.iter().any(|pool| pool.active && pool.path.as_deref() == Some(dir));
+    let dir = if named.is_some() && is_for_images() { dir } else { &facts.target.nvram_dir };
+    let extension = file.rsplit_once('.').map(|(_, extension)| extension);
+    let extension = extension.filter(|extension| EXTENSIONS.contains(extension)).unwrap_or("fd");
     let name: &VmName = facts.new_name;
     let [.., a, b, c, d] = facts.fresh.operation.into_bytes();
     let plain = format!("{dir}/{name}_VARS.{extension}");

@@ -12,6 +12,7 @@ fn unnamed() -> World {
     let file = world.source.files.remove(VARS).unwrap();
     world.source.files.insert("/a/nvram/small_VARS.fd".to_owned(), file);
     world.target.paths_present.insert("/b/nvram".to_owned());
+    world.target.nvram_dir = "/b/nvram".to_owned();
     world
 }
 

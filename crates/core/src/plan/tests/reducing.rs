@@ -107,6 +107,7 @@ pub(super) fn uefi(os: &str) -> World {
     let mut world = world();
     world.source.xml = world.source.xml.replace("</os>", &format!("{os}</os>"));
     world.target.paths_present = BTreeSet::from([DIR.to_owned(), "/fw/CODE.fd".to_owned()]);
+    world.target.nvram_dir = DIR.to_owned();
     let mut file = image(VARS, 0);
     file.format = ImageFormat::Raw;
     file.file.length = 540_672;
@@ -149,6 +150,21 @@ fn firmware_that_libvirt_chose_is_chosen_again_where_it_is_missing() {
     let plan = uefi(&os).with(|w| w.source.xml = w.source.xml.replace("<os>", "<os firmware='efi'>"));
     assert!(!xml(&plan).contains("OTHER.fd"), "{}", xml(&plan));
     assert!(plan.warnings.iter().any(|warning| warning.contains("OTHER.fd")), "{:?}", plan.warnings);
+}
+
+#[test]
+fn the_source_does_not_say_where_the_target_puts_files() {
+    let named = |path: &str| {
+        uefi(&format!("<nvram>{path}</nvram>")).with(|w| {
+            let file = w.source.files.remove(VARS).unwrap();
+            w.source.files.insert(path.to_owned(), file);
+            w.target.paths_present.extend(["/etc/profile.d", "/images"].map(str::to_owned));
+        })
+    };
+    let own = format!("{DIR}/small_clone_VARS.fd");
+    assert_eq!(named("/etc/profile.d/x.sh").files[0].path, own);
+    assert_eq!(named("/images/small_VARS.sh").files[0].path, "/images/small_clone_VARS.fd");
+    assert_eq!(named("/images/small_VARS.qcow2").files[0].path, "/images/small_clone_VARS.qcow2");
 }
 
 #[test]

@@ -220,6 +220,7 @@ fn a_disk_that_is_gone_from_the_source_goes_and_its_image_by_word_alone() {
         |world| {
             let mut other = world.target.machines[0].clone();
             (other.name, other.uuid) = ("other".parse().unwrap(), Uuid::from_u128(77));
+            other.uses.remove(IMAGE);
             world.target.machines.push(other);
         },
         |world| update(world, |update| update.disks_only = true),
@@ -420,6 +421,26 @@ fn an_image_that_is_anybody_elses_is_not_written_in_place() {
         (source.file, source.device_id) = (own.file, own.device_id);
     };
     assert_eq!(code(&in_place().with(of_source)), 1014);
+}
+
+#[test]
+fn no_new_point_is_merged_into_what_another_machine_stands_on() {
+    let by_path: fn(&mut ExistingMachine) = |other| _ = other.uses.insert(IMAGE.to_owned());
+    let by_link: fn(&mut ExistingMachine) =
+        |other| other.used_files.push(FileId { inode: 300, ..image(IMAGE, 4).file });
+    for uses in [by_path, by_link] {
+        let mut world = replicated(|_| ());
+        let mut other = existing("test", 3, "/srv/test.qcow2");
+        uses(&mut other);
+        world.target.machines.push(other);
+        let refused = world.plan();
+        assert_eq!(code(&refused), 1014);
+        assert!(refused.refusal().unwrap().message.contains("machine test"), "{:?}", refused.refusal());
+        let kept = world.clone().with(|w| w.request.safety.keep = true);
+        assert_eq!(code(&kept), 0, "{:?}", kept.refusal());
+        let whole = world.with(|w| update(w, |update| update.candidates = Candidates::All));
+        assert_eq!((code(&whole), whole.replaces.unwrap().files), (0, Vec::new()), "the old image stays");
+    }
 }
 
 #[test]
