@@ -202,6 +202,9 @@ pub enum Recovery {
     Undo,
     /// The machine is out of service, written in part: it can neither be finished nor undone without its source.
     Leave,
+    /// Its new point may be merged in part into the images of the old one, and the definition that named it is gone: as long as the overlays
+    /// are there, only a person can tell what they are for.
+    Ask,
 }
 
 /// What a machine's definition is to an operation.
@@ -215,12 +218,14 @@ pub enum Stands {
     Another,
 }
 
-/// Decides by the one fact that counts: which definition the target's libvirt has.
+/// Decides by the one fact that counts: which definition the target's libvirt has. Once overlays are being merged, that it was
+/// the operation's own before is known, too.
 #[must_use]
-pub const fn recovery(definition: Stands) -> Recovery {
+pub const fn recovery(definition: Stands, merging: bool) -> Recovery {
     match definition {
         Stands::Made => Recovery::Finish,
         Stands::Withdrawn => Recovery::Leave,
+        Stands::Another if merging => Recovery::Ask,
         Stands::Another => Recovery::Undo,
     }
 }
@@ -256,9 +261,10 @@ mod tests {
 
     #[test]
     fn what_was_written_in_part_is_neither_finished_nor_undone() {
-        assert_eq!(recovery(Stands::Made), Recovery::Finish);
-        assert_eq!(recovery(Stands::Withdrawn), Recovery::Leave);
-        assert_eq!(recovery(Stands::Another), Recovery::Undo);
+        assert_eq!(recovery(Stands::Made, true), Recovery::Finish);
+        assert_eq!(recovery(Stands::Withdrawn, false), Recovery::Leave);
+        assert_eq!(recovery(Stands::Another, false), Recovery::Undo);
+        assert_eq!(recovery(Stands::Another, true), Recovery::Ask);
     }
 
     #[test]

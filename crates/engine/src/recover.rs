@@ -227,7 +227,7 @@ async fn locked(
 ) -> Result<()> {
     let stands = standing(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
-    let decided = journal::recovery(stands);
+    let decided = journal::recovery(stands, marker.merging && holds_overlays(site, marker).await?);
     match decided {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
@@ -249,6 +249,10 @@ async fn locked(
             }
             return Err(left_out_of_service(site, marker));
         }
+        journal::Recovery::Ask => {
+            entry.action = Action::OutOfService;
+            return Err(left_half_merged(site, marker));
+        }
     }
     if mode == Recovery::Look {
         return Ok(());
@@ -263,6 +267,27 @@ async fn locked(
         journal::Recovery::Finish => store.end(marker.operation, Status::Completed, RECOVERED).await,
         _ => store.undone(marker.operation, undone).await,
     }
+}
+
+/// Whether one of its overlays is there still, and is nobody's by another definition.
+async fn holds_overlays(site: &Site, marker: &Marker) -> Result<bool> {
+    let overlays: Vec<String> = marker.overlays.iter().map(|overlay| overlay.path.clone()).collect();
+    Ok(!inventory::not_in_use(site, &overlays).await?.is_empty())
+}
+
+/// What only a person can decide.
+fn left_half_merged(site: &Site, marker: &Marker) -> Error {
+    let (machine, host) = (&marker.machine, &site.host.name);
+    let overlays: Vec<&str> = marker.overlays.iter().map(|overlay| overlay.path.as_str()).collect();
+    Error::new(
+        Code::UndoFailed,
+        format!("the definition of {machine} is gone while its new point was merged into its images: they hold it with its overlays alone"),
+    )
+    .with("vm", machine)
+    .with("host", host)
+    .with("left", overlays.join(", "))
+    .help(format!("Define it again with the overlays as its disks, and run kvm-clone recover {host}"))
+    .help(format!("Or remove the overlays, if nobody needs the machine, and run kvm-clone recover {host}"))
 }
 
 /// What a person must do.

@@ -7,6 +7,7 @@
 mod checksum;
 mod define;
 mod finish;
+mod hold;
 mod marker;
 mod merge;
 mod point;

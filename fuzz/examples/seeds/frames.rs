@@ -16,7 +16,7 @@ use kvm_clone_core::wire::lane::{
 };
 use kvm_clone_core::wire::marker::{FinalFile, Marker};
 use kvm_clone_core::wire::packed::Packer;
-use kvm_clone_core::wire::replica::{DiskChain, Flatten, OverlayFile, RenewedFile, SealOrder, SealState};
+use kvm_clone_core::wire::replica::{DiskChain, Flatten, HeldImage, OverlayFile, RenewedFile, SealOrder, SealState};
 use kvm_clone_core::wire::verify::{DigestQuery, Digested};
 use kvm_clone_core::{Error, wire};
 use uuid::Uuid;
@@ -46,6 +46,7 @@ pub(super) fn write(dir: &Path) {
         ("marker", ToAgent::Request(1, Request::PutMarker(Box::new(marker())))),
         ("flatten", ToAgent::Request(3, Request::Flatten(flatten))),
         ("renew", ToAgent::Request(7, Request::RenewFiles(Uuid::nil()))),
+        ("hold", ToAgent::Request(9, Request::HoldImages(vec![held()]))),
         ("in-place", ToAgent::Request(8, Request::TakeInPlace(new_image()))),
         ("seals", ToAgent::Request(4, Request::TakeSeals(vec![seal_order()]))),
         ("new-image", ToAgent::Request(2, Request::CreateImage(new_image()))),
@@ -192,7 +193,7 @@ fn overlay() -> OverlayFile {
 }
 
 fn seal_order() -> SealOrder {
-    let seen = vec![Identity { size: 1, inode: (2, 3), modified: 4, changed: 5 }];
+    let seen = vec![identity()];
     let disk = "vda".parse().unwrap();
     SealOrder { operation: Uuid::nil(), disk, root: Root([1; 32]), key: key().id(), image: image(), seen }
 }
@@ -211,6 +212,7 @@ pub(super) fn marker() -> Marker {
         manifests: vec!["/m".to_owned()],
         sync: true,
         overlays: vec![overlay()],
+        merging: true,
         chains: vec![DiskChain { disk: "vda".parse().unwrap(), images: image().backing }],
         in_place: vec!["/dev/vg/web1".to_owned()],
         renewed: vec![RenewedFile {
@@ -222,4 +224,12 @@ pub(super) fn marker() -> Marker {
         replaced: Vec::new(),
         created: "2030-01-02T03:04:05Z".to_owned(),
     }
+}
+
+fn identity() -> Identity {
+    Identity { size: 1, inode: (2, 3), modified: 4, changed: 5 }
+}
+
+fn held() -> HeldImage {
+    HeldImage { path: "/images/web1.qcow2".to_owned(), expected: Some(identity()) }
 }

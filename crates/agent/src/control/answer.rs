@@ -9,8 +9,8 @@ use kvm_clone_core::{Error, Result};
 use super::progress::Progress;
 use super::session::Session;
 use super::{
-    check, checksum, digests, export, facts, files, flatten, image, in_place, inspect, lanes, manifest, marker, point,
-    relay, renew, seal, settle, take_up,
+    check, checksum, digests, export, facts, files, flatten, hold, image, in_place, inspect, lanes, manifest, marker,
+    point, relay, renew, seal, settle, take_up,
 };
 
 /// Requests answered at once; a controller that asks more at a time is broken.
@@ -89,6 +89,7 @@ fn answer(session: &Arc<Session>, request: Request, progress: &Arc<Progress>) ->
         Request::HoldState(operation) => {
             session.require_locks().and_then(|()| renew::hold(session, operation)).map(done)
         }
+        Request::HoldImages(images) => session.require_locks().and_then(|()| hold::hold(session, &images)).map(done),
         Request::RenewFiles(operation) => {
             session.require_locks().and_then(|()| renew::renew(session, operation, progress)).map(Reply::Renewed)
         }
@@ -146,6 +147,7 @@ const fn changes(request: &Request) -> bool {
             | Request::ResizeInPlace(_)
             | Request::FinishInPlace(_)
             | Request::HoldState(_)
+            | Request::HoldImages(_)
             | Request::RenewFiles(_)
             | Request::Flatten(_)
             | Request::TakeSeals(_)

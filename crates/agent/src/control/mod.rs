@@ -16,6 +16,7 @@ mod export;
 mod facts;
 mod files;
 mod flatten;
+mod hold;
 mod image;
 mod in_place;
 mod inspect;

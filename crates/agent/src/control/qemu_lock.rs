@@ -20,15 +20,27 @@ const RESIZE: i64 = 3;
 /// Locks the file as one that we write to, and that nobody else may read or write; false where somebody has it open already in
 /// a way that is against that. Where there are no locks, as on some network file systems, qemu has none either.
 pub(super) fn take(file: &File) -> io::Result<bool> {
-    let bytes = [USED + WRITE, USED + RESIZE, NOT_SHARED + READ, NOT_SHARED + WRITE, NOT_SHARED + RESIZE];
-    for byte in bytes {
+    let ours = [USED + WRITE, USED + RESIZE, NOT_SHARED + READ, NOT_SHARED + WRITE, NOT_SHARED + RESIZE];
+    // First locked, then looked: of two who do so at the same time at least one sees the other.
+    take_bytes(file, &ours, &[USED + READ, USED + WRITE, USED + RESIZE, NOT_SHARED + WRITE, NOT_SHARED + RESIZE])
+}
+
+/// Locks the file as one that we read, and that nobody else may write; false where somebody does already. The file need be open for
+/// reading alone.
+pub(super) fn keep(file: &File) -> io::Result<bool> {
+    let ours = [USED + READ, NOT_SHARED + WRITE, NOT_SHARED + RESIZE];
+    take_bytes(file, &ours, &[USED + WRITE, USED + RESIZE, NOT_SHARED + READ])
+}
+
+/// Locks bytes for ourselves; false where somebody holds one of those that are against that.
+fn take_bytes(file: &File, ours: &[i64], against: &[i64]) -> io::Result<bool> {
+    for byte in ours.iter().copied() {
         match lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
             Err(error) if has_none(&error) => return Ok(true),
             locked => locked?,
         };
     }
-    // First locked, then looked: of two who do so at the same time at least one sees the other.
-    for byte in [USED + READ, USED + WRITE, USED + RESIZE, NOT_SHARED + WRITE, NOT_SHARED + RESIZE] {
+    for byte in against.iter().copied() {
         if is_held(file, byte)? {
             return Ok(false);
         }

@@ -52,6 +52,8 @@ pub(crate) struct Session {
     locks: Mutex<Option<Locks>>,
     /// States of TPMs that no emulator works on meanwhile.
     states: Mutex<Vec<StateLock>>,
+    /// Images that nobody writes to meanwhile.
+    images: Mutex<Vec<fs::File>>,
     lanes: Mutex<HashMap<LaneId, Lane>>,
     /// Set when lane agents are ended: one that was still on its way is then refused.
     lanes_closed: AtomicBool,
@@ -98,6 +100,7 @@ impl Session {
             controller: Mutex::default(),
             locks: Mutex::default(),
             states: Mutex::default(),
+            images: Mutex::default(),
             lanes: Mutex::default(),
             lanes_closed: AtomicBool::new(false),
             changing: AtomicUsize::new(0),
@@ -190,12 +193,18 @@ impl Session {
 
     pub(super) fn drop_locks(&self) {
         self.lock(&self.states).clear();
+        self.lock(&self.images).clear();
         *self.lock(&self.locks) = None;
     }
 
     /// Holds these states until they are asked back, or until the locks go.
     pub(super) fn hold_states(&self, states: Vec<StateLock>) {
         *self.lock(&self.states) = states;
+    }
+
+    /// Holds these images, and no others, until there are others to hold or the locks go.
+    pub(super) fn hold_images(&self, images: Vec<fs::File>) {
+        *self.lock(&self.images) = images;
     }
 
     /// Gives back the states that are held.

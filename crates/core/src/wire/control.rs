@@ -14,7 +14,7 @@ use super::facts::{FinishedImage, HostFacts, Identity, PathFacts};
 use super::lane::{Export, ImageSpec, LaneCommand, LaneEvent};
 use super::marker::Marker;
 use super::point::{PointNote, PointOrder, PointPlace, PointState};
-use super::replica::{Flatten, Flattened, ManifestQuery, ManifestState, SealOrder, SealQuery, SealState};
+use super::replica::{Flatten, Flattened, HeldImage, ManifestQuery, ManifestState, SealOrder, SealQuery, SealState};
 use super::verify::DigestQuery;
 use crate::blocks::compare::GroupPage;
 use crate::blocks::{BlockSize, Digest, DigestKey};
@@ -178,6 +178,9 @@ pub enum Request {
     /// Have what is staged take the places of the files that the marker says are renewed, durably, unless somebody changed one of
     /// these since; what was done already is left. → [`Reply::Renewed`]
     RenewFiles(Uuid),
+    /// Let nobody write to these images, nor to any others than these from now on, until other ones are held or the locks go: who
+    /// starts a machine from them is refused by qemu. → [`Reply::Done`]
+    HoldImages(Vec<HeldImage>),
     /// Bring what an overlay holds into the image under it, durably. Until that is done the overlay shows the same disk, done
     /// or half done, and it can be done again. → [`Reply::Flattened`]
     Flatten(Flatten),

@@ -38,6 +38,9 @@ pub struct Marker {
     /// point under it is kept, is not among them.
     #[serde(default)]
     pub overlays: Vec<OverlayFile>,
+    /// Whether overlays are being merged, or were: from then on they must not go before it is done.
+    #[serde(default)]
+    pub merging: bool,
     /// What the disks that have such overlays lie in once these are merged.
     #[serde(default)]
     pub chains: Vec<DiskChain>,

@@ -66,6 +66,7 @@ impl Request {
             Self::ResizeInPlace(new) => ("giving its size to", Some(&new.image.path)),
             Self::FinishInPlace(new) => ("completing the image", Some(&new.image.path)),
             Self::HoldState(_) => ("keeping emulators of TPMs away", None),
+            Self::HoldImages(images) => ("holding", images.first().map(|image| image.path.as_str())),
             Self::RenewFiles(_) => ("renewing the state of the TPM", None),
             Self::Flatten(order) => ("merging the overlay", Some(&order.overlay.path)),
             Self::TakeSeals(_) => ("sealing the images", None),

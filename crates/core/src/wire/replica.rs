@@ -9,6 +9,15 @@ use crate::blocks::{BlockSize, DigestKey, KeyId, Root};
 use crate::inventory::ImageFormat;
 use crate::name::DiskTarget;
 
+/// An image that nobody may write to for a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldImage {
+    /// Its path.
+    pub path: String,
+    /// What it must be still, if that is known.
+    pub expected: Option<Identity>,
+}
+
 /// An overlay over an image of the machine that is merged into it: the new point of one disk, or a point that was kept and is
 /// not any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +223,7 @@ mod tests {
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
         let overlay = text["overlays"][0].as_object_mut().unwrap();
         ["under", "above", "flattened"].iter().for_each(|new| drop(overlay.remove(*new)));
-        text.as_object_mut().unwrap().remove("chains");
+        ["chains", "merging"].iter().for_each(|new| drop(text.as_object_mut().unwrap().remove(*new)));
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
         for new in ["overlays", "outdated", "directories", "renewed", "in_place"] {
             text.as_object_mut().unwrap().remove(new);

@@ -9,7 +9,8 @@ use virt::error::ErrorDomain;
 
 type Outcome<T> = std::result::Result<T, virt::error::Error>;
 
-/// Runs a call with a deadline. One that hangs keeps its thread until libvirt answers or the relay closes.
+/// Runs a call with a deadline. One that hangs keeps its thread until libvirt answers, or until the relay ends with the last use of the
+/// connection.
 pub(super) async fn blocking<T: Send + 'static>(
     deadline: Duration,
     host: &str,

@@ -198,6 +198,15 @@ impl Libvirt {
         .await
     }
 
+    /// What a machine runs with; none where it does not run, or is not there.
+    pub(crate) async fn running(&self, uuid: Uuid) -> Result<Option<String>> {
+        let live = |domain: Domain| match state(&domain)? {
+            MachineState::Stopped => Ok(None),
+            _ => domain.xml_desc(0).map(Some),
+        };
+        self.call(move |connection| by_uuid(connection, uuid)?.map_or(Ok(None), live)).await
+    }
+
     /// Every machine of a target host; what keeps one from being replaced is asked only for `replaced`.
     pub(crate) async fn existing(&self, replaced: String) -> Result<Vec<Listed>> {
         let told = self.call(move |connection| {

@@ -10,6 +10,7 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
 use super::Work;
+use super::hold::let_go;
 use super::marker::kept_of_replaced;
 use crate::inventory::{self, Site};
 use crate::lane::CopyDisk;
@@ -27,6 +28,7 @@ impl Work {
         self.source_unchanged().await?;
         self.target = reconnect::revive(&self.target).await?;
         let uuid = self.plan.new_uuid;
+        self.hold_bases().await?;
         if !(self.define_asked.is_some() && self.stands().await?) {
             match self.plan.replaces.clone() {
                 None => self.place_is_free().await?,
@@ -42,6 +44,8 @@ impl Work {
             self.define_asked = Some(self.target.libvirt.clone());
             self.target.libvirt.define(definition).await?;
         }
+        self.was_not_started().await?;
+        let_go(&self.target).await;
         let is_sync = self.plan.replica.is_some();
         if !is_sync && self.old.as_ref().is_some_and(|old| old.autostart) {
             // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.

@@ -34,6 +34,7 @@ pub(super) fn marker(prepared: &Prepared, disks: &[CopyDisk], known: &Known) -> 
         replaced: plan.replaces.iter().flat_map(|replaced| replaced.files.clone()).collect(),
         sync: plan.replica.is_some(),
         overlays: plan.disks.iter().flat_map(overlays).collect(),
+        merging: false,
         chains: chains(plan),
         in_place: disks.iter().filter(|disk| disk.in_place).map(|disk| disk.path.clone()).collect(),
         renewed: renewed(plan, disks, known),

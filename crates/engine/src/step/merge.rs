@@ -11,10 +11,11 @@ use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::marker::Marker;
-use kvm_clone_core::wire::replica::{DiskChain, Flatten, Flattened, OverlayFile};
+use kvm_clone_core::wire::replica::{DiskChain, Flatten, Flattened, HeldImage, OverlayFile};
 use kvm_clone_core::{Error, Result};
 
 use super::Work;
+use super::hold::{hold, let_go};
 use crate::host::control::unexpected;
 use crate::inventory::Site;
 use crate::reconnect;
@@ -45,6 +46,10 @@ pub(crate) async fn flatten(site: &Site, marker: &mut Marker) -> Result<Vec<(Ove
     let mut merged = Vec::new();
     let Some(domain) = definition(site, marker).await? else { return Ok(merged) };
     let open = unsettled(&domain, marker);
+    if !open.is_empty() && !marker.merging {
+        marker.merging = true;
+        site.host.control.order(Request::PutMarker(Box::new(marker.clone()))).await?;
+    }
     for overlay in marker.overlays.iter_mut().filter(|overlay| open.contains(&overlay.disk)) {
         let order = Flatten {
             operation: marker.operation,
@@ -83,10 +88,42 @@ pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
     let images: BTreeMap<_, _> =
         chains(marker).into_iter().filter(|(disk, _)| open.contains(disk)).filter(is_named).collect();
     if !images.is_empty() || lineage != before {
-        site.libvirt.define(repoint(&domain, &images, &lineage)?).await?;
+        let merged = overlays().map(|overlay| HeldImage { path: overlay.path.clone(), expected: overlay.flattened });
+        hold(site, merged.collect()).await?;
+        exchange(site, marker, &domain, repoint(&domain, &images, &lineage)?).await?;
+        let_go(site).await;
     }
     // Durable before the overlays go: else a power cut would leave a definition without its disks.
     site.host.control.order(Request::SyncDefinitions).await
+}
+
+/// Gives a machine that is stopped its definition without the overlays. Where somebody started it from them at this very moment, they stay
+/// its disks.
+async fn exchange(site: &Site, marker: &Marker, old: &Domain, new: String) -> Result<()> {
+    let runs = async || site.libvirt.running(marker.uuid).await;
+    if runs().await?.is_some() {
+        return Err(in_use(site, marker));
+    }
+    site.libvirt.define(new).await?;
+    let names_overlay = |live: &str| {
+        let named = Domain::parse(live).map(|live| live.named_paths());
+        named.map_or(true, |named| marker.overlays.iter().any(|overlay| named.contains(&overlay.path)))
+    };
+    if runs().await?.is_some_and(|live| names_overlay(&live)) {
+        site.libvirt.define(old.xml().to_owned()).await?;
+        return Err(in_use(site, marker));
+    }
+    Ok(())
+}
+
+fn in_use(site: &Site, marker: &Marker) -> Error {
+    let (machine, host) = (&marker.machine, &site.host.name);
+    Error::conflict(format!(
+        "machine {machine} on {host} runs from the overlay of its new point, which stays until it is stopped"
+    ))
+    .with("vm", machine)
+    .with("host", host)
+    .help(format!("virsh shutdown {machine}; then kvm-clone recover {host}"))
 }
 
 async fn definition(site: &Site, marker: &Marker) -> Result<Option<Domain>> {

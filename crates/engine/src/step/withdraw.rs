@@ -11,6 +11,7 @@ use kvm_clone_core::wire::control::Request;
 use kvm_clone_core::{Code, Error, Result};
 
 use super::define::standing;
+use super::hold::was_not_started;
 use super::{Work, kept_of};
 use crate::reconnect;
 
@@ -34,9 +35,9 @@ impl Work {
         self.source_unchanged().await?;
         self.same_source(&self.source).await?;
         self.target = reconnect::revive(&self.target).await?;
+        let replaced = self.plan.replaces.clone();
+        let replaced = replaced.ok_or_else(|| Error::internal("a sync in place has no replica"))?;
         if self.withdrawn.is_none() || !self.is_withdrawn().await? {
-            let replaced = self.plan.replaces.clone();
-            let replaced = replaced.ok_or_else(|| Error::internal("a sync in place has no replica"))?;
             let before = self.still_replaceable(&replaced).await?;
             let replica = with_true_images(&Domain::parse(&before.definition)?)?;
             let definition = withdraw(&replica, Incomplete { operation: self.operation, images })?;
@@ -44,6 +45,7 @@ impl Work {
             self.withdrawn = Some(before);
             self.target.libvirt.define(definition).await?;
         }
+        was_not_started(&self.target, &replaced, self.operation).await?;
         self.target.host.control.order(Request::SyncDefinitions).await
     }
 

@@ -42,6 +42,7 @@ mod seals_replica;
 mod snapshots;
 mod stalls;
 mod standby;
+mod started;
 mod sync;
 mod sync_beside;
 mod takeover;
