@@ -65,6 +65,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// The primary result code `SQLITE_BUSY` (<https://www.sqlite.org/rescode.html#busy>).
 const SQLITE_BUSY: &str = "5";
 
+/// So many operations are remembered once they have ended: a sync of ten machines each hour makes as many in six weeks.
+const REMEMBERED: i64 = 10_000;
+
 /// What is written down as the outcome of an operation that `recover` ended.
 pub(crate) const RECOVERED: &str = r#"{"recovered":true}"#;
 
@@ -201,7 +204,18 @@ impl Store {
         .bind(&new.plan)
         .bind(&new.resume);
         insert.execute(&self.pool).await.map_err(|error| self.failed(&error))?;
-        Ok(())
+        self.forget_old().await.map_err(|error| self.failed(&error))
+    }
+
+    /// Forgets what ended long ago. The numbers of rows rise, as operations are written down.
+    async fn forget_old(&self) -> sqlx::Result<()> {
+        let old = "rowid <= (SELECT max(rowid) FROM operation) - ? AND status IN ('completed', 'failed', 'cancelled')";
+        let steps = format!("DELETE FROM step WHERE operation IN (SELECT id FROM operation WHERE {old})");
+        let mut transaction = self.pool.begin().await?;
+        for forget in [steps, format!("DELETE FROM operation WHERE {old}")] {
+            QueryBuilder::<Sqlite>::new(forget).build().bind(REMEMBERED).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
     }
 
     /// Writes marks of steps down, in this order: all of them are there afterwards, or none.
@@ -215,17 +229,21 @@ impl Store {
         Ok(())
     }
 
-    /// Writes down how an operation ended. One that this store does not know (another controller's, found by `recover`)
-    /// is no error.
+    /// Writes down how an operation ended; what it would be finished, undone or gone on with by is kept no longer where that is
+    /// its end for good. One that this store does not know (another controller's, found by `recover`) is no error.
     pub(crate) async fn end(&self, operation: Uuid, status: Status, outcome: &str) -> Result<()> {
-        sqlx::query("UPDATE operation SET status = ?, ended = ?, outcome = ? WHERE id = ?")
-            .bind(status.word())
-            .bind(Timestamp::now().to_string())
-            .bind(outcome)
-            .bind(operation.to_string())
-            .execute(&self.pool)
-            .await
-            .map_err(|error| self.failed(&error))?;
+        let kept = if status.is_final() { ", plan = '{}', resume = NULL" } else { "" };
+        QueryBuilder::<Sqlite>::new(format!(
+            "UPDATE operation SET status = ?, ended = ?, outcome = ?{kept} WHERE id = ?"
+        ))
+        .build()
+        .bind(status.word())
+        .bind(Timestamp::now().to_string())
+        .bind(outcome)
+        .bind(operation.to_string())
+        .execute(&self.pool)
+        .await
+        .map_err(|error| self.failed(&error))?;
         Ok(())
     }
 

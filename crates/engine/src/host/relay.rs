@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_clone_core::wire::packed::{PIECE, Packer, Unpacker};
 use kvm_clone_core::{Error, Result};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::control::Control;
 use super::private::private_dir;
@@ -15,7 +17,13 @@ use super::private::private_dir;
 /// A socket at which the host's libvirt answers, for one connection.
 pub(crate) struct Relay {
     dir: Arc<TempDir>,
+    /// Ends it with the last use of this connection to libvirt.
+    _end: DropGuard,
 }
+
+/// So long the library may take to close its connection, once nobody uses it. A call that hangs must not keep the agent, and its
+/// locks, for longer.
+const CLOSING: Duration = Duration::from_secs(5);
 
 impl Relay {
     /// Opens libvirt on the host and listens for the one who will talk to it.
@@ -25,16 +33,27 @@ impl Relay {
         let listener = UnixListener::bind(dir.path().join("libvirt.sock"))
             .map_err(|error| Error::internal(format!("listening for libvirt: {error}")))?;
         let (control, dir) = (control.clone(), Arc::new(dir));
-        let alive = Arc::clone(&dir);
+        let (alive, end) = (Arc::clone(&dir), CancellationToken::new());
+        let ended = end.clone();
         tokio::spawn(async move {
             let _alive = alive;
-            if let Ok((socket, _)) = listener.accept().await {
-                drop(listener);
-                pass(&control, stream, socket, &mut arriving).await;
+            let passing = async {
+                if let Ok((socket, _)) = listener.accept().await {
+                    drop(listener);
+                    pass(&control, stream, socket, &mut arriving).await;
+                }
+            };
+            let hangs = async {
+                ended.cancelled().await;
+                tokio::time::sleep(CLOSING).await;
+            };
+            tokio::select! {
+                () = passing => {}
+                () = hangs => {}
             }
             control.close_relay(stream).await;
         });
-        Ok(Self { dir })
+        Ok(Self { dir, _end: end.drop_guard() })
     }
 
     /// Where it listens.

@@ -51,7 +51,11 @@ pub(super) async fn look_at(
     let Some(lineage) = domain.lineage() else { return Ok(None) };
     let images = disk_images(site, &domain).await?.into_iter().map(|(disk, seen)| (disk, seen.images)).collect();
     let points = [&lineage.point].into_iter().chain(lineage.points.iter().map(|kept| &kept.point));
-    let ages = points.map(|point| age(point, now.parse().ok()?)).collect();
+    // Whichever clock is behind: one that runs far ahead must not make old what is young, and so have it dropped.
+    let clock = jiff::Timestamp::from_second(site.host.facts.clock);
+    let ours: Option<jiff::Timestamp> = now.parse().ok();
+    let now = ours.map(|ours| clock.map_or(ours, |theirs| ours.min(theirs)));
+    let ages = points.map(|point| age(point, now?)).collect();
     let xml = domain.xml().to_owned();
     Ok(Some(Replica { name: machine.name.clone(), uuid: machine.uuid, xml, lineage, given, images, ages }))
 }

@@ -108,6 +108,28 @@ async fn a_forgotten_operation_is_closed_by_its_trail() {
 }
 
 #[tokio::test]
+async fn what_ended_long_ago_is_forgotten_and_what_is_open_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+    let [open, ended, late] = [(); 3].map(|()| Uuid::now_v7());
+    for id in [open, ended] {
+        store.begin(&new(id)).await.unwrap();
+        store.mark(id, &[(Step::Mark, Mark::Intended)]).await.unwrap();
+    }
+    store.end(ended, Status::Completed, "{}").await.unwrap();
+    assert!(store.record(ended).await.unwrap().is_some());
+    // As many operations later.
+    store.begin(&new(Uuid::now_v7())).await.unwrap();
+    store.pool.execute("UPDATE operation SET rowid = 20000 WHERE rowid = 3").await.unwrap();
+    store.begin(&new(late)).await.unwrap();
+    assert!(store.record(ended).await.unwrap().is_none());
+    for id in [open, late] {
+        assert!(store.record(id).await.unwrap().is_some());
+    }
+    assert_eq!(store.trail(open).await.unwrap().to_undo(), Some(Step::Mark));
+}
+
+#[tokio::test]
 async fn what_is_given_up_has_ended_as_it_was_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state.db")).await.unwrap();

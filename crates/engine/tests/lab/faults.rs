@@ -3,11 +3,11 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::common::{MIB, Seen, number, spec};
+use crate::common::{MIB, Seen, number, silent, spec};
 use crate::oracle::{Gate, IMAGES, Now, PATIENCE, SILENCE, Scene, State, at, clone_with_events};
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::retry::RetryPolicy;
-use kvm_clone_engine::{CloneResult, retrying};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, retrying};
 use kvm_clone_lab::{DiskSpec, Host, MachineSpec, define_machine, fault};
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +97,23 @@ async fn a_lane_agent_that_hangs_is_ended_by_force() {
     run.cancel.cancel();
     assert_eq!(number(&run.fails().await), 1008);
     scene.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_libvirt_that_hangs_keeps_no_agent() {
+    let Some(scene) = Scene::new("a_libvirt_that_hangs_keeps_no_agent") else { return };
+    let mut options = scene.options("journal.db");
+    options.libvirt_timeout = Duration::from_secs(1);
+    let client = Client::new(options).await.unwrap();
+    let (source, target, request) = (spec("alpha"), spec("beta"), scene.request.clone());
+    let prepared = client.prepare(&source, &target, &"web1".parse().unwrap(), request, silent()).await.unwrap();
+    assert!(fault::freeze(&scene.beta, "libvirtd").unwrap() > 0);
+    let ended = prepared.execute(&CloneSettings::default(), silent(), CancellationToken::new()).await;
+    assert_eq!(number(&ended.unwrap_err()), 1010);
+    drop(client);
+    fault::wait_gone(&scene.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+    fault::thaw(&scene.beta, "libvirtd").unwrap();
+    scene.assert_clean_and_clone_again().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
