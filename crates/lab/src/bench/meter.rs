@@ -23,7 +23,7 @@ const TICKS: f64 = 100.0;
 /// What `timeout` ends with when it had to end a command (timeout(1)).
 const TIMED_OUT: i32 = 124;
 
-/// The disks are cold, the programs of all tools are not: who copies machines has run them before.
+/// The disks are cold, the programs of all tools are not, at either end: who copies machines has run them before.
 const LOAD_PROGRAMS: &str = "for program in kvm-clone ssh scp rsync zstd qemu-nbd qemu-img nbdcopy; do \
     \"$program\" --version >/dev/null 2>&1 </dev/null || true; done; \
     cat /usr/sbin/sshd /usr/lib/openssh/sftp-server /var/lib/kvm-clone/agents/*/kvm-clone-agent >/dev/null 2>&1 || true";
@@ -39,7 +39,7 @@ pub(super) fn measure(
     run(&["sync"])?;
     let caches = Path::new("/proc/sys/vm/drop_caches");
     fs::write(caches, "3").map_err(LabError::file("write", caches))?;
-    source.shell(LOAD_PROGRAMS)?;
+    [source, target_host].into_iter().try_for_each(|host| host.shell(LOAD_PROGRAMS).map(drop))?;
     let (wire, cpu, began) = (bytes_on_wire(source)?, cpu()?, Instant::now());
     let seconds = limit.as_secs_f64().ceil().to_string();
     let mut command = source.command("timeout");
