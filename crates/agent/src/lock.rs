@@ -3,9 +3,8 @@
 //! Each key has two files, which are never unlinked (an unlinked lock file can be held by one process while another
 //! locks its successor):
 //! - `KEY`: held exclusively by the control agent of the operation, for as long as it lives;
-//! - `KEY.users`: held shared by everything that works for it: lane agents hold all of them, programs (`qemu-img`, `qemu-nbd`) that of
-//!   the machine's UUID. An operation starts only after it could take this one exclusively: then no writer of a dead operation on the
-//!   machine is left alive.
+//! - `KEY.users`: held shared by everything that works for it (lane agents, `qemu-img`, `qemu-nbd`). An operation starts
+//!   only after it could take this one exclusively: then no writer of a dead operation is left alive.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -59,13 +58,10 @@ impl Locks {
         self.users.iter().all(free)
     }
 
-    /// An open file that holds the users' side of one key: given to a program as its standard input, it keeps later operations away until
-    /// that program has ended, whatever becomes of us. That of the machine, if there is one: also who only reads a machine has that key, and
-    /// who is to finish or undo an operation has all of them.
-    pub(crate) fn for_program(&self) -> Result<Option<File>> {
-        let both = || self.keys.iter().zip(&self.users);
-        let machine = both().find(|(key, _)| key.starts_with("uuid-")).or_else(|| both().next());
-        machine.map(|(_, path)| share(path)).transpose()
+    /// Open files that hold the users' side of all keys: a program that has them open keeps later operations away until it has ended,
+    /// whatever becomes of us.
+    pub(crate) fn for_program(&self) -> Result<Vec<File>> {
+        self.users.iter().map(|path| share(path)).collect()
     }
 }
 
@@ -180,7 +176,7 @@ mod tests {
         let machine = format!("uuid-{}", Uuid::nil());
         let keys = ["name-web1".to_owned(), machine.clone()];
         let locks = Locks::take(&place, &keys, Uuid::nil(), "me").unwrap();
-        let program = locks.for_program().unwrap().unwrap();
+        let program = locks.for_program().unwrap();
         drop(locks);
         let only_reads = || Locks::take(&place, std::slice::from_ref(&machine), Uuid::max(), "you");
         assert_eq!(only_reads().unwrap_err().code, Code::Locked);

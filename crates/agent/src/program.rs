@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kvm_clone_core::{Code, Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 /// The most of a program's output that is kept.
@@ -48,20 +49,32 @@ impl Watch<'_> {
 
 /// Runs a program to its end, to its deadline, or until it is to stop. It ends with us, and holds `users` open until it has
 /// ended.
-pub(crate) fn run(name: &str, arguments: &[&str], users: Option<File>, watch: &Watch<'_>) -> Result<Outcome> {
+pub(crate) fn run(name: &str, arguments: &[&str], users: Vec<File>, watch: &Watch<'_>) -> Result<Outcome> {
     let path = find(name).ok_or_else(|| missing(name))?;
     let mut command = Command::new(path);
     // A user's own libvirt is found by these.
     let kept = ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
     let kept = kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     command.args(arguments).env_clear().envs(kept).env("LC_ALL", "C").env("PATH", PROGRAM_DIRS.join(":"));
-    command.stdin(users.map_or_else(Stdio::null, Stdio::from)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    holds(&mut command, users);
     ends_with_us(&mut command);
     let mut child = command.spawn().map_err(|error| failed(name, &error.to_string()))?;
     let readers = [child.stdout.take().map(keep_output), child.stderr.take().map(keep_output)];
     let status = wait(&mut child, name, watch)?;
     let output: Vec<String> = readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect();
     Ok(Outcome { status, output: output.concat() })
+}
+
+/// Has a program hold these files open until it has ended, whatever becomes of us.
+fn holds(command: &mut Command, files: Vec<File>) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes system calls (fcntl(2)) on files
+    // that it owns, and touches no memory that another thread could hold.
+    unsafe {
+        command.pre_exec(move || {
+            files.iter().try_for_each(|file| fcntl_setfd(file, FdFlags::empty())).map_err(Into::into)
+        });
+    }
 }
 
 /// Has the kernel kill the program when the thread that started it, which waits for it, is gone.
@@ -172,7 +185,7 @@ mod tests {
                 done.fetch_add(work, Ordering::Relaxed);
             };
             let deadline = Some(Duration::from_millis(600));
-            let ended = run(words[0], &words[1..], None, &Watch { deadline, stop: &|| false, worked: &worked });
+            let ended = run(words[0], &words[1..], Vec::new(), &Watch { deadline, stop: &|| false, worked: &worked });
             assert_eq!(ended.err().unwrap().code, Code::Timeout);
             done.into_inner()
         };

@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::host::control::unexpected;
 use crate::host::libvirt::Libvirt;
 use machines::files_of;
-pub(crate) use machines::not_in_use;
+pub(crate) use machines::{not_in_use, other_user};
 pub(crate) use replica::{age, find as find_replica};
 
 /// A host with its libvirt open.

@@ -3,7 +3,7 @@
 //! The host alone tells: its markers say what was to be made, its locks whether somebody still works on it, and its
 //! libvirt whether the definition stands, which is the one fact that decides. The journal is only told.
 
-use kvm_clone_core::journal::{self, LockKey, Status};
+use kvm_clone_core::journal::{self, LockKey, Stands, Status};
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::wire::point::PointNote;
@@ -227,7 +227,8 @@ async fn locked(
 ) -> Result<()> {
     let stands = standing(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
-    let decided = journal::recovery(stands, marker.merging && holds_overlays(site, marker).await?);
+    let merging = stands == Stands::Another && marker.is_half_merged() && holds_overlays(site, marker).await?;
+    let decided = journal::recovery(stands, merging);
     match decided {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
@@ -250,7 +251,7 @@ async fn locked(
             return Err(left_out_of_service(site, marker));
         }
         journal::Recovery::Ask => {
-            entry.action = Action::OutOfService;
+            entry.action = Action::Undo;
             return Err(left_half_merged(site, marker));
         }
     }
@@ -315,9 +316,23 @@ async fn finish(site: &Site, marker: &Marker) -> Result<()> {
     if marker.overlays.is_empty() {
         return Ok(());
     }
+    refuse_used(site, marker).await?;
     let mut marker = marker.clone();
     flatten(site, &mut marker).await?;
     settle(site, &marker).await
+}
+
+/// Refuses to merge into an image that another machine has come to use since the definition was made.
+async fn refuse_used(site: &Site, marker: &Marker) -> Result<()> {
+    let open = marker.overlays.iter().filter(|overlay| overlay.flattened.is_none());
+    let images: Vec<String> = open.map(|overlay| overlay.image.clone()).collect();
+    let Some((other, image)) = inventory::other_user(site, &images, marker.uuid).await? else { return Ok(()) };
+    let (machine, host) = (&marker.machine, &site.host.name);
+    Err(Error::conflict(format!("image {image} of {machine} is used by machine {other} as well, which would break"))
+        .with("path", image)
+        .with("vm", &other)
+        .with("host", host)
+        .help(format!("Give {other} an image of its own: qemu-img convert; then kvm-clone recover {host}")))
 }
 
 /// What goes when an operation is finished. The overlays are in use until they are merged.

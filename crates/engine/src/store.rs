@@ -204,7 +204,11 @@ impl Store {
         .bind(&new.plan)
         .bind(&new.resume);
         insert.execute(&self.pool).await.map_err(|error| self.failed(&error))?;
-        self.forget_old().await.map_err(|error| self.failed(&error))
+        // An operation does not fail because old ones are remembered for longer.
+        if let Err(error) = self.forget_old().await {
+            tracing::warn!(%error, "old operations could not be forgotten");
+        }
+        Ok(())
     }
 
     /// Forgets what ended long ago. The numbers of rows rise, as operations are written down.

@@ -117,7 +117,7 @@ pub(super) fn look(path: &Path, format: &str) -> Result<Foreign> {
     let outcome = program::run(
         "qemu-img",
         &["info", "-U", "--output=json", "-f", format, &shown],
-        None,
+        Vec::new(),
         &Watch::briefly(INFO_DEADLINE),
     )?;
     if !outcome.status.success() {
@@ -149,7 +149,7 @@ fn info(shown: &str, told: &str) -> Result<Info> {
 /// The bitmaps in a qcow2 image of ours, also those that were never closed.
 pub(super) fn bitmaps(path: &str) -> Result<Vec<Bitmap>> {
     let arguments = ["info", "--output=json", "-f", "qcow2", "--", path];
-    let outcome = program::run("qemu-img", &arguments, None, &Watch::briefly(INFO_DEADLINE))?;
+    let outcome = program::run("qemu-img", &arguments, Vec::new(), &Watch::briefly(INFO_DEADLINE))?;
     if !outcome.status.success() {
         let message = format!("{path} cannot be read as a qcow2 image: {}", outcome.output.trim());
         return Err(Error::verification(message).with("path", path).help("Look at it: qemu-img info"));
@@ -168,7 +168,7 @@ pub(super) fn check(image: &ImageSpec, progress: &Progress) -> Result<Option<Str
     }
     let alone = ImageSpec { backing: Vec::new(), ..image.clone() };
     let watch = Watch { deadline: None, stop: &|| false, worked: &|work| progress.add(work) };
-    let outcome = program::run("qemu-img", &["check", "-U", &blockdev::filename(&alone)], None, &watch)?;
+    let outcome = program::run("qemu-img", &["check", "-U", &blockdev::filename(&alone)], Vec::new(), &watch)?;
     // qemu-img(1), "check": 0 is well, 2 is corrupt, 3 has leaks, 63 is a format that knows no check.
     match outcome.status.code() {
         Some(0 | 3 | 63) => Ok(None),

@@ -197,7 +197,7 @@ fn still_answers(note: &PointNote) -> Result<()> {
 
 fn virsh(verb: &str, machine: Uuid, deadline: Duration) -> Result<program::Outcome> {
     let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
-    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], None, &Watch::briefly(deadline))
+    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], Vec::new(), &Watch::briefly(deadline))
 }
 
 /// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more. Where an

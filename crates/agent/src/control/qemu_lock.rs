@@ -37,6 +37,8 @@ fn take_bytes(file: &File, ours: &[i64], against: &[i64]) -> io::Result<bool> {
     for byte in ours.iter().copied() {
         match lock(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
             Err(error) if has_none(&error) => return Ok(true),
+            // Somebody else than qemu has it to itself (fcntl(2) may say either).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => return Ok(false),
             locked => locked?,
         };
     }

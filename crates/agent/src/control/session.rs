@@ -213,8 +213,8 @@ impl Session {
     }
 
     /// What a program that works for the operation must hold; none before the locks are taken.
-    pub(super) fn users_for_program(&self) -> Result<Option<fs::File>> {
-        self.lock(&self.locks).as_ref().map_or(Ok(None), Locks::for_program)
+    pub(super) fn users_for_program(&self) -> Result<Vec<fs::File>> {
+        self.lock(&self.locks).as_ref().map_or(Ok(Vec::new()), Locks::for_program)
     }
 
     /// The keys that lane agents hold the users' side of.

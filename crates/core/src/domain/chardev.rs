@@ -16,6 +16,12 @@ const OWN_ENDS: [&str; 9] = ["pty", "null", "vc", "stdio", "spicevmc", "spicepor
 /// Where libvirt itself puts the sockets of channels, one directory for each machine.
 const LIBVIRT_CHANNELS: [&str; 2] = ["/var/lib/libvirt/qemu/channel/", "/run/libvirt/qemu/channel/"];
 
+/// Where a machine may write what its guest says: the definition is the source's, and libvirt writes as root.
+const OUTPUT: [&str; 9] =
+    ["/var/log/", "/var/lib/libvirt/", "/srv/", "/home/", "/mnt/", "/media/", "/data/", "/tmp/", "/var/tmp/"];
+/// Where what would be written elsewhere goes.
+const LIBVIRT_LOGS: &str = "/var/log/libvirt/qemu";
+
 /// Character devices whose other end belongs to the source's host.
 pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
     let devices = domain.devices().iter().filter(|device| WITH_CHARDEV.iter().any(|name| device.is(name)));
@@ -70,12 +76,14 @@ pub(super) fn edit(domain: &Domain, new_name: &VmName, edits: &mut Edits<'_>) ->
     notes
 }
 
-/// A file of the new machine's own in the same directory: two machines never write to one file.
+/// A file of the new machine's own in the same directory, if that is one for such files: two machines never write to one file.
 fn own_file(path: &str, old: &SourceName, new: &VmName) -> String {
-    if old.as_str() == new.as_str() {
-        return path.to_owned();
-    }
     let (dir, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let is_for_output = OUTPUT.iter().any(|place| path.starts_with(place)) && !path.split('/').any(|part| part == "..");
+    let dir = if is_for_output { dir } else { LIBVIRT_LOGS };
+    if old.as_str() == new.as_str() {
+        return format!("{dir}/{file}");
+    }
     let own = if file.contains(old.as_str()) {
         file.replacen(old.as_str(), new.as_str(), 1)
     } else {
@@ -98,6 +106,15 @@ mod tests {
         ] {
             assert_eq!(own_file(path, &old, &new), own);
         }
-        assert_eq!(own_file("/a/b", &old, &"web1".parse().unwrap()), "/a/b");
+        assert_eq!(own_file("/srv/b", &old, &"web1".parse().unwrap()), "/srv/b");
+    }
+
+    #[test]
+    fn what_a_guest_says_is_written_where_nobody_believes_it() {
+        let (old, new) = ("web1".parse().unwrap(), "web1_clone".parse().unwrap());
+        for path in ["/etc/cron.d/job", "/usr/local/bin/job", "/var/log/../../etc/cron.d/job", "job"] {
+            assert_eq!(own_file(path, &old, &new), "/var/log/libvirt/qemu/web1_clone-job", "{path}");
+            assert_eq!(own_file(path, &old, &"web1".parse().unwrap()), "/var/log/libvirt/qemu/job", "{path}");
+        }
     }
 }

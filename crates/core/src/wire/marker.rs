@@ -69,6 +69,12 @@ impl Marker {
         [overlays, self.outdated.clone(), self.staging.clone()].concat()
     }
 
+    /// Whether an image may hold a part of what an overlay holds, and not all of it.
+    #[must_use]
+    pub fn is_half_merged(&self) -> bool {
+        self.merging && self.overlays.iter().any(|overlay| overlay.flattened.is_none())
+    }
+
     /// The final names that files have before the commit.
     #[must_use]
     pub fn placed(&self) -> Vec<String> {

@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 
 use kvm_clone_core::domain::{DiskElement, DiskKind, Domain, with_true_images};
 use kvm_clone_core::inventory::{DiskFile, ExistingMachine, FileId, ImageFormat};
+use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::is_copied_medium;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
+
+use uuid::Uuid;
 
 use super::{Site, files_beside, inspect, look};
 use crate::host::Listed;
@@ -33,6 +36,20 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
     }
     let is_free = |path: &String, file: FileId| !machines.iter().any(|its| its.uses_file(path, file));
     Ok(there.into_iter().filter(|(path, file)| is_free(path, *file)).map(|(path, _)| path.clone()).collect())
+}
+
+/// A machine other than this one that uses one of these files, and which.
+pub(crate) async fn other_user(site: &Site, files: &[String], than: Uuid) -> Result<Option<(SourceName, String)>> {
+    let found = look(&site.host, files.to_vec()).await?;
+    let there: Vec<(&String, FileId)> = files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect();
+    let others = site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| listed.machine.uuid != than);
+    for listed in others.filter(|_| !there.is_empty()) {
+        let machine = files_of(site, listed, true).await?;
+        if let Some((path, _)) = there.iter().find(|(path, file)| machine.uses_file(path, *file)) {
+            return Ok(Some((machine.name, (*path).clone())));
+        }
+    }
+    Ok(None)
 }
 
 fn may_be_used(machine: &ExistingMachine, image: &str, files: &[(&String, FileId)]) -> Error {

@@ -10,7 +10,7 @@ use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
 use super::Work;
-use super::hold::let_go;
+use super::hold::release;
 use super::marker::kept_of_replaced;
 use crate::inventory::{self, Site};
 use crate::lane::CopyDisk;
@@ -45,7 +45,7 @@ impl Work {
             self.target.libvirt.define(definition).await?;
         }
         self.was_not_started().await?;
-        let_go(&self.target).await;
+        release(&self.target).await;
         let is_sync = self.plan.replica.is_some();
         if !is_sync && self.old.as_ref().is_some_and(|old| old.autostart) {
             // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.
@@ -61,6 +61,13 @@ impl Work {
     /// Has what was kept of a copy that is replaced whole go with it.
     async fn forget_replaced(&mut self) -> Result<()> {
         let Some(old) = self.old.as_ref().filter(|_| self.plan.replica.is_none()) else { return Ok(()) };
+        let Some(lineage) = Domain::parse(&old.definition)?.lineage() else { return Ok(()) };
+        // A copy of a copy, made by another tool, may carry the same lineage: the digests are the other's as well.
+        let listed = self.target.libvirt.existing(String::new()).await?;
+        let others = listed.iter().filter(|listed| listed.machine.uuid != self.plan.new_uuid);
+        if others.map(|other| &other.xml).any(|xml| made_by(xml, lineage.operation)) {
+            return Ok(());
+        }
         let kept = kept_of_replaced(&old.definition, &self.target.host);
         if kept.iter().all(|path| self.marker.outdated.contains(path)) {
             return Ok(());
@@ -171,6 +178,9 @@ impl Work {
             return Ok(());
         }
         let (libvirt, uuid) = (&self.target.libvirt, self.plan.new_uuid);
+        // Who starts it now has its new disks, which are no longer ours to take away.
+        self.hold_new().await?;
+        self.refuse_begun().await?;
         match &self.old {
             Some(old) => {
                 libvirt.define(old.definition.clone()).await?;
@@ -178,7 +188,27 @@ impl Work {
             }
             None => libvirt.undefine(uuid).await?,
         }
+        if let Err(begun) = self.refuse_begun().await {
+            libvirt.define(self.plan.definition.clone().unwrap_or_default()).await?;
+            return Err(begun);
+        }
+        release(&self.target).await;
         self.target.host.control.order(Request::SyncDefinitions).await
+    }
+
+    /// Refuses where the machine runs by the definition that this operation made.
+    async fn refuse_begun(&self) -> Result<()> {
+        let live = self.target.libvirt.running(self.plan.new_uuid).await?;
+        if !live.is_some_and(|live| made_by(&live, self.operation)) {
+            return Ok(());
+        }
+        let (name, host) = (&self.plan.new_vm_name, &self.target.host.name);
+        Err(Error::conflict(format!(
+            "machine {name} on {host} was started as it was just defined, and is not taken back"
+        ))
+        .with("vm", name)
+        .with("host", host)
+        .help(format!("kvm-clone recover {host} finishes what is left to do")))
     }
 
     async fn stands(&self) -> Result<bool> {

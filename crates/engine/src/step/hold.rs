@@ -19,6 +19,13 @@ impl Work {
         hold(&self.target, bases).await
     }
 
+    /// Holds the disks that the new definition names, as they were completed.
+    pub(super) async fn hold_new(&self) -> Result<()> {
+        let finals = self.marker.finals.iter().filter(|file| file.identity.is_some());
+        let finals = finals.map(|file| HeldImage { path: file.path.clone(), expected: file.identity }).collect();
+        hold(&self.target, finals).await
+    }
+
     /// Whether nobody started the machine that was there before in the moment of the commit: it would go on with what it was.
     pub(super) async fn was_not_started(&self) -> Result<()> {
         match &self.plan.replaces {
@@ -40,7 +47,7 @@ pub(super) async fn hold(site: &Site, images: Vec<HeldImage>) -> Result<()> {
 }
 
 /// Ends that. Where the order is lost the agent is, and with it what it held.
-pub(super) async fn let_go(site: &Site) {
+pub(super) async fn release(site: &Site) {
     let _ = site.host.control.order(Request::HoldImages(Vec::new())).await;
 }
 

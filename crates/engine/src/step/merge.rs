@@ -15,7 +15,7 @@ use kvm_clone_core::wire::replica::{DiskChain, Flatten, Flattened, HeldImage, Ov
 use kvm_clone_core::{Error, Result};
 
 use super::Work;
-use super::hold::{hold, let_go};
+use super::hold::{hold, release};
 use crate::host::control::unexpected;
 use crate::inventory::Site;
 use crate::reconnect;
@@ -89,9 +89,10 @@ pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
         chains(marker).into_iter().filter(|(disk, _)| open.contains(disk)).filter(is_named).collect();
     if !images.is_empty() || lineage != before {
         let merged = overlays().map(|overlay| HeldImage { path: overlay.path.clone(), expected: overlay.flattened });
-        hold(site, merged.collect()).await?;
+        let left = images.values().map(|image| HeldImage { path: image.path.clone(), expected: None });
+        hold(site, merged.chain(left).collect()).await?;
         exchange(site, marker, &domain, repoint(&domain, &images, &lineage)?).await?;
-        let_go(site).await;
+        release(site).await;
     }
     // Durable before the overlays go: else a power cut would leave a definition without its disks.
     site.host.control.order(Request::SyncDefinitions).await
@@ -119,7 +120,7 @@ async fn exchange(site: &Site, marker: &Marker, old: &Domain, new: String) -> Re
 fn in_use(site: &Site, marker: &Marker) -> Error {
     let (machine, host) = (&marker.machine, &site.host.name);
     Error::conflict(format!(
-        "machine {machine} on {host} runs from the overlay of its new point, which stays until it is stopped"
+        "machine {machine} on {host} runs, and keeps the images that it runs from until it is stopped"
     ))
     .with("vm", machine)
     .with("host", host)

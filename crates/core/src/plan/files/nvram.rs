@@ -51,7 +51,10 @@ fn nvram_paths(facts: &Facts<'_>) -> Option<(String, [String; 2])> {
     let named = facts.domain.nvram()?.path;
     let (old, _) = facts.domain.nvram_file(&facts.source.nvram_dir)?;
     let (dir, file) = old.rsplit_once('/')?;
-    let is_for_images = || facts.target.pools.iter().any(|pool| pool.active && pool.path.as_deref() == Some(dir));
+    let is_for_images = || {
+        let mut pools = facts.target.pools.iter().filter(|pool| pool.active && pool.holds_files());
+        pools.any(|pool| pool.path.as_deref() == Some(dir))
+    };
     let dir = if named.is_some() && is_for_images() { dir } else { &facts.target.nvram_dir };
     let extension = file.rsplit_once('.').map(|(_, extension)| extension);
     let extension = extension.filter(|extension| EXTENSIONS.contains(extension)).unwrap_or("fd");
