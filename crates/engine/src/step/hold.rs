@@ -21,7 +21,8 @@ impl Work {
 
     /// Holds the disks that the new definition names, as they were completed.
     pub(super) async fn hold_new(&self) -> Result<()> {
-        let finals = self.marker.finals.iter().filter(|file| file.identity.is_some());
+        let placed = self.marker.placed();
+        let finals = self.marker.finals.iter().filter(|file| file.identity.is_some() && placed.contains(&file.path));
         let finals = finals.map(|file| HeldImage { path: file.path.clone(), expected: file.identity }).collect();
         hold(&self.target, finals).await
     }
