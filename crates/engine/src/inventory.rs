@@ -150,8 +150,8 @@ pub(crate) async fn target(
         libvirt.networks(),
         libvirt.existing(new_name.to_string()),
     )?;
-    let named = existing.iter().map(|listed| &listed.machine);
-    let named = named.into_iter().find(|machine| machine.name.as_str() == new_name.as_str());
+    let mut machines = existing.iter().map(|listed| &listed.machine);
+    let named = machines.find(|machine| machine.name.as_str() == new_name.as_str());
     let mut target = TargetHost {
         host: facts.id.clone(),
         host_name: site.host.name.clone(),

@@ -228,8 +228,7 @@ async fn locked(
     let stands = standing(site, marker.uuid, marker.operation).await?;
     let control = &site.host.control;
     let merging = stands == Stands::Another && marker.is_half_merged() && holds_overlays(site, marker).await?;
-    let decided = journal::recovery(stands, merging);
-    match decided {
+    match journal::recovery(stands, merging) {
         journal::Recovery::Finish => {
             entry.action = Action::Finish;
             if mode == Recovery::Act {
@@ -264,10 +263,10 @@ async fn locked(
         let _ = site.libvirt.refresh(pool.clone()).await;
     }
     control.order(Request::RemoveMarker(marker.operation)).await?;
-    match decided {
-        journal::Recovery::Finish => store.end(marker.operation, Status::Completed, RECOVERED).await,
-        _ => store.undone(marker.operation, undone).await,
+    if entry.action == Action::Finish {
+        return store.end(marker.operation, Status::Completed, RECOVERED).await;
     }
+    store.undone(marker.operation, undone).await
 }
 
 /// Whether one of its overlays is there still, and is nobody's by another definition.

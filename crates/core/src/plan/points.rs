@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::check::Checks;
+use super::replica::other_user;
 use super::request::{Candidates, Existing, Update};
 use super::retention::MOST_POINTS;
 use super::{Base, DiskPlan, Facts, chain, lost};
@@ -134,17 +135,14 @@ fn known(facts: &Facts<'_>, replica: &Replica, update: Update, disks: &[DiskPlan
 fn in_use(facts: &Facts<'_>, replica: &Replica, disks: &[DiskPlan]) -> Option<String> {
     let based: BTreeSet<&DiskTarget> =
         disks.iter().filter(|disk| disk.base.is_some()).map(|disk| &disk.target).collect();
-    let others = || facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
-    if let Some((other, image)) = others().find_map(|other| Some((other, other.unseen.first()?))) {
+    let mut others = facts.target.machines.iter().filter(|machine| machine.uuid != replica.uuid);
+    if let Some((other, image)) = others.find_map(|other| Some((other, other.unseen.first()?))) {
         return Some(format!("what {image} of machine {} stands on cannot be told", other.name));
     }
     for (target, image) in
         replica.images.iter().flat_map(|(target, images)| images.iter().map(move |image| (target, image)))
     {
-        let uses = |other: &&crate::inventory::ExistingMachine| {
-            other.uses.contains(&image.path) || other.used_files.iter().any(|used| used.is(&image.file))
-        };
-        if let Some(other) = others().find(uses) {
+        if let Some(other) = other_user(facts, replica, image) {
             return Some(format!("machine {} stands on {}", other.name, image.path));
         }
         let is_listed = standing(&replica.lineage.points, target).any(|kept| kept.path == image.path);

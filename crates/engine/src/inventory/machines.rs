@@ -9,7 +9,6 @@ use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::is_copied_medium;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
-
 use uuid::Uuid;
 
 use super::{Site, files_beside, inspect, look};
@@ -21,8 +20,7 @@ use crate::host::Listed;
 /// # Errors
 /// A machine has an image of which cannot be told what it stands on: then none of them may go.
 pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<String>> {
-    let found = look(&site.host, files.to_vec()).await?;
-    let there: Vec<(&String, FileId)> = files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect();
+    let there = those_there(site, files).await?;
     if there.is_empty() {
         return Ok(Vec::new());
     }
@@ -40,16 +38,24 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
 
 /// A machine other than this one that uses one of these files, and which.
 pub(crate) async fn other_user(site: &Site, files: &[String], than: Uuid) -> Result<Option<(SourceName, String)>> {
-    let found = look(&site.host, files.to_vec()).await?;
-    let there: Vec<(&String, FileId)> = files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect();
+    let there = those_there(site, files).await?;
+    if there.is_empty() {
+        return Ok(None);
+    }
     let others = site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| listed.machine.uuid != than);
-    for listed in others.filter(|_| !there.is_empty()) {
+    for listed in others {
         let machine = files_of(site, listed, true).await?;
         if let Some((path, _)) = there.iter().find(|(path, file)| machine.uses_file(path, *file)) {
             return Ok(Some((machine.name, (*path).clone())));
         }
     }
     Ok(None)
+}
+
+/// Those of these files that are there, and which file each of them is.
+async fn those_there<'a>(site: &Site, files: &'a [String]) -> Result<Vec<(&'a String, FileId)>> {
+    let found = look(&site.host, files.to_vec()).await?;
+    Ok(files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect())
 }
 
 fn may_be_used(machine: &ExistingMachine, image: &str, files: &[(&String, FileId)]) -> Error {

@@ -61,14 +61,15 @@ impl Work {
     /// Has what was kept of a copy that is replaced whole go with it.
     async fn forget_replaced(&mut self) -> Result<()> {
         let Some(old) = self.old.as_ref().filter(|_| self.plan.replica.is_none()) else { return Ok(()) };
-        let Some(lineage) = Domain::parse(&old.definition)?.lineage() else { return Ok(()) };
+        let old = Domain::parse(&old.definition)?;
+        let Some(lineage) = old.lineage() else { return Ok(()) };
         // A copy of a copy, made by another tool, may carry the same lineage: the digests are the other's as well.
         let listed = self.target.libvirt.existing(String::new()).await?;
         let others = listed.iter().filter(|listed| listed.machine.uuid != self.plan.new_uuid);
         if others.map(|other| &other.xml).any(|xml| made_by(xml, lineage.operation)) {
             return Ok(());
         }
-        let kept = kept_of_replaced(&old.definition, &self.target.host);
+        let kept = kept_of_replaced(&old, &self.target.host, lineage.operation);
         if kept.iter().all(|path| self.marker.outdated.contains(path)) {
             return Ok(());
         }

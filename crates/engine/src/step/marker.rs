@@ -99,12 +99,10 @@ fn outdated(plan: &ClonePlan, target: &Host) -> Vec<String> {
 }
 
 /// What was kept of a copy of ours that a new one takes the place of, as its definition tells.
-pub(super) fn kept_of_replaced(definition: &str, host: &Host) -> Vec<String> {
-    let Ok(domain) = Domain::parse(definition) else { return Vec::new() };
-    let Some(lineage) = domain.lineage() else { return Vec::new() };
+pub(super) fn kept_of_replaced(domain: &Domain, host: &Host, operation: Uuid) -> Vec<String> {
     let disks = domain.data_disks().map(|disk| disk.target.to_string());
     let names = disks.chain(OWN_FILES.map(str::to_owned));
-    names.flat_map(|name| kept_of(host, lineage.operation, &name)).collect()
+    names.flat_map(|name| kept_of(host, operation, &name)).collect()
 }
 
 /// Where the digests and the seal of a disk or file are kept.

@@ -10,7 +10,7 @@ use crate::standby::{NAME, Standby, discarding, image_contents, images};
 use kvm_clone_core::Error;
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::SyncRequest;
-use kvm_clone_engine::{Action, CloneResult, Moment, Recovery, Then};
+use kvm_clone_engine::{Action, CloneResult, Moment, Prepared, Recovery, Then};
 use kvm_clone_lab::{DiskSpec, MachineSpec, define_machine};
 
 /// The replica is started so long after a step was begun; says whether it runs, and how the sync ended.
@@ -77,12 +77,22 @@ async fn a_replica_that_is_started_as_it_is_settled_keeps_what_it_runs_from() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_started_from_its_overlay_keeps_it_until_it_is_stopped() {
     let Some(standby) = Standby::new("a_replica_that_was_started_from_its_overlay").await else { return };
-    standby.write("vda", &["write -P 9 1M 256k"]);
-    let prepared = standby.prepare(&SyncRequest::default()).await.unwrap();
+    let prepared = changed(&standby).await;
     let result = struck_while(prepared, (Step::Settle, Moment::Intended), start(&standby)).await.unwrap();
     let said = result.warnings.join("\n");
     assert!(said.contains("in use") || said.contains("keeps the images"), "{said}");
-    assert_runs_from_its_definition(&standby, "it was merged");
+    assert_keeps_what_it_runs_from(&standby, "it was merged").await;
+}
+
+/// A sync of a source that has changed since.
+async fn changed(standby: &Standby) -> Prepared {
+    standby.write("vda", &["write -P 9 1M 256k"]);
+    standby.prepare(&SyncRequest::default()).await.unwrap()
+}
+
+/// Until it is stopped; then it is recovered, and is what its source is.
+async fn assert_keeps_what_it_runs_from(standby: &Standby, about: &str) {
+    assert_runs_from_its_definition(standby, about);
     standby.beta.machine(NAME).unwrap().destroy().unwrap();
     standby.recover("the machine is stopped").await;
     standby.assert_synced();
@@ -99,23 +109,18 @@ fn start(standby: &Standby) -> impl Fn() -> Result<Then, Error> + Send + Sync + 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_started_from_its_new_point_is_not_taken_back() {
     let Some(standby) = Standby::new("a_replica_that_was_started_from_its_new_point").await else { return };
-    standby.write("vda", &["write -P 9 1M 256k"]);
-    let prepared = standby.prepare(&SyncRequest::default()).await.unwrap();
+    let prepared = changed(&standby).await;
     let start = start(&standby);
     let start_and_fail = move || start().and(Err(Error::transfer("struck")));
     let error = struck_while(prepared, (Step::Define, Moment::Acted), start_and_fail).await.unwrap_err();
     assert_eq!(number(&error), 1015, "{error:?}");
-    assert_runs_from_its_definition(&standby, "it was not taken back");
-    standby.beta.machine(NAME).unwrap().destroy().unwrap();
-    standby.recover("the machine is stopped").await;
-    standby.assert_synced();
+    assert_keeps_what_it_runs_from(&standby, "it was not taken back").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_definition_is_gone_while_it_is_merged_is_not_undone() {
     let Some(standby) = Standby::new("a_replica_whose_definition_is_gone_while_it_is_merged").await else { return };
-    standby.write("vda", &["write -P 9 1M 256k"]);
-    let prepared = standby.prepare(&SyncRequest::default()).await.unwrap();
+    let prepared = changed(&standby).await;
     // While it runs the merge comes to nothing; how far it came nobody knows.
     let result = struck_while(prepared, (Step::Flatten, Moment::Intended), start(&standby)).await.unwrap();
     assert!(result.warnings.iter().any(|warning| warning.contains("cleaning up failed")), "{:?}", result.warnings);
@@ -137,8 +142,7 @@ async fn a_replica_whose_definition_is_gone_while_it_is_merged_is_not_undone() {
 async fn recover_merges_nothing_into_what_another_machine_came_to_stand_on() {
     let Some(standby) = Standby::new("recover_merges_nothing_into_what_another_machine").await else { return };
     let (base, format) = images(&standby.beta, NAME)["vda"].clone();
-    standby.write("vda", &["write -P 9 1M 256k"]);
-    let prepared = standby.prepare(&SyncRequest::default()).await.unwrap();
+    let prepared = changed(&standby).await;
     struck_while(prepared, (Step::Flatten, Moment::Intended), start(&standby)).await.unwrap();
     standby.beta.machine(NAME).unwrap().destroy().unwrap();
     let linked = "/srv/linked.qcow2";
