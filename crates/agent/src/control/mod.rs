@@ -37,6 +37,7 @@ mod take_up;
 #[cfg(test)]
 mod test_host;
 mod tpm;
+mod unix_socket;
 mod writers;
 
 use std::io;

@@ -3,11 +3,15 @@
 //! The job's socket tells whose job it is: it has a name of this operation's own, so while somebody listens there, the
 //! job that runs on the machine is ours and may be ended. It lies in the directory that libvirt makes for the machine's
 //! process, where every security driver lets qemu make sockets, and which goes with the process.
+//!
+//! Nobody may be connected there when the job is ended: qemu waits for its clients then, and Debian 12's (7.2) waits for
+//! ever for one that has not agreed on an export yet; the guest stands still meanwhile. So nobody connects to see whether
+//! somebody listens, and before the job is ended the socket loses its name: then nobody can come any more, and readers go
+//! (`device/nbd/line.rs`), those of dead controllers and of cut networks too.
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,11 +25,14 @@ use uuid::Uuid;
 use super::marker::sync_dir;
 use super::scratch::{self, Limit};
 use super::session::Session;
+use super::unix_socket::{self, Ends};
 use crate::place::{Place, io_error, remove_if_there};
 use crate::program::{self, Watch};
 
 /// How long `virsh` may take to end a job.
 const ABORT_DEADLINE: Duration = Duration::from_secs(30);
+/// How long readers may take to go: a request that is being answered is waited for.
+const GOING_DEADLINE: Duration = Duration::from_secs(30);
 /// How long libvirt may take to clear up after a job that was ended.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// Between two orders to end a job: one that is just coming up cannot be ended yet.
@@ -231,8 +238,13 @@ fn clear(note: &PointNote) -> Result<()> {
     Ok(())
 }
 
+/// Where it cannot be told, the job is taken to run: nothing of it is removed then.
+fn ends(note: &PointNote) -> Ends {
+    unix_socket::ends(Path::new(&note.socket)).unwrap_or(Ends { listening: true, connected: 0 })
+}
+
 fn is_listening(note: &PointNote) -> bool {
-    UnixStream::connect(&note.socket).is_ok()
+    ends(note).listening
 }
 
 /// Ends the job if it is ours, and waits until libvirt has cleared up behind it.
@@ -241,6 +253,7 @@ fn end_job(note: &PointNote) -> Result<()> {
         return Ok(());
     }
     let machine = note.machine;
+    send_readers_away(note)?;
     let mut outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
     let (until, mut again) = (Instant::now() + END_DEADLINE, Instant::now() + ABORT_AGAIN);
     // The job is over when its socket is; libvirt removes the scratch files as its last act.
@@ -256,6 +269,29 @@ fn end_job(note: &PointNote) -> Result<()> {
         if Instant::now() > again && is_listening(note) {
             outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
             again = Instant::now() + ABORT_AGAIN;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Lets nobody read from the job any more, and waits until qemu has closed every connection.
+fn send_readers_away(note: &PointNote) -> Result<()> {
+    let socket = Path::new(&note.socket);
+    remove_if_there(socket).map_err(|error| io_error("removing", socket, &error))?;
+    let until = Instant::now() + GOING_DEADLINE;
+    while ends(note).connected > 0 {
+        if Instant::now() > until {
+            let machine = note.machine;
+            let message = format!(
+                "somebody is still connected to the backup job of machine {machine}; it goes on, since ending it now may \
+                 hang the machine"
+            );
+            return Err(Error::conflict(message).with("socket", &note.socket).help(format!(
+                "Find who it is on the source host: ss -xp src {}; once it is gone, kvm-clone recover with this host ends \
+                 the job",
+                note.socket
+            )));
         }
         std::thread::sleep(PAUSE);
     }

@@ -5,12 +5,12 @@
 
 pub mod connection;
 pub mod handshake;
+mod line;
 pub mod reply;
 
 #[cfg(test)]
 mod tests;
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -19,6 +19,7 @@ use kvm_clone_core::blocks::{Extent, extents};
 use super::{DeviceError, Problem, ReadDevice, Result, check_range};
 use connection::Connection;
 use handshake::ExportInfo;
+use line::{Line, Lines};
 
 /// Connections at most: as many as a lane agent has readers, and one that asks for extents.
 const CONNECTIONS: usize = 3;
@@ -28,14 +29,21 @@ pub struct NbdReader {
     socket: PathBuf,
     export: String,
     info: ExportInfo,
+    lines: Lines,
     pool: Mutex<Pool>,
     returned: Condvar,
 }
 
 /// Connections that nobody uses now, and how many there are in all.
 struct Pool {
-    idle: Vec<Connection<UnixStream>>,
+    idle: Vec<Connection<Line>>,
     open: usize,
+}
+
+/// A new connection on which the export is agreed.
+fn agree(lines: &Lines, socket: &Path, export: &str) -> Result<(Connection<Line>, ExportInfo)> {
+    let line = lines.connect().map_err(|error| DeviceError::io(socket, "connect to the NBD server", error))?;
+    Connection::over(line, socket, export)
 }
 
 impl NbdReader {
@@ -44,14 +52,15 @@ impl NbdReader {
     /// # Errors
     /// Where nobody listens, there is no such export, or the server is of no use.
     pub fn open(socket: &Path, export: &str) -> Result<Self> {
-        let (connection, info) = Connection::open(socket, export)?;
+        let lines = Lines::to(socket);
+        let (connection, info) = agree(&lines, socket, export)?;
         let pool = Mutex::new(Pool { idle: vec![connection], open: 1 });
-        Ok(Self { socket: socket.to_owned(), export: export.to_owned(), info, pool, returned: Condvar::new() })
+        Ok(Self { socket: socket.to_owned(), export: export.to_owned(), info, lines, pool, returned: Condvar::new() })
     }
 
     /// Uses a connection that is idle, or a new one while there are few. One that failed is not used again: answers to
     /// what was asked may still stand in it.
-    fn with<T>(&self, work: impl FnOnce(&mut Connection<UnixStream>) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, work: impl FnOnce(&mut Connection<Line>) -> Result<T>) -> Result<T> {
         let mut connection = self.take()?;
         let outcome = work(&mut connection);
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +73,7 @@ impl NbdReader {
         outcome
     }
 
-    fn take(&self) -> Result<Connection<UnixStream>> {
+    fn take(&self) -> Result<Connection<Line>> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(connection) = pool.idle.pop() {
@@ -77,7 +86,7 @@ impl NbdReader {
             pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
         }
         drop(pool);
-        let opened = Connection::open(&self.socket, &self.export).and_then(|(connection, info)| {
+        let opened = agree(&self.lines, &self.socket, &self.export).and_then(|(connection, info)| {
             if info == self.info {
                 return Ok(connection);
             }

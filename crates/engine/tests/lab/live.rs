@@ -1,6 +1,9 @@
 //! Machines that run while they are copied: the copy is one point in time, the guest never notices, and whatever happens, its
 //! host is left without a job, a socket or a scratch file of ours.
 
+use std::io::Read;
+use std::process::{Child, Stdio};
+
 use crate::common::*;
 use crate::oracle::child::Task;
 use crate::oracle::{Gate, PATIENCE, SILENCE, held_locks, records, wait_for};
@@ -192,6 +195,38 @@ async fn cancelling_ends_the_job() {
     assert_eq!(number(&run.fails().await), 1008);
     gate.open();
     scene.assert_clean_and_clone_again().await;
+}
+
+/// qemu (7.2 of Debian 12) stops for ever, and its guest with it, where its server is stopped while somebody is connected
+/// who has not agreed on an export yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_job_is_ended_while_somebody_is_connected() {
+    let Some(scene) = Scene::new("no_job_is_ended_while_somebody_is_connected") else { return };
+    let (run, gate) = scene.start_and_hold(|settings| settings).await;
+    let socket = scene.alpha.shell("ls /var/lib/libvirt/qemu/domain-*-web1/kvm-clone-*.sock").unwrap();
+    let mut stranger = connect(&scene.alpha, socket.trim());
+    let socket = scene.alpha.path(socket.trim());
+    run.cancel.cancel();
+    wait_for("the end's beginning", || !socket.exists());
+    assert!(job(&scene.alpha).contains("Backup"), "somebody is connected");
+    scene.assert_guest_works();
+    drop(stranger.stdin.take());
+    assert!(stranger.wait().unwrap().success());
+    assert_eq!(number(&run.fails().await), 1008);
+    gate.open();
+    scene.assert_clean_and_clone_again().await;
+}
+
+/// A process of the host's that is connected to the socket until its input ends.
+fn connect(host: &Host, socket: &str) -> Child {
+    let script = "$socket = IO::Socket::UNIX->new(Peer => shift) or die; syswrite STDOUT, q(here); <STDIN>";
+    let mut perl = host.command("perl");
+    perl.args(["-MIO::Socket::UNIX", "-e", script, socket]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = perl.spawn().unwrap();
+    let mut said = [0; 4];
+    child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"here");
+    child
 }
 
 /// Nobody tells the source's agent anything any more: it must end the job by itself.

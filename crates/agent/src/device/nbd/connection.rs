@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kvm_clone_core::blocks::Extent;
 
@@ -13,8 +11,6 @@ use super::handshake::{ExportInfo, negotiate};
 use super::reply::{Chunk, Content, ReplyError, chunk};
 use super::{DeviceError, Result, failed};
 
-/// A server that is silent for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Enough for the head of a chunk; data is read past it into its place.
 const BUFFER: usize = 4096;
 /// "Request message".
@@ -59,23 +55,6 @@ pub struct Connection<S: Read + Write> {
     path: PathBuf,
     cookie: u64,
     read_flags: u16,
-}
-
-impl Connection<UnixStream> {
-    /// Opens an export of the server that listens here.
-    ///
-    /// # Errors
-    /// Nobody listens, and as [`Connection::over`].
-    pub fn open(socket: &Path, export: &str) -> Result<(Self, ExportInfo)> {
-        let open = || -> std::io::Result<UnixStream> {
-            let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        };
-        let stream = open().map_err(|error| DeviceError::io(socket, "connect to the NBD server", error))?;
-        Self::over(stream, socket, export)
-    }
 }
 
 impl<S: Read + Write> Connection<S> {

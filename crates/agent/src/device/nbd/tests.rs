@@ -4,7 +4,7 @@
 use std::io::{Cursor, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -179,7 +179,18 @@ fn answers(reply: Vec<u8>) -> DeviceError {
 /// bytes.
 fn answered(reply: Vec<u8>) -> Result<[u8; 4096]> {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
+    let (socket, server) = agreeing(dir.path(), reply);
+    let disk = NbdReader::open(&socket, "vda").unwrap();
+    let mut read = [0; 4096];
+    let outcome = disk.read_at(&mut read, 8192);
+    drop(disk);
+    server.join().unwrap();
+    outcome.map(|()| read)
+}
+
+/// A server for one client, until that one goes.
+fn agreeing(dir: &Path, reply: Vec<u8>) -> (PathBuf, std::thread::JoinHandle<()>) {
+    let socket = dir.join("s");
     let listener = UnixListener::bind(&socket).unwrap();
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -201,12 +212,19 @@ fn answered(reply: Vec<u8>) -> Result<[u8; 4096]> {
         // Everything that is asked is swallowed until the client goes.
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
+    (socket, server)
+}
+
+/// Whoever is about to stop the server takes the name away.
+#[test]
+fn a_reader_hangs_up_when_the_socket_loses_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, server) = agreeing(dir.path(), Vec::new());
     let disk = NbdReader::open(&socket, "vda").unwrap();
-    let mut read = [0; 4096];
-    let outcome = disk.read_at(&mut read, 8192);
-    drop(disk);
+    std::fs::remove_file(&socket).unwrap();
     server.join().unwrap();
-    outcome.map(|()| read)
+    assert!(disk.read_at(&mut [0; 512], 0).is_err());
+    assert!(disk.read_at(&mut [0; 512], 0).is_err(), "and calls no more");
 }
 
 #[test]
