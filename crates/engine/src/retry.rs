@@ -14,8 +14,8 @@ use crate::clone::Events;
 use crate::resume::{RESUMABLE, is_resumable};
 
 /// So long the agent of a former try may hold its locks: until it has noticed the silence (30 s), and until a job of libvirt's
-/// can come up no more ([`kvm_clone_core::wire::point::COMING`]), with a margin.
-const OURS_ENDS_WITHIN: Duration = Duration::from_secs(90);
+/// can come up no more ([`kvm_clone_core::wire::point::COMING`]) or its readers have gone, with a margin.
+const OURS_ENDS_WITHIN: Duration = Duration::from_secs(120);
 
 /// What failed tries of one operation have left for the next one to go on with.
 #[derive(Debug, Default)]

@@ -71,6 +71,13 @@ impl HostSpec {
         self
     }
 
+    /// Whoever logs in gets a network namespace without a network, as in a container beside libvirt.
+    #[must_use]
+    pub fn logins_apart(mut self) -> Self {
+        self.sshd.push(r#"ForceCommand exec unshare --net sh -c "$SSH_ORIGINAL_COMMAND""#.to_owned());
+        self
+    }
+
     /// An sshd that drops bursts of connections, e.g. `"1:100:1"`.
     #[must_use]
     pub fn max_startups(mut self, setting: &str) -> Self {

@@ -6,6 +6,7 @@
 //! the sockets that its lane agents live by.
 
 mod answer;
+mod backup_job;
 mod blockdev;
 mod check;
 mod checksum;
@@ -58,6 +59,8 @@ use session::{Outgoing, Session};
 
 /// How often each side tells the other that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between two tries to end a backup job that could not be ended.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves one controller on stdin and stdout until it is gone. `connection` is `SSH_CONNECTION` as sshd gave it (ssh(1)),
 /// empty where there is no SSH.
@@ -79,9 +82,20 @@ pub fn run(connection: &str) -> Result<()> {
     // waited for; lanes end at once.
     session.close_relays();
     session.close_lanes();
-    let outcome = outcome.and(point::end(&session, false));
+    let outcome = outcome.and(end_point(&session));
     session.close();
     outcome
+}
+
+/// Ends the job, however long that takes: its scratch files grow, and nobody else watches them.
+fn end_point(session: &Session) -> Result<()> {
+    loop {
+        let ended = point::end(session, false);
+        if ended.is_ok() || !point::may_run(session) {
+            return ended;
+        }
+        std::thread::sleep(AGAIN);
+    }
 }
 
 /// The dead-man's switch: waits for the end, and makes it when the controller has been silent for too long.

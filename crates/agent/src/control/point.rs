@@ -3,11 +3,6 @@
 //! The job's socket tells whose job it is: it has a name of this operation's own, so while somebody listens there, the
 //! job that runs on the machine is ours and may be ended. It lies in the directory that libvirt makes for the machine's
 //! process, where every security driver lets qemu make sockets, and which goes with the process.
-//!
-//! Nobody may be connected there when the job is ended: qemu waits for its clients then, and Debian 12's (7.2) waits for
-//! ever for one that has not agreed on an export yet; the guest stands still meanwhile. So nobody connects to see whether
-//! somebody listens, and before the job is ended the socket loses its name: then nobody can come any more, and readers go
-//! (`device/nbd/line.rs`), those of dead controllers and of cut networks too.
 
 use std::fs;
 use std::io::Write;
@@ -15,32 +10,21 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_clone_core::journal::LockKey;
 use kvm_clone_core::wire::point::{COMING, PointNote, PointOrder, PointPlace, PointState};
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
 
+use super::backup_job;
 use super::marker::sync_dir;
 use super::scratch::{self, Limit};
 use super::session::Session;
-use super::unix_socket::{self, Ends};
+use super::unix_socket;
 use crate::place::{Place, io_error, remove_if_there};
-use crate::program::{self, Watch};
+use crate::program;
 
-/// How long `virsh` may take to end a job.
-const ABORT_DEADLINE: Duration = Duration::from_secs(30);
-/// How long readers may take to go: a request that is being answered is waited for.
-const GOING_DEADLINE: Duration = Duration::from_secs(30);
-/// How long libvirt may take to clear up after a job that was ended.
-const END_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two orders to end a job: one that is just coming up cannot be ended yet.
-const ABORT_AGAIN: Duration = Duration::from_secs(2);
-/// How long libvirt may take to say that it lives.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// Pause between two looks at something that is about to change.
-const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks at the scratch files.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// `unix(7)`: the longest path of a socket.
@@ -51,16 +35,23 @@ pub(super) struct Point {
     note: PointNote,
     /// Whether its job was ever seen.
     seen: AtomicBool,
+    /// Held by whoever ends the job: the end of somebody else's must not be ordered behind it.
+    ending: std::sync::Mutex<()>,
     ended_because: std::sync::Mutex<Option<Error>>,
 }
 
 impl Point {
     fn is_held(&self) -> bool {
-        let held = is_listening(&self.note);
+        let held = backup_job::is_held(&self.note);
         if held {
             self.seen.store(true, Ordering::Relaxed);
         }
         held
+    }
+
+    fn end(&self, session: &Session) -> Result<()> {
+        let _ending = self.ending.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        backup_job::end(&self.note, &|| session.kill_lanes())
     }
 
     fn because(&self) -> std::sync::MutexGuard<'_, Option<Error>> {
@@ -89,7 +80,12 @@ pub(super) fn arm(session: &Arc<Session>, order: &PointOrder) -> Result<PointPla
     };
     let limit = Limit::new(&note.scratch, order.scratch_limit)?;
     put(&session.place, &note)?;
-    let point = Arc::new(Point { note, seen: AtomicBool::new(false), ended_because: std::sync::Mutex::default() });
+    let point = Arc::new(Point {
+        note,
+        seen: AtomicBool::new(false),
+        ending: std::sync::Mutex::default(),
+        ended_because: std::sync::Mutex::default(),
+    });
     session.guard(Arc::clone(&point));
     let session = Arc::clone(session);
     std::thread::spawn(move || watch(&session, &point, &limit));
@@ -115,7 +111,7 @@ fn place(order: &PointOrder) -> Result<PointPlace> {
 }
 
 /// The directory that libvirt made for a process: `domain-ID-NAME`, the name cut short (libvirt,
-/// `virDomainDefGetShortName`).
+/// `virDomainDefGetShortName`). One that a power cut left may have the same number; nobody serves a monitor there.
 fn process_dir(id: u32) -> Result<PathBuf> {
     let base = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/lib/libvirt/qemu")
@@ -124,8 +120,12 @@ fn process_dir(id: u32) -> Result<PathBuf> {
     };
     let prefix = format!("domain-{id}-");
     let entries = fs::read_dir(&base).map_err(|error| io_error("listing", &base, &error))?;
-    let mut dirs = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    dirs.next().map(|entry| entry.path()).ok_or_else(|| {
+    let dirs = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let mut dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
+    if dirs.len() > 1 {
+        dirs.retain(|dir| unix_socket::ends(&dir.join("monitor.sock")).is_ok_and(|ends| ends.listening));
+    }
+    dirs.pop().ok_or_else(|| {
         Error::conflict(format!("the machine's process has no directory {}/{prefix}…", base.display()))
             .help("Was it stopped just now? Run the command again")
             .transient()
@@ -144,7 +144,7 @@ fn watch(session: &Session, point: &Point, limit: &Limit) {
         let held = point.is_held();
         if let (true, Err(error)) = (held, limit.check()) {
             point.because().get_or_insert(error);
-            let _ = end_job(&point.note);
+            let _ = point.end(session);
         }
         std::thread::sleep(WATCH_EVERY);
     }
@@ -162,49 +162,24 @@ pub(super) fn state(session: &Session) -> PointState {
     }
 }
 
+/// Whether the job that this session guards may still be there.
+pub(super) fn may_run(session: &Session) -> bool {
+    session.guarded().is_some_and(|point| backup_job::may_run(&point.note))
+}
+
 /// Ends the job and removes what belongs to it; a point that is not guarded any more is ended already. Where libvirt may
 /// still be about to begin the job (`settled` is false), it is waited for, under the lock, until it is here or can come no
 /// more. libvirt was asked when the controller was heard last, at the latest.
 pub(super) fn end(session: &Session, settled: bool) -> Result<()> {
     let Some(point) = session.guarded() else { return Ok(()) };
     if !settled && !point.seen.load(Ordering::Relaxed) {
-        await_job(&point.note, COMING.saturating_sub(session.silent_for()))?;
+        backup_job::wait_for(&point.note, COMING.saturating_sub(session.silent_for()))?;
     }
+    point.end(session)?;
     clear(&point.note)?;
     forget(&session.place, &point.note)?;
     session.unguard();
     Ok(())
-}
-
-/// Waits until the job is here or can come no more.
-fn await_job(note: &PointNote, wait: Duration) -> Result<()> {
-    let until = Instant::now() + wait;
-    // The directory goes with the process, and with it what could begin a job.
-    let may_come = || Path::new(&note.socket).parent().is_some_and(Path::exists);
-    while may_come() && !is_listening(note) {
-        if Instant::now() >= until {
-            return still_answers(note);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
-/// A libvirt that hangs may begin with the wait when it wakes.
-fn still_answers(note: &PointNote) -> Result<()> {
-    let asked = virsh("domstate", note.machine, ANSWER_DEADLINE);
-    if asked.is_ok_and(|outcome| outcome.status.success()) {
-        return Ok(());
-    }
-    let message = format!("libvirt does not answer and may yet begin a backup job on machine {}", note.machine);
-    Err(Error::libvirt(message)
-        .with("socket", &note.socket)
-        .help("Once it answers again, kvm-clone recover with this host ends that job"))
-}
-
-fn virsh(verb: &str, machine: Uuid, deadline: Duration) -> Result<program::Outcome> {
-    let uri = if rustix::process::geteuid().is_root() { "qemu:///system" } else { "qemu:///session" };
-    program::run("virsh", &["-q", "-c", uri, verb, &machine.to_string()], Vec::new(), &Watch::briefly(deadline))
 }
 
 /// Ends what dead operations left on the machines whose locks this session holds: nobody else guards it any more. Where an
@@ -215,7 +190,8 @@ pub(super) fn sweep(session: &Session) -> Result<()> {
     for note in all(&session.place)? {
         let is_dead = keys.contains(&LockKey::Machine(note.machine).to_string()) && guarded != Some(note.operation);
         if is_dead {
-            await_job(&note, COMING.saturating_sub(age(&session.place, &note)))?;
+            backup_job::wait_for(&note, COMING.saturating_sub(age(&session.place, &note)))?;
+            backup_job::end(&note, &|| ())?;
             clear(&note)?;
             forget(&session.place, &note)?;
         }
@@ -229,71 +205,11 @@ fn age(place: &Place, note: &PointNote) -> Duration {
     made.ok().and_then(|made| made.elapsed().ok()).unwrap_or_default()
 }
 
+/// Removes the files of a job that has ended.
 fn clear(note: &PointNote) -> Result<()> {
-    end_job(note)?;
     for file in note.scratch.iter().chain([&note.socket]) {
         let file = Path::new(file);
         remove_if_there(file).map_err(|error| io_error("removing", file, &error))?;
-    }
-    Ok(())
-}
-
-/// Where it cannot be told, the job is taken to run: nothing of it is removed then.
-fn ends(note: &PointNote) -> Ends {
-    unix_socket::ends(Path::new(&note.socket)).unwrap_or(Ends { listening: true, connected: 0 })
-}
-
-fn is_listening(note: &PointNote) -> bool {
-    ends(note).listening
-}
-
-/// Ends the job if it is ours, and waits until libvirt has cleared up behind it.
-fn end_job(note: &PointNote) -> Result<()> {
-    if !is_listening(note) {
-        return Ok(());
-    }
-    let machine = note.machine;
-    send_readers_away(note)?;
-    let mut outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
-    let (until, mut again) = (Instant::now() + END_DEADLINE, Instant::now() + ABORT_AGAIN);
-    // The job is over when its socket is; libvirt removes the scratch files as its last act.
-    while is_listening(note) || note.scratch.iter().any(|file| Path::new(file).exists()) {
-        if Instant::now() > until && is_listening(note) {
-            return Err(Error::libvirt(format!("the backup job of machine {machine} cannot be ended"))
-                .with("virsh", outcome.output.trim())
-                .help(format!("End it on the source host: virsh domjobabort {machine}")));
-        }
-        if Instant::now() > until {
-            break;
-        }
-        if Instant::now() > again && is_listening(note) {
-            outcome = virsh("domjobabort", machine, ABORT_DEADLINE)?;
-            again = Instant::now() + ABORT_AGAIN;
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
-/// Lets nobody read from the job any more, and waits until qemu has closed every connection.
-fn send_readers_away(note: &PointNote) -> Result<()> {
-    let socket = Path::new(&note.socket);
-    remove_if_there(socket).map_err(|error| io_error("removing", socket, &error))?;
-    let until = Instant::now() + GOING_DEADLINE;
-    while ends(note).connected > 0 {
-        if Instant::now() > until {
-            let machine = note.machine;
-            let message = format!(
-                "somebody is still connected to the backup job of machine {machine}; it goes on, since ending it now may \
-                 hang the machine"
-            );
-            return Err(Error::conflict(message).with("socket", &note.socket).help(format!(
-                "Find who it is on the source host: ss -xp src {}; once it is gone, kvm-clone recover with this host ends \
-                 the job",
-                note.socket
-            )));
-        }
-        std::thread::sleep(PAUSE);
     }
     Ok(())
 }

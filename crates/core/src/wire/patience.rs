@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::control::Request;
-use super::point::COMING;
+use super::point::{COMING, GOING};
 use crate::error::Error;
 
 /// Lane agents get 5 s to end by themselves before they are killed; a shorter patience would give up before that.
 const ENDING: Duration = Duration::from_secs(15);
-/// How long, at most, the end of a backup job takes that libvirt has begun: two orders to end it, each with its own deadline, and
-/// the clearing up.
-const JOB_ENDING: Duration = Duration::from_secs(90);
+/// How long, at most, the end of a backup job takes that libvirt has begun, once its readers have gone: two orders to end it and the
+/// questions before them, each with its own deadline, and the clearing up.
+const JOB_ENDING: Duration = Duration::from_secs(130);
 
 impl Request {
     /// How long this request may go on without progress, where `stall` is what the user allows. What must wait for somebody else
@@ -19,7 +19,7 @@ impl Request {
     pub fn patience(&self, stall: Duration) -> Duration {
         match self {
             Self::EndLanes => stall.max(ENDING),
-            Self::EndPoint { .. } | Self::ClearPoints => stall.max(COMING + JOB_ENDING),
+            Self::EndPoint { .. } | Self::ClearPoints => stall.max(COMING + GOING + JOB_ENDING),
             _ => stall,
         }
     }

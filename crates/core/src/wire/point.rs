@@ -20,6 +20,9 @@ pub const SCRATCH_FOR_DEVICES: &str = "/var/lib/libvirt/images";
 /// its way.
 pub const COMING: Duration = Duration::from_secs(35);
 
+/// How long those who read from a job may take to go before it is ended: what is being read is waited for.
+pub const GOING: Duration = Duration::from_secs(30);
+
 /// A point to be held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointOrder {

@@ -1,10 +1,12 @@
 //! The point of a running source: taken before the copy, ended right after it, whatever came of it.
 
+use std::time::Duration;
+
 use kvm_clone_core::journal::LockKey;
 use kvm_clone_core::plan::backup_xml;
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::lane::Export;
-use kvm_clone_core::wire::point::{COMING, PointOrder, PointPlace, PointState};
+use kvm_clone_core::wire::point::{COMING, GOING, PointOrder, PointPlace, PointState};
 use kvm_clone_core::{Code, Error, Result};
 
 use super::Work;
@@ -50,11 +52,26 @@ impl Work {
         if let Err(error) = begun {
             return Err(self.why_not_copied(error.with("vm", &self.plan.vm_name)).await);
         }
+        self.is_guarded().await?;
         // While the point is held nobody resizes a disk, takes a snapshot or moves the machine: qemu and libvirt refuse. What
         // came before it, since the plan was made, shows now.
         self.same_source(&self.source).await?;
         self.read_from(&place);
         Ok(())
+    }
+
+    /// Who cannot see the job would neither watch nor end it.
+    async fn is_guarded(&self) -> Result<()> {
+        match self.point_state().await? {
+            PointState { ended_because: Some(cause), .. } => Err(cause),
+            PointState { held: true, .. } => Ok(()),
+            PointState { held: false, .. } => {
+                Err(Error::unsupported("the source's agent does not see the backup job that libvirt has begun")
+                    .with("vm", &self.plan.vm_name)
+                    .help("Log in where the machine's process runs, not in a container or another network namespace")
+                    .help("Or shut the machine down and clone it then"))
+            }
+        }
     }
 
     /// Whether the point was taken already, and is held still.
@@ -121,7 +138,7 @@ impl Work {
             Err(error) if error.transient && self.source.host.control.is_gone() => {
                 let keys = [LockKey::Machine(self.seen.machine.uuid).to_string()];
                 // The agent that was lost may itself wait for a job that can still come up.
-                let silence = self.silence + if self.point_settled { std::time::Duration::ZERO } else { COMING };
+                let silence = self.silence + GOING + if self.point_settled { Duration::ZERO } else { COMING };
                 self.source = reconnect::reconnect(&self.source, self.operation, &keys, silence).await?;
                 self.source.host.control.order(Request::ClearPoints).await
             }

@@ -217,6 +217,19 @@ async fn no_job_is_ended_while_somebody_is_connected() {
     scene.assert_clean_and_clone_again().await;
 }
 
+/// As where one logs in to a container that has libvirt's directories: the kernel tells there of no socket of qemu's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_the_agent_does_not_see_is_refused_and_ended() {
+    let alpha = HostSpec::named("alpha").logins_apart();
+    let Some(scene) = Scene::on("a_job_that_the_agent_does_not_see", alpha, |machine| machine) else { return };
+    let error = scene.clone().await.unwrap_err();
+    assert_eq!(number(&error), 1013, "{error:?}");
+    assert!(error.message.contains("does not see the backup job"), "{error:?}");
+    scene.assert_guest_works();
+    scene.assert_source_unharmed();
+    scene.assert_nothing_at_target();
+}
+
 /// A process of the host's that is connected to the socket until its input ends.
 fn connect(host: &Host, socket: &str) -> Child {
     let script = "$socket = IO::Socket::UNIX->new(Peer => shift) or die; syswrite STDOUT, q(here); <STDIN>";
