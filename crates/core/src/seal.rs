@@ -206,7 +206,8 @@ mod tests {
     use crate::wire::lane::ImageSpec;
 
     fn facts(path: &str) -> FileFacts {
-        let identity = Identity { size: 5, inode: (1, 2), modified: 3, changed: 1_700_000_000_123_456_789 };
+        let identity =
+            Identity { size: 5, inode: (1, 2), modified: 3, changed: 1_700_000_000_123_456_789, quiet: true };
         FileFacts { path: path.to_owned(), identity, regular: true, file_system: 0xef53, writers: Writers::Nobody }
     }
 

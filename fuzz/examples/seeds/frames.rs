@@ -227,7 +227,7 @@ pub(super) fn marker() -> Marker {
 }
 
 fn identity() -> Identity {
-    Identity { size: 1, inode: (2, 3), modified: 4, changed: 5 }
+    Identity { size: 1, inode: (2, 3), modified: 4, changed: 5, quiet: true }
 }
 
 fn held() -> HeldImage {

@@ -17,7 +17,7 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile, Rewritten};
 use kvm_clone_core::{Code, Error, Result};
 
-use super::inspect::identity;
+use super::inspect::seen;
 use super::progress::Progress;
 use super::session::Session;
 use super::{blockdev, check, durable, image, marker, settle};
@@ -170,7 +170,7 @@ fn trim(image: &Path, exact_size: u64) -> Result<()> {
 }
 
 fn identity_of(path: &Path) -> Result<Identity> {
-    fs::metadata(path).map(|facts| identity(&facts)).map_err(|error| io_error("looking at", path, &error))
+    seen(path).map_err(|error| io_error("looking at", path, &error))
 }
 
 #[cfg(test)]

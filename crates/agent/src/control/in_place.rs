@@ -16,7 +16,7 @@ use kvm_clone_core::wire::facts::FinishedImage;
 use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::OFlags;
 
-use super::inspect::identity;
+use super::inspect::seen;
 use super::progress::Progress;
 use super::session::Session;
 use super::{durable, image, marker, qemu_lock};
@@ -139,8 +139,11 @@ pub(super) fn finish(session: &Session, new: &NewImage, progress: &Progress) -> 
     }
     let (root, data_blocks) = image::complete_manifest(session, new, progress)?;
     session.taken.all().remove(&new.image.path);
+    // No writer of ours any more.
+    drop(file);
+    let identity = seen(path).map_err(failed)?;
     let allocated = if facts.is_file() { facts.blocks() * 512 } else { size };
-    Ok(FinishedImage { identity: identity(&facts), allocated, root: root.0, data_blocks })
+    Ok(FinishedImage { identity, allocated, root: root.0, data_blocks })
 }
 
 #[cfg(test)]

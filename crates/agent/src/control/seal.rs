@@ -13,10 +13,9 @@ use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{SealOrder, SealQuery, SealState};
 use rustix::fs::OFlags;
-use rustix::time::ClockId;
 use uuid::Uuid;
 
-use super::inspect::identity;
+use super::inspect::{coarse_now, identity};
 use super::marker::{sync_dir, write_whole};
 use super::writers;
 use crate::place::{Place, io_error};
@@ -144,6 +143,9 @@ fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, Str
     if before != *seen {
         return Err(format!("{path} was written to, or is another file, since its content was known"));
     }
+    if !seen.quiet {
+        return Err(format!("{path} was open for writing, or just changed, when its content was looked at"));
+    }
     // What the page cache holds is what the storage holds, so that no failing write-back changes it later; and a page that is
     // written through a mapping from now on takes a fault, which changes the file's times.
     file.sync_all().map_err(failed)?;
@@ -155,10 +157,10 @@ fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, Str
 fn settled(path: &str) -> std::result::Result<(File, Identity), String> {
     for _ in 0..LOOKS {
         // Before the look: whoever writes after it has a time of this tick or a later one.
-        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        let now = coarse_now();
         let (file, facts) = look(path)?;
         facts.proof()?;
-        if is_settled(&facts.identity, i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)) {
+        if is_settled(&facts.identity, now) {
             return Ok((file, facts.identity));
         }
         std::thread::sleep(PAUSE);

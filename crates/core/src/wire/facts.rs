@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::inventory::{FileId, HostId, Topology};
 
-/// What identifies the contents of a file on a local file system: if none of it changed, nobody wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What identifies the contents of a file on a local file system: if none of it changed, nobody wrote. How the file was looked
+/// at is no part of that, so equal ones may differ in it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Identity {
     /// Size in bytes.
     pub size: u64,
@@ -18,7 +19,20 @@ pub struct Identity {
     pub modified: i128,
     /// Time of the last change of contents or attributes, nanoseconds since the epoch.
     pub changed: i128,
+    /// Whether nobody had it open for writing at that look, and its last change was over. Else a write may have been on its
+    /// way whose time was taken already, and what is read after the look need not be what is there in the end.
+    #[serde(default)]
+    pub quiet: bool,
 }
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        let what = |identity: &Self| (identity.size, identity.inode, identity.modified, identity.changed);
+        what(self) == what(other)
+    }
+}
+
+impl Eq for Identity {}
 
 impl Identity {
     /// Whether both are one file, written to by nobody between the two looks. Renaming it, giving it away or booting the

@@ -12,6 +12,7 @@ use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::wire::lane::Export;
 use tempfile::TempDir;
 
+use super::super::inspect::seen;
 use super::*;
 
 const OPERATION: Uuid = Uuid::from_u128(7);
@@ -53,7 +54,7 @@ impl Host {
 
     /// Seals an image as it is now.
     fn seal(&self, image: &ImageSpec) {
-        self.seal_as(image, chain(image).map(|path| identity(&fs::metadata(path).unwrap())).collect());
+        self.seal_as(image, chain(image).map(|path| seen(Path::new(path)).unwrap()).collect());
     }
 
     fn state_of(&self, operation: Uuid, image: &ImageSpec) -> SealState {
@@ -129,14 +130,28 @@ fn what_nobody_wrote_to_is_trusted() {
     assert_eq!(host.state(&image), TRUSTED);
 }
 
+/// Whoever had it open then may write after it was read, with a time that was taken before.
+#[test]
+fn what_was_open_for_writing_when_it_was_looked_at_is_not_sealed() {
+    let host = Host::new();
+    let image = host.image("image", &[5; 4096]);
+    let writer = writable(&image.path);
+    let before = seen(Path::new(&image.path)).unwrap();
+    drop(writer);
+    host.seal_as(&image, vec![before]);
+    host.expect_untrusted(&image, "open for writing");
+    host.seal(&image);
+    assert_eq!(host.state(&image), TRUSTED);
+}
+
 #[test]
 fn a_newer_point_outdates_the_seals_of_its_lineage_and_of_no_other() {
     const NEWER: Uuid = Uuid::from_u128(8);
     let host = Host::new();
     let (old, new) = (host.image("old", &[5; 4096]), host.image("new", &[6; 4096]));
     host.seal(&old);
-    let seen = vec![identity(&fs::metadata(host.path("new")).unwrap())];
-    let newer = SealOrder { operation: NEWER, disk: "vdb".parse().unwrap(), ..Host::order(&new, seen.clone()) };
+    let looked_at = vec![seen(Path::new(&new.path)).unwrap()];
+    let newer = SealOrder { operation: NEWER, disk: "vdb".parse().unwrap(), ..Host::order(&new, looked_at) };
     take(&host.place, &[SealOrder { key: KeyId([3; 16]), ..newer.clone() }]).unwrap();
     assert_eq!(host.state(&old), TRUSTED);
     take(&host.place, &[newer]).unwrap();
@@ -179,9 +194,9 @@ fn a_seal_taken_while_somebody_writes_never_lies() {
     });
     let mut trusted = 0;
     for _ in 0..150 {
-        let seen = identity(&fs::metadata(&image.path).unwrap());
+        let before = seen(Path::new(&image.path)).unwrap();
         let content = fs::read(&image.path).unwrap();
-        host.seal_as(&image, vec![seen]);
+        host.seal_as(&image, vec![before]);
         let after = fs::read(&image.path).unwrap();
         if host.state(&image) == TRUSTED {
             trusted += 1;
@@ -281,12 +296,12 @@ fn what_cannot_be_sealed_keeps_its_root_and_says_why() {
     host.expect_untrusted(&image, "no regular file");
     host.seal_as(&image, Vec::new());
     host.expect_untrusted(&image, "looked at before");
-    let seen = identity(&fs::metadata(&image.path).unwrap());
+    let before = seen(Path::new(&image.path)).unwrap();
     fs::write(&image.path, [6; 4096]).unwrap();
-    host.seal_as(&image, vec![seen]);
+    host.seal_as(&image, vec![before]);
     host.expect_untrusted(&image, "since its content was known");
     // The time of the last write is what anybody says that it is.
-    let seen = identity(&fs::metadata(&image.path).unwrap());
+    let before = seen(Path::new(&image.path)).unwrap();
     run(
         "sh",
         &[
@@ -296,8 +311,8 @@ fn what_cannot_be_sealed_keeps_its_root_and_says_why() {
             &image.path,
         ],
     );
-    assert!(identity(&fs::metadata(&image.path).unwrap()).is_same_file(&seen));
-    host.seal_as(&image, vec![seen]);
+    assert!(identity(&fs::metadata(&image.path).unwrap()).is_same_file(&before));
+    host.seal_as(&image, vec![before]);
     host.expect_untrusted(&image, "since its content was known");
 }
 
