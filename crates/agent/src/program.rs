@@ -184,7 +184,7 @@ mod tests {
             let worked = |work| {
                 done.fetch_add(work, Ordering::Relaxed);
             };
-            let deadline = Some(Duration::from_millis(600));
+            let deadline = Some(Duration::from_secs(2));
             let ended = run(words[0], &words[1..], Vec::new(), &Watch { deadline, stop: &|| false, worked: &worked });
             assert_eq!(ended.err().unwrap().code, Code::Timeout);
             done.into_inner()

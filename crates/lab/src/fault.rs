@@ -68,12 +68,16 @@ pub(crate) fn processes(host: &Host) -> Result<Vec<Process>> {
 /// None for the host's first process, its idle helper, and one that has ended meanwhile.
 fn describe(init: u32, outer_pid: u32) -> Option<Process> {
     let words = fs::read(format!("/proc/{outer_pid}/cmdline")).ok()?;
-    let command = String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ");
+    let mut command = String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ");
     let status = fs::read_to_string(format!("/proc/{outer_pid}/status")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let pid = field("NSpid:")?.split_whitespace().next_back()?.parse().ok()?;
     let parent: u32 = field("PPid:")?.parse().ok()?;
     let state = field("State:")?.chars().next()?;
+    // One whose first thread has ended has no words any more, but its files and their locks as long as another one lives.
+    if command.is_empty() && (field("Threads:") != Some("1") || !"ZX".contains(state)) {
+        field("Name:")?.clone_into(&mut command);
+    }
     let own = outer_pid == init || (parent == init && command == "sleep infinity");
     (!own).then_some(Process { pid, outer_pid, command, state })
 }

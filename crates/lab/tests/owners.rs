@@ -31,7 +31,7 @@ fn traces(id: &str) -> Vec<String> {
 }
 
 fn wait_for_no_trace(id: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let left = traces(id);
         if left.is_empty() {

@@ -281,10 +281,10 @@ mod tests {
         let mut slow = TcpStream::connect(("127.0.0.1", at.port)).unwrap();
         let began = Instant::now();
         // Always a little before a deadline that began anew with every byte.
-        while slow.write_all(&[0]).is_ok() && slow.peer_addr().is_ok() && began.elapsed() < PROOF_DEADLINE * 3 {
+        while slow.write_all(&[0]).is_ok() && slow.peer_addr().is_ok() && began.elapsed() < PROOF_DEADLINE * 5 {
             std::thread::sleep(PROOF_DEADLINE / 4);
         }
-        assert!(began.elapsed() < PROOF_DEADLINE * 2, "it held the port for {:?}", began.elapsed());
+        assert!(began.elapsed() < PROOF_DEADLINE * 4, "it held the port for {:?}", began.elapsed());
     }
 
     #[test]
@@ -294,7 +294,7 @@ mod tests {
         drop(target.streams(Route::Relay).unwrap());
         let closing = Instant::now();
         while TcpStream::connect(("127.0.0.1", at.port)).is_ok() {
-            assert!(closing.elapsed() < PROOF_DEADLINE * 2, "the port stays open after the lane took the other way");
+            assert!(closing.elapsed() < PROOF_DEADLINE * 4, "the port stays open after the lane took the other way");
         }
         let why = Direct::default().connect(&SshEnds::default(), &at, &seal(1)).unwrap_err();
         assert!(why.contains("127.0.0.1 port"), "{why}");

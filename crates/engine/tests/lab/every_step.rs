@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::common::MIB;
 use crate::oracle::child::Task;
 use crate::oracle::strike::{At, agents_die, loses_power, moments, moments_and_boundaries, steps, struck};
-use crate::oracle::{IMAGES, Now, SILENCE, Scene, assert_boots};
+use crate::oracle::{IMAGES, Now, PATIENCE, Scene, assert_boots};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Then};
@@ -94,7 +94,7 @@ async fn a_network_that_is_cut_at_any_moment_leaves_old_or_new() {
             lab.cut(&beta).unwrap();
             let (lab, beta) = (Arc::clone(&lab), beta.clone());
             let mend = std::thread::spawn(move || {
-                fault::wait_gone(&beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+                fault::wait_gone(&beta, "kvm-clone-agent", PATIENCE).unwrap();
                 if !stays_cut {
                     lab.heal(&beta).unwrap();
                 }
@@ -122,7 +122,7 @@ async fn cut_the_source(test: &str, steps: std::ops::RangeInclusive<Step>) {
             lab.cut(&alpha).unwrap();
             let (lab, alpha) = (Arc::clone(&lab), alpha.clone());
             let mend = std::thread::spawn(move || {
-                fault::wait_gone(&alpha, "kvm-clone-agent", SILENCE * 4).unwrap();
+                fault::wait_gone(&alpha, "kvm-clone-agent", PATIENCE).unwrap();
                 lab.heal(&alpha).unwrap();
             });
             mending.lock().unwrap().replace(mend);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::common::{MIB, spec};
 use crate::oracle::child::Task;
 use crate::oracle::strike::{At, moments, steps, struck};
-use crate::oracle::{IMAGES, Now, SILENCE, Scene, wait_for};
+use crate::oracle::{IMAGES, Now, PATIENCE, Scene, wait_for};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Recovery, Then};
@@ -187,7 +187,7 @@ async fn cut(test: &str, moments: impl Iterator<Item = At>) {
             lab.cut(&cut_off).unwrap();
             let (lab, cut_off) = (Arc::clone(&lab), cut_off.clone());
             let mend = std::thread::spawn(move || {
-                fault::wait_gone(&cut_off, "kvm-clone-agent", SILENCE * 4).unwrap();
+                fault::wait_gone(&cut_off, "kvm-clone-agent", PATIENCE).unwrap();
                 lab.heal(&cut_off).unwrap();
             });
             mending.lock().unwrap().replace(mend);

@@ -4,7 +4,7 @@
 use crate::common::spec;
 use crate::oracle::child::Task;
 use crate::oracle::strike::{At, agents_die, is_cut_off, loses_power, struck_while, sync_moments};
-use crate::oracle::{IMAGES, Now, SILENCE, assert_boots};
+use crate::oracle::{IMAGES, Now, PATIENCE, assert_boots};
 use crate::standby::{Contents, NAME, Standby};
 use kvm_clone_core::journal::Step;
 use kvm_clone_core::plan::SyncRequest;
@@ -145,7 +145,7 @@ async fn a_network_that_is_cut_in_a_sync_leaves_the_old_point_or_the_new_one() {
     for (number, at) in sync_moments().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
         let outcome = round.struck(is_cut_off(&standby.lab, &standby.beta)).await;
-        fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+        fault::wait_gone(&standby.beta, "kvm-clone-agent", PATIENCE).unwrap();
         standby.lab.heal(&standby.beta).unwrap();
         round.judge(Some(&outcome)).await;
     }

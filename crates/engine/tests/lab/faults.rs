@@ -103,7 +103,7 @@ async fn a_lane_agent_that_hangs_is_ended_by_force() {
 async fn a_libvirt_that_hangs_keeps_no_agent() {
     let Some(scene) = Scene::new("a_libvirt_that_hangs_keeps_no_agent") else { return };
     let mut options = scene.options("journal.db");
-    options.libvirt_timeout = Duration::from_secs(1);
+    options.libvirt_timeout = Duration::from_secs(3);
     let client = Client::new(options).await.unwrap();
     let (source, target, request) = (spec("alpha"), spec("beta"), scene.request.clone());
     let prepared = client.prepare(&source, &target, &"web1".parse().unwrap(), request, silent()).await.unwrap();
@@ -111,7 +111,7 @@ async fn a_libvirt_that_hangs_keeps_no_agent() {
     let ended = prepared.execute(&CloneSettings::default(), silent(), CancellationToken::new()).await;
     assert_eq!(number(&ended.unwrap_err()), 1010);
     drop(client);
-    fault::wait_gone(&scene.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+    fault::wait_gone(&scene.beta, "kvm-clone-agent", PATIENCE).unwrap();
     fault::thaw(&scene.beta, "libvirtd").unwrap();
     scene.assert_clean_and_clone_again().await;
 }
@@ -122,7 +122,7 @@ async fn a_cut_link_that_heals_is_undone() {
     strike(&scene, &[1002, 1006, 1010], |scene| {
         scene.lab.cut(&scene.beta).unwrap();
         // The target's agent notices by itself and ends everything there; then the link is mended.
-        fault::wait_gone(&scene.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+        fault::wait_gone(&scene.beta, "kvm-clone-agent", PATIENCE).unwrap();
         scene.lab.heal(&scene.beta).unwrap();
     })
     .await;
@@ -142,7 +142,7 @@ async fn a_cut_link_that_stays_cut_is_1015_and_says_what_is_left() {
     let staged = scene.beta.shell(&format!("ls {IMAGES}/.kvm-clone-*")).unwrap();
     assert!(staged.lines().all(|file| error.context["left"].contains(file)), "{staged} is not in {error:?}");
 
-    fault::wait_gone(&scene.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+    fault::wait_gone(&scene.beta, "kvm-clone-agent", PATIENCE).unwrap();
     assert_eq!(scene.assert_promise(), Now::Old);
     scene.lab.heal(&scene.beta).unwrap();
     assert_eq!(scene.recover("journal.db").await.len(), 1);

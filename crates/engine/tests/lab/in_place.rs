@@ -426,7 +426,7 @@ async fn a_network_that_is_cut_leaves_no_mixture_that_starts() {
     for (number, at) in moments_at_stake().enumerate().filter(|(number, _)| number % 2 == 1) {
         let round = Round::begin(&standby, at, number);
         let outcome = round.struck(is_cut_off(&standby.lab, &standby.beta)).await;
-        fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+        fault::wait_gone(&standby.beta, "kvm-clone-agent", PATIENCE).unwrap();
         standby.lab.heal(&standby.beta).unwrap();
         round.judge(Some(&outcome)).await;
     }

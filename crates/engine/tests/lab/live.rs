@@ -250,7 +250,9 @@ async fn a_killed_controller_leaves_no_job() {
     controller.says("midway");
     assert!(job(&scene.alpha).contains("Backup"));
     controller.kill();
-    fault::wait_gone(&scene.alpha, "kvm-clone-agent", SILENCE * 4).unwrap();
+    for host in [&scene.alpha, &scene.beta] {
+        fault::wait_gone(host, "kvm-clone-agent", PATIENCE).unwrap();
+    }
     scene.assert_source_unharmed();
     scene.assert_guest_works();
     scene.client().await.recover(&spec("beta"), Recovery::Act).await.unwrap();
@@ -262,7 +264,7 @@ async fn a_cut_network_leaves_no_job() {
     let Some(scene) = Scene::new("a_cut_network_leaves_no_job") else { return };
     let (run, gate) = scene.start_and_hold(|settings| settings).await;
     scene.lab.cut(&scene.alpha).unwrap();
-    fault::wait_gone(&scene.alpha, "kvm-clone-agent", SILENCE * 8).unwrap();
+    fault::wait_gone(&scene.alpha, "kvm-clone-agent", PATIENCE).unwrap();
     scene.assert_source_unharmed();
     scene.lab.heal(&scene.alpha).unwrap();
     gate.open();
@@ -278,7 +280,7 @@ async fn a_killed_agents_job_is_ended_by_the_next() {
     controller.says("midway");
     fault::kill(&scene.alpha, "kvm-clone-agent").unwrap();
     controller.kill();
-    fault::wait_gone(&scene.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+    fault::wait_gone(&scene.beta, "kvm-clone-agent", PATIENCE).unwrap();
     assert!(job(&scene.alpha).contains("Backup"), "nobody was left to end it");
     scene.assert_guest_works();
 

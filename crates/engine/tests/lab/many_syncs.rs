@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crate::common::{MIB, number};
-use crate::oracle::SILENCE;
+use crate::oracle::PATIENCE;
 use crate::oracle::child::Task;
 use crate::oracle::strike::{At, struck_while, sync_moments};
 use crate::standby::{Contents, NAME, Standby, discarding, images, write};
@@ -170,7 +170,7 @@ async fn sync(standby: &Standby, incident: &Incident) -> Option<Result<CloneResu
             let (lab, beta) = (Arc::clone(&standby.lab), standby.beta.clone());
             let cut = move || {
                 lab.cut(&beta).unwrap();
-                fault::wait_gone(&beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+                fault::wait_gone(&beta, "kvm-clone-agent", PATIENCE).unwrap();
                 lab.heal(&beta).unwrap();
             };
             Some(execute(standby, Some((phase, micros)), cut).await)

@@ -432,7 +432,7 @@ async fn a_network_that_is_cut_for_a_while_is_no_new_beginning() {
         let there = staged(&scene.beta);
         scene.lab.cut(&scene.beta).unwrap();
         // Until the target's agents have taken their controller for gone.
-        tokio::task::block_in_place(|| fault::wait_gone(&scene.beta, "kvm-clone-agent", crate::oracle::SILENCE * 4))
+        tokio::task::block_in_place(|| fault::wait_gone(&scene.beta, "kvm-clone-agent", crate::oracle::PATIENCE))
             .unwrap();
         scene.lab.heal(&scene.beta).unwrap();
         there

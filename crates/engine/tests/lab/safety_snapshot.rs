@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::{MIB, number, spec};
 use crate::oracle::strike::{At, agents_die, loses_power, struck_while, sync_moments};
-use crate::oracle::{SILENCE, assert_boots, definitions};
+use crate::oracle::{PATIENCE, assert_boots, definitions};
 use crate::standby::{Contents, NAME, Standby, discarding, full, image_contents, images, write};
 use kvm_clone_core::domain::{Domain, KeptPoint};
 use kvm_clone_core::journal::Step;
@@ -500,7 +500,7 @@ async fn an_agent_that_dies_leaves_every_point_that_is_listed() {
     for (number, at) in moments() {
         let round = Round::begin(&standby, at, number % 2 == 1).await;
         let outcome = round.struck(agents_die(&standby.beta)).await;
-        fault::wait_gone(&standby.beta, "kvm-clone-agent", SILENCE * 4).unwrap();
+        fault::wait_gone(&standby.beta, "kvm-clone-agent", PATIENCE).unwrap();
         round.judge(Some(&outcome)).await;
     }
 }

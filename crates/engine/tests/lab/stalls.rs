@@ -80,13 +80,14 @@ impl Scene {
             for program in ["kvm-clone-agent", "qemu-img", "qemu-nbd"] {
                 fault::wait_gone(host, program, PATIENCE).unwrap();
             }
-            let recovered = self.client().await.recover(&spec(host.name()), Recovery::Act).await.unwrap();
+            let client = Client::new(options(&self.lab)).await.unwrap();
+            let recovered = client.recover(&spec(host.name()), Recovery::Act).await.unwrap();
             assert!(recovered.iter().all(|entry| entry.error.is_none()), "{recovered:?}");
             assert_nothing_left(host);
         }
         assert!(machines(&self.beta).is_empty());
         assert_eq!(State::of(&self.alpha), self.source);
-        let client = self.client().await;
+        let client = Client::new(options(&self.lab)).await.unwrap();
         crate::common::clone(&client, "alpha", "beta", "web1").await.unwrap();
     }
 }

@@ -103,11 +103,11 @@ pub fn allocated(path: &Path) -> u64 {
 
 /// Nothing of ours is left on a host but what may stay: agents, manifests, the empty directories.
 pub fn assert_nothing_left(host: &Host) {
+    kvm_clone_lab::fault::wait_gone(host, "kvm-clone-agent", Duration::from_secs(40)).unwrap();
     let images = host.shell("ls -A /var/lib/libvirt/images").unwrap();
     assert!(!images.contains(".kvm-clone"), "staging is left: {images}");
     let markers = host.shell("ls -A /var/lib/kvm-clone/operations 2>/dev/null || true").unwrap();
     assert!(markers.trim().is_empty(), "markers are left: {markers}");
-    kvm_clone_lab::fault::wait_gone(host, "kvm-clone-agent", Duration::from_secs(40)).unwrap();
     let sessions = host.shell("ls -A /run/kvm-clone/sessions 2>/dev/null || true").unwrap();
     assert!(sessions.trim().is_empty(), "sessions are left: {sessions}");
 }

@@ -143,7 +143,7 @@ impl Scene {
         let mut options = common::options(&self.lab);
         options.journal = self.lab.dir().join(journal);
         options.silence = SILENCE;
-        options.ssh.connect_timeout = Duration::from_secs(2);
+        options.ssh.connect_timeout = Duration::from_secs(4);
         options
     }
 
@@ -321,7 +321,7 @@ impl Scene {
 /// Waits until the agents of a dead controller have ended by themselves.
 pub fn await_dead_man(hosts: [&Host; 2]) {
     for host in hosts {
-        fault::wait_gone(host, "kvm-clone-agent", SILENCE * 4).unwrap();
+        fault::wait_gone(host, "kvm-clone-agent", PATIENCE).unwrap();
     }
 }
 

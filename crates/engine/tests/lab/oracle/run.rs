@@ -56,6 +56,10 @@ pub fn at(phase: Phase, micros: u64, act: impl Fn() + Send + Sync + 'static) -> 
     let act = Arc::new(act);
     Arc::new(move |event| {
         if event == (Event::Phase { phase }) {
+            // At once means before anything else comes about.
+            if micros == 0 {
+                return act();
+            }
             let act = Arc::clone(&act);
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_micros(micros));

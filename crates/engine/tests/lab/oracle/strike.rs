@@ -10,7 +10,7 @@ use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, T
 use kvm_clone_lab::{Host, Lab, fault};
 use tokio_util::sync::CancellationToken;
 
-use super::{SILENCE, Scene};
+use super::{PATIENCE, Scene};
 use crate::common::{silent, spec};
 
 pub type At = (Step, Moment);
@@ -79,7 +79,7 @@ pub fn is_cut_off(lab: &Arc<Lab>, host: &Host) -> impl Fn() -> Result<Then> + Se
         lab.cut(&host).unwrap();
         let (lab, host) = (Arc::clone(&lab), host.clone());
         std::thread::spawn(move || {
-            fault::wait_gone(&host, "kvm-clone-agent", SILENCE * 4).unwrap();
+            fault::wait_gone(&host, "kvm-clone-agent", PATIENCE).unwrap();
             lab.heal(&host).unwrap();
         });
         Ok(Then::Go)
