@@ -16,6 +16,10 @@ pub struct LiveMachine {
     pub disks: BTreeMap<DiskTarget, String>,
     /// The size that the guest sees of each disk, as far as the process says.
     pub sizes: BTreeMap<DiskTarget, u64>,
+    /// Whether it stands still because its storage failed it, for want of space among others: libvirt-domain,
+    /// `VIR_DOMAIN_PAUSED_IOERROR`.
+    #[serde(default)]
+    pub storage_failed: bool,
     /// The job that runs on the machine, in words.
     pub job: Option<String>,
     /// libvirt's version as it counts: 9.1.2 is 9001002.
@@ -57,6 +61,10 @@ impl LiveMachine {
         if let Some(list) = differing(&|disk| self.disks.get(disk) != later.disks.get(disk)) {
             return Some(format!("got another image under disk {list}"));
         }
+        // It may be our own scratch files that took the space.
+        if later.storage_failed && !self.storage_failed {
+            return Some("was paused, as its storage failed or ran out of space,".to_owned());
+        }
         // A size that one of the looks could not learn says nothing.
         let resized = |disk: &DiskTarget| {
             self.sizes.get(disk).zip(later.sizes.get(disk)).is_some_and(|(before, now)| before != now)
@@ -76,6 +84,7 @@ mod tests {
             id: 7,
             disks: BTreeMap::from([(disk.clone(), "/a".to_owned())]),
             sizes: BTreeMap::from([(disk, 1 << 20)]),
+            storage_failed: false,
             job: None,
             libvirt_version: 9_000_000,
             qemu_version: 7_002_000,
@@ -89,9 +98,10 @@ mod tests {
     fn a_change_of_a_machine_that_runs_is_told_in_words() {
         type Change = fn(&mut LiveMachine);
         let vdb = || "vdb".parse().unwrap();
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 6] = [
             (|later| later.id = 8, "was stopped and started"),
             (|later| drop(later.disks.insert("vdb".parse().unwrap(), "/b".to_owned())), "got or lost disk vdb"),
+            (|later| later.storage_failed = true, "was paused, as its storage failed or ran out of space,"),
             (|later| later.disks.clear(), "got or lost disk vda"),
             (|later| later.disks.values_mut().for_each(|path| path.push('x')), "got another image under disk vda"),
             (|later| later.sizes.values_mut().for_each(|size| *size += 512), "got another size of disk vda"),

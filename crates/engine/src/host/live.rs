@@ -9,7 +9,8 @@ use kvm_clone_core::name::DiskTarget;
 use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{Domain, DomainPausedReason, DomainStateReason};
+use virt::enumutil::Enum;
 use virt::sys;
 
 use super::ffi;
@@ -23,6 +24,7 @@ struct Told {
     job: Option<String>,
     libvirt: u32,
     qemu: u32,
+    storage_failed: bool,
     capabilities: String,
 }
 
@@ -39,6 +41,7 @@ impl Libvirt {
             id: told.id,
             disks: definition.data_disks().map(path).collect::<BTreeMap<_, _>>(),
             sizes: told.sizes,
+            storage_failed: told.storage_failed,
             job: told.job,
             libvirt_version: u64::from(told.libvirt),
             qemu_version: u64::from(told.qemu),
@@ -100,6 +103,7 @@ fn ask(connection: &Connect, domain: &Domain) -> Result<Option<Told>, virt::erro
         id,
         sizes: sizes(domain, &xml),
         xml,
+        storage_failed: storage_failed(domain)?,
         job: job(domain)?,
         libvirt: connection.lib_version()?,
         qemu: connection.hyp_version()?,
@@ -114,6 +118,13 @@ fn sizes(domain: &Domain, xml: &str) -> BTreeMap<DiskTarget, u64> {
     let sized =
         |disk: DiskElement| Some((disk.target.clone(), domain.block_info(disk.target.as_str(), 0).ok()?.capacity));
     disks.unwrap_or_default().into_iter().filter_map(sized).collect()
+}
+
+fn storage_failed(domain: &Domain) -> Result<bool, virt::error::Error> {
+    let (_, reason) = domain.state()?;
+    Ok(
+        matches!(reason, Enum::Known(DomainStateReason::Paused(why)) if why.known() == Some(DomainPausedReason::IOError)),
+    )
 }
 
 /// The job that runs on a machine, in words.

@@ -15,6 +15,7 @@ pub(super) fn running() -> World {
         qemu_version: 7_002_000,
         backup: true,
         virsh: true,
+        storage_failed: false,
         scratch_available: 10 * GIB,
     });
     world
