@@ -61,6 +61,8 @@ use session::{Outgoing, Session};
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Between two tries to end a backup job that could not be ended.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How often it is tried, at least.
+const TRIES: u32 = 12;
 
 /// Serves one controller on stdin and stdout until it is gone. `connection` is `SSH_CONNECTION` as sshd gave it (ssh(1)),
 /// empty where there is no SSH.
@@ -87,11 +89,14 @@ pub fn run(connection: &str) -> Result<()> {
     outcome
 }
 
-/// Ends the job, however long that takes: its scratch files grow, and nobody else watches them.
+/// Ends the job, however long that takes: its scratch files grow, and nobody else watches them. Where none is seen, it may still
+/// come up for a while.
 fn end_point(session: &Session) -> Result<()> {
+    let mut tries = 0;
     loop {
         let ended = point::end(session, false);
-        if ended.is_ok() || !point::may_run(session) {
+        tries += 1;
+        if ended.is_ok() || (tries >= TRIES && !point::may_run(session)) {
             return ended;
         }
         std::thread::sleep(AGAIN);

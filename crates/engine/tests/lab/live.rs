@@ -259,6 +259,28 @@ async fn a_killed_controller_leaves_no_job() {
     scene.assert_clean_and_clone_again().await;
 }
 
+/// Nobody else would watch what the guest overwrites.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_ended_is_guarded_until_it_can() {
+    let Some(scene) = Scene::new("a_job_that_cannot_be_ended_is_guarded_until_it_can") else { return };
+    let mut controller = Task::in_lab(&scene.lab).gate().start();
+    controller.says("midway");
+    assert!(fault::freeze(&scene.alpha, "libvirtd").unwrap() > 0);
+    controller.kill();
+    // It asks libvirt, and waits for the answer in vain.
+    fault::wait_for(&scene.alpha, "virsh", PATIENCE).unwrap();
+    fault::wait_gone(&scene.alpha, "virsh", PATIENCE).unwrap();
+    let agents = fault::find(&scene.alpha, "kvm-clone-agent control").unwrap();
+    assert_eq!(agents.len(), 1, "the agent stays, with its locks: {agents:?}");
+    fault::thaw(&scene.alpha, "libvirtd").unwrap();
+    for host in [&scene.alpha, &scene.beta] {
+        fault::wait_gone(host, "kvm-clone-agent", PATIENCE).unwrap();
+    }
+    scene.assert_source_unharmed();
+    scene.client().await.recover(&spec("beta"), Recovery::Act).await.unwrap();
+    scene.assert_clean_and_clone_again().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_network_leaves_no_job() {
     let Some(scene) = Scene::new("a_cut_network_leaves_no_job") else { return };
