@@ -13,9 +13,9 @@ use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use uuid::Uuid;
 
-use super::inspect::identity;
 use super::marker::{self, sync_dir};
 use super::progress::Progress;
+use super::sight::identity;
 use super::storage;
 use crate::place::{Place, io_error};
 

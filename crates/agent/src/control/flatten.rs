@@ -17,9 +17,9 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{Flatten, Flattened, OverlayFile, Rewritten};
 use kvm_clone_core::{Code, Error, Result};
 
-use super::inspect::seen;
 use super::progress::Progress;
 use super::session::Session;
+use super::sight::seen;
 use super::{blockdev, check, durable, image, marker, settle};
 use crate::device::inspect::Feature;
 use crate::device::{ImageFormat, inspect};

@@ -10,9 +10,9 @@ use kvm_clone_core::wire::replica::HeldImage;
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
 
-use super::inspect::identity;
 use super::qemu_lock;
 use super::session::Session;
+use super::sight::identity;
 use crate::place::io_error;
 
 /// Holds these images, and no others from then on, until they are let go, or the locks or this agent go. From one that is not there

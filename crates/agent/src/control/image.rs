@@ -15,10 +15,10 @@ use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use rustix::fs::OFlags;
 
-use super::inspect::identity;
 use super::marker::{self, sync_dir};
 use super::progress::Progress;
 use super::session::Session;
+use super::sight::identity;
 use super::{blockdev, durable};
 use crate::device::{self, AtomicChunks, ChunkAllocator, ImageFormat, NamedImage, RawWriter, WriteDevice, new_qcow2};
 use crate::lane::{known, open_reader};

@@ -16,9 +16,9 @@ use kvm_clone_core::wire::facts::FinishedImage;
 use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::OFlags;
 
-use super::inspect::seen;
 use super::progress::Progress;
 use super::session::Session;
+use super::sight::seen;
 use super::{durable, image, marker, qemu_lock};
 use crate::device;
 use crate::lane::open_reader;

@@ -1,14 +1,11 @@
 //! Looking at the source's images: what they are, what lies behind them, where their data is.
 
-use std::fs::{File, Metadata};
-use std::io;
+use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kvm_clone_core::blocks::{ExtentKind, extents};
 use kvm_clone_core::inventory::{ImageFacts, ImageFormat as Format};
-use kvm_clone_core::seal::{Writers, is_settled};
 use kvm_clone_core::wire::control::Reply;
 use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
@@ -16,16 +13,13 @@ use kvm_clone_core::{Error, Result};
 
 use super::check::{self, Foreign};
 use super::progress::Progress;
+use super::sight::seen;
 use super::storage;
-use super::writers;
 use crate::device::inspect::{Backing, Feature};
 use crate::device::{ImageFormat, ImageInfo, inspect};
 use crate::lane::{open_reader, refuse_link};
 use crate::place::io_error;
 
-/// How often, and after what pause, a file is looked at again whose change is not over yet: two ticks of the kernel's.
-const LOOKS: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(4);
 /// More files than this behind one image are a mistake, or a loop.
 const CHAIN_LIMIT: usize = 200;
 /// So much of what will be copied first is read while the lanes are still being opened.
@@ -199,49 +193,6 @@ fn beside(image: &Path, name: &str) -> Result<PathBuf> {
     }
     let dir = std::fs::canonicalize(image).ok().and_then(|image| image.parent().map(Path::to_owned));
     Ok(dir.unwrap_or_default().join(file))
-}
-
-/// What identifies a file now, and whether it is quiet. One that was changed in this very moment is looked at again a little
-/// later.
-pub(super) fn seen(path: &Path) -> io::Result<Identity> {
-    let mut looks = 0;
-    loop {
-        // Before the look: whoever writes after it has a time of this tick or a later one.
-        let now = coarse_now();
-        // Before the times are taken: who begins to write then changes them.
-        let nobody_writes = nobody_writes(path);
-        let identity = identity(&std::fs::metadata(path)?);
-        let is_over = is_settled(&identity, now);
-        looks += 1;
-        if is_over || !nobody_writes || looks == LOOKS {
-            return Ok(Identity { quiet: nobody_writes && is_over, ..identity });
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-fn nobody_writes(path: &Path) -> bool {
-    let regular = std::fs::metadata(path).is_ok_and(|facts| facts.is_file());
-    let writers = || writers::of(&File::open(path)?);
-    regular && writers().is_ok_and(|writers| writers == Writers::Nobody)
-}
-
-/// What the kernel stamps files with now (`CLOCK_REALTIME_COARSE`, clock_gettime(2)), in nanoseconds.
-pub(super) fn coarse_now() -> i128 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
-}
-
-/// What identifies a file by what is known of it; it does not count as quiet.
-pub(super) fn identity(facts: &Metadata) -> Identity {
-    let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Identity {
-        size: facts.len(),
-        inode: (facts.dev(), facts.ino()),
-        modified: nanos(facts.mtime(), facts.mtime_nsec()),
-        changed: nanos(facts.ctime(), facts.ctime_nsec()),
-        quiet: false,
-    }
 }
 
 /// The file behind an image. A format that the image does not name is not guessed: a guest that can write a raw disk

@@ -33,6 +33,7 @@ mod scratch;
 mod seal;
 mod session;
 mod settle;
+mod sight;
 mod storage;
 mod take_up;
 #[cfg(test)]

@@ -1,31 +1,23 @@
 //! Seals of this host's disks: taken, kept, and looked at. What makes one trusted is decided in `kvm_clone_core::seal`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kvm_clone_core::Result;
 use kvm_clone_core::name::DiskTarget;
-use kvm_clone_core::seal::{FileFacts, Proof, Seal, SealedFile, is_settled};
+use kvm_clone_core::seal::{Proof, Seal, SealedFile};
 use kvm_clone_core::wire::facts::Identity;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::replica::{SealOrder, SealQuery, SealState};
-use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use super::inspect::{coarse_now, identity};
 use super::marker::{sync_dir, write_whole};
-use super::writers;
+use super::sight::{facts, look, settled};
 use crate::place::{Place, io_error};
 
 /// No seal of ours is longer.
 const SIZE_LIMIT: u64 = 1 << 20;
-/// How often, and after what pause, a file is looked at again whose change is not over yet.
-const LOOKS: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(5);
-
 /// Writes seals of what the files hold now, durably, and removes those of the lineage's points before.
 pub(super) fn take(place: &Place, orders: &[SealOrder]) -> Result<()> {
     let boot_id = boot_id()?;
@@ -151,45 +143,6 @@ fn seal_file(path: &str, seen: &Identity) -> std::result::Result<SealedFile, Str
     file.sync_all().map_err(failed)?;
     let after = facts(path, &file)?;
     if after.identity == before { after.proof() } else { Err(format!("{path} changes while it is looked at")) }
-}
-
-/// A file that can be sealed and whose last change is over, with what it is.
-fn settled(path: &str) -> std::result::Result<(File, Identity), String> {
-    for _ in 0..LOOKS {
-        // Before the look: whoever writes after it has a time of this tick or a later one.
-        let now = coarse_now();
-        let (file, facts) = look(path)?;
-        facts.proof()?;
-        if is_settled(&facts.identity, now) {
-            return Ok((file, facts.identity));
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Err(format!("{path} was changed a moment ago, or its clock is ahead"))
-}
-
-fn look(path: &str) -> std::result::Result<(File, FileFacts), String> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| format!("{path} cannot be opened: {error}"))?;
-    let facts = facts(path, &file)?;
-    Ok((file, facts))
-}
-
-/// What can be seen of an open file. Writers first: one that comes later changes the times, one that was there before may
-/// have a write on its way whose time was taken already.
-fn facts(path: &str, file: &File) -> std::result::Result<FileFacts, String> {
-    let failed = |error: io::Error| format!("{path} cannot be looked at: {error}");
-    let regular = file.metadata().map_err(failed)?.is_file();
-    let writers = if regular { writers::of(file).map_err(failed)? } else { kvm_clone_core::seal::Writers::Unknown };
-    let file_system = rustix::fs::fstatfs(file).map_err(|error| failed(error.into()))?.f_type;
-    Ok(FileFacts {
-        path: path.to_owned(),
-        identity: identity(&file.metadata().map_err(failed)?),
-        regular,
-        file_system: u64::try_from(file_system).unwrap_or(0),
-        writers,
-    })
 }
 
 #[cfg(test)]

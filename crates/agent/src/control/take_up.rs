@@ -130,7 +130,7 @@ mod tests {
     use kvm_clone_core::wire::lane::ImageSpec;
     use kvm_clone_core::wire::marker::FinalFile;
 
-    use super::super::inspect::identity;
+    use super::super::sight::identity;
     use super::super::test_host::TestHost;
     use super::*;
 

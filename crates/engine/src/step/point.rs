@@ -52,7 +52,7 @@ impl Work {
         if let Err(error) = begun {
             return Err(self.why_not_copied(error.with("vm", &self.plan.vm_name)).await);
         }
-        self.is_guarded().await?;
+        self.require_guard().await?;
         // While the point is held nobody resizes a disk, takes a snapshot or moves the machine: qemu and libvirt refuse. What
         // came before it, since the plan was made, shows now.
         self.same_source(&self.source).await?;
@@ -61,7 +61,7 @@ impl Work {
     }
 
     /// Who cannot see the job would neither watch nor end it.
-    async fn is_guarded(&self) -> Result<()> {
+    async fn require_guard(&self) -> Result<()> {
         match self.point_state().await? {
             PointState { ended_because: Some(cause), .. } => Err(cause),
             PointState { held: true, .. } => Ok(()),

@@ -1,18 +1,20 @@
 //! Whoever writes, however it is done, ends the trust. On real files, and on real file systems.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kvm_clone_core::blocks::{KeyId, Root};
 use kvm_clone_core::inventory::ImageFormat as Format;
 use kvm_clone_core::wire::lane::Export;
 use tempfile::TempDir;
 
-use super::super::inspect::seen;
+use super::super::sight::{identity, seen};
 use super::*;
 
 const OPERATION: Uuid = Uuid::from_u128(7);
