@@ -104,12 +104,20 @@ pub fn allocated(path: &Path) -> u64 {
 /// Nothing of ours is left on a host but what may stay: agents, manifests, the empty directories.
 pub fn assert_nothing_left(host: &Host) {
     kvm_clone_lab::fault::wait_gone(host, "kvm-clone-agent", Duration::from_secs(40)).unwrap();
-    let images = host.shell("ls -A /var/lib/libvirt/images").unwrap();
-    assert!(!images.contains(".kvm-clone"), "staging is left: {images}");
-    let markers = host.shell("ls -A /var/lib/kvm-clone/operations 2>/dev/null || true").unwrap();
-    assert!(markers.trim().is_empty(), "markers are left: {markers}");
-    let sessions = host.shell("ls -A /run/kvm-clone/sessions 2>/dev/null || true").unwrap();
-    assert!(sessions.trim().is_empty(), "sessions are left: {sessions}");
+    for (what, left) in [
+        ("staging", staging(host).iter().map(|path| path.display().to_string()).collect()),
+        ("markers", host.names_in("/var/lib/kvm-clone/operations").unwrap()),
+        ("sessions", host.names_in("/run/kvm-clone/sessions").unwrap()),
+    ] {
+        assert!(left.is_empty(), "{what} are left on {}: {left:?}", host.name());
+    }
+}
+
+/// Images of ours that are not finished, as the machine reaches them.
+pub fn staging(host: &Host) -> Vec<PathBuf> {
+    let dir = "/var/lib/libvirt/images";
+    let names = host.names_in(dir).unwrap().into_iter().filter(|name| name.contains(".kvm-clone"));
+    names.map(|name| host.path(&format!("{dir}/{name}"))).collect()
 }
 
 pub fn machines(host: &Host) -> Vec<String> {

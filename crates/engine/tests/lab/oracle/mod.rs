@@ -2,12 +2,15 @@
 //! process of its own, and the promise that is checked afterwards.
 
 pub mod child;
+pub mod digest;
 pub mod gate;
 pub mod records;
 mod run;
 mod state;
 pub mod strike;
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_engine::{Action, Client, ClientOptions, CloneResult, CloneSettings, Recovered, Recovery};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, Host, HostSpec, Lab, Machine, MachineSpec, define_machine, fault};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::common::{self, MIB, assert_same_contents, spec};
 pub use gate::Gate;
@@ -170,8 +174,8 @@ impl Scene {
     }
 
     pub fn await_staged_data(&self) {
-        let data = || self.beta.shell(&format!("du -c {IMAGES}/.kvm-clone-* | tail -1 | cut -f1")).unwrap();
-        wait_for("data in staging", || data().trim().parse::<u64>().unwrap_or(0) > 1024);
+        let staged = || common::staging(&self.beta).iter().map(|path| common::allocated(path)).sum::<u64>();
+        wait_for("data in staging", || staged() > MIB);
     }
 
     pub async fn clone(&self) -> Result<CloneResult> {
@@ -222,9 +226,8 @@ impl Scene {
         if now.machines == self.beta_before.machines {
             let kept = self.beta_before.files.iter().all(|(path, sum)| now.files.get(path) == Some(sum));
             assert!(kept, "{now:#?}");
-            let markers = self.beta.shell("cat /var/lib/kvm-clone/operations/*.json 2>/dev/null || true").unwrap();
-            let markers = serde_json::Deserializer::from_str(&markers).into_iter::<Marker>();
-            let finals: Vec<String> = markers.flat_map(|marker| marker.unwrap().finals).map(|file| file.path).collect();
+            let finals: Vec<String> =
+                self.markers().into_iter().flat_map(|marker| marker.finals).map(|file| file.path).collect();
             for extra in now.files.keys().filter(|path| !self.beta_before.files.contains_key(*path)) {
                 assert!(finals.contains(extra), "{extra} is nobody's: {finals:?}");
             }
@@ -233,6 +236,13 @@ impl Scene {
         }
         self.assert_whole(&now.machines["web1_clone"]);
         Now::New
+    }
+
+    fn markers(&self) -> Vec<Marker> {
+        let dir = "/var/lib/kvm-clone/operations";
+        let names = self.beta.names_in(dir).unwrap().into_iter().filter(|name| name.ends_with(".json"));
+        let read = |name| std::fs::read(self.beta.path(&format!("{dir}/{name}"))).unwrap();
+        names.map(|name| serde_json::from_slice(&read(name)).unwrap()).collect()
     }
 
     pub fn assert_source_unharmed(&self) {
@@ -289,8 +299,8 @@ impl Scene {
     pub fn assert_nothing_of_ours(&self, manifests: usize) {
         common::assert_nothing_left(&self.alpha);
         common::assert_nothing_left(&self.beta);
-        let there = self.beta.shell("ls /var/lib/kvm-clone/manifests 2>/dev/null || true").unwrap();
-        assert_eq!(there.lines().count(), manifests, "manifests: {there}");
+        let there = self.beta.names_in("/var/lib/kvm-clone/manifests").unwrap();
+        assert_eq!(there.len(), manifests, "manifests: {there:?}");
         for host in [&self.alpha, &self.beta] {
             assert_eq!(held_locks(host), "", "locks are held on {}", host.name());
         }
@@ -338,11 +348,16 @@ pub fn keep_what_is_synced(host: &Host, images: u64) {
     host.shell(&format!("cp -a /srv/definitions/. {definitions}; {back}")).unwrap();
 }
 
-/// Locks that somebody holds.
+/// Locks that somebody holds, in one line.
 pub fn held_locks(host: &Host) -> String {
-    let script =
-        "for f in /run/kvm-clone/locks/*; do [ -e \"$f\" ] || continue; flock -n \"$f\" true || echo \"$f\"; done";
-    host.shell(script).unwrap().trim().to_owned()
+    let dir = "/run/kvm-clone/locks";
+    let is_held = |name: &String| match File::open(host.path(&format!("{dir}/{name}"))) {
+        Ok(file) => flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(),
+        // Its owner has removed it.
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => panic!("{name}: {error}"),
+    };
+    host.names_in(dir).unwrap().into_iter().filter(is_held).collect::<Vec<_>>().join(" ")
 }
 
 /// Where a definition says that a disk is, as virsh shows it.

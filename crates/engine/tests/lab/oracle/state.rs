@@ -1,11 +1,14 @@
 //! The state of a host, so that what was before can be compared with what is now.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use kvm_clone_lab::Host;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::sys::VIR_DOMAIN_XML_INACTIVE;
+
+use super::digest::digest;
 
 /// What a host has that a clone must not harm.
 #[derive(Debug, PartialEq, Eq, Clone)]
@@ -15,31 +18,44 @@ pub struct State {
     /// Definitions of all machines, by name.
     pub machines: BTreeMap<String, String>,
     /// Machines that start with the host.
-    pub autostart: String,
+    pub autostart: Vec<String>,
 }
 
 impl State {
     pub fn of(host: &Host) -> Self {
-        Self::summed_up(host, "b3sum --no-mmap --num-threads 1")
+        Self::told_by(host, digest)
     }
 
     /// Without the digests of files that a guest writes to at this moment.
     pub fn but_contents(host: &Host) -> Self {
-        Self::summed_up(host, "printf -- '-  %s\\n'")
+        Self::told_by(host, |_| "-".to_owned())
     }
 
-    fn summed_up(host: &Host, by: &str) -> Self {
-        // The lock of an emulated TPM is its emulator's, who makes it anew.
-        let find = "find /var/lib/libvirt/images /var/lib/libvirt/qemu/nvram /var/lib/libvirt/swtpm /srv -type f \
-                    ! -name '.kvm-clone-*' ! -name .lock -print0 2>/dev/null || true";
-        let autostart = "ls /etc/libvirt/qemu/autostart 2>/dev/null || true";
-        let said = host.shell(&format!("{{ {find}; }} | sort -z | xargs -0 -r {by}; echo; {autostart}")).unwrap();
-        let (sums, autostart) = said.split_once("\n\n").or_else(|| said.split_once('\n')).unwrap();
-        let sum = |line: &str| line.split_once("  ").map(|(sum, path)| (path.to_owned(), sum.to_owned()));
+    fn told_by(host: &Host, tell: impl Fn(&Path) -> String) -> Self {
+        let mut paths = Vec::new();
+        PLACES.into_iter().for_each(|place| find(host, place, &mut paths));
+        let tell = |path: String| (tell(&host.path(&path)), path);
         Self {
-            files: sums.lines().filter_map(sum).collect(),
+            files: paths.into_iter().map(tell).map(|(sum, path)| (path, sum)).collect(),
             machines: definitions(host),
-            autostart: autostart.to_owned(),
+            autostart: host.names_in("/etc/libvirt/qemu/autostart").unwrap(),
+        }
+    }
+}
+
+/// Where a host has files that a clone must not harm.
+const PLACES: [&str; 4] = ["/var/lib/libvirt/images", "/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/swtpm", "/srv"];
+
+/// The files in and below a directory of the host that are not staging.
+fn find(host: &Host, dir: &str, found: &mut Vec<String>) {
+    for name in host.names_in(dir).unwrap() {
+        let path = format!("{dir}/{name}");
+        let kind = std::fs::symlink_metadata(host.path(&path)).unwrap().file_type();
+        // The lock of an emulated TPM is its emulator's, who makes it anew.
+        if kind.is_dir() {
+            find(host, &path, found);
+        } else if kind.is_file() && !name.starts_with(".kvm-clone-") && name != ".lock" {
+            found.push(path);
         }
     }
 }
