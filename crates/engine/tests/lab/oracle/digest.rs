@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-const PIECE: u64 = 64 * 1024;
+const PIECE: usize = 64 * 1024;
 
 /// A word that two files share where, and only where, they have the same length and the same bytes; how a file is allocated
 /// makes no difference.
@@ -15,12 +15,13 @@ pub fn digest(path: &Path) -> String {
     let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let length = file.metadata().unwrap().len();
     let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; PIECE as usize];
+    let mut piece = vec![0; PIECE];
     let mut next = 0;
     while let Some(at) = data_from(&file, next) {
-        let start = at - at % PIECE;
-        next = start + PIECE;
-        let piece = &mut piece[..PIECE.min(length.saturating_sub(start)) as usize];
+        let start = at - at % PIECE as u64;
+        next = start + PIECE as u64;
+        let left = usize::try_from(length.saturating_sub(start)).unwrap_or(PIECE);
+        let piece = &mut piece[..PIECE.min(left)];
         file.read_exact_at(piece, start).unwrap();
         if piece.iter().any(|byte| *byte != 0) {
             hasher.update(&start.to_le_bytes()).update(piece);
