@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kvm_clone_core::wire::point::{GOING, PointNote};
 use kvm_clone_core::{Error, Result};
 
+use super::strangers;
 use super::unix_socket::{self, Ends};
 use crate::place::remove_if_there;
 use crate::program::{self, Watch};
@@ -103,7 +104,7 @@ pub(super) fn end(note: &PointNote, force: &dyn Fn()) -> Result<()> {
         }
     }
     // Somebody listens whose job libvirt has forgotten, or is about to.
-    while is_held(note) {
+    while is_held(note) && !strangers::listen_alone_at(Path::new(&note.socket)) {
         if Instant::now() > until {
             return Err(not_ended(note, "libvirt does not know it, and qemu still serves it"));
         }
@@ -112,32 +113,41 @@ pub(super) fn end(note: &PointNote, force: &dyn Fn()) -> Result<()> {
     Ok(())
 }
 
-/// Lets nobody read from the job any more, and waits until qemu has closed every connection.
+/// Lets nobody read from the job any more, and waits until qemu has closed every connection. Sockets that are only called as ours
+/// ([`strangers`]) do not hinder.
 fn send_readers_away(note: &PointNote, force: &dyn Fn()) -> Result<()> {
     // Where the name cannot be removed, readers go when they are ended.
     let _ = remove_if_there(Path::new(&note.socket));
     let began = Instant::now();
     let mut forced = false;
     while ends(note).connected > 0 {
-        if began.elapsed() > PATIENCE && !forced {
+        let late = began.elapsed() > GOING;
+        let at_last = late || (began.elapsed() > PATIENCE && !forced);
+        if at_last && strangers::are_connected_alone_to(Path::new(&note.socket)) {
+            return Ok(());
+        }
+        if late {
+            return Err(still_read(note));
+        }
+        if at_last {
             force();
             forced = true;
-        }
-        if began.elapsed() > GOING {
-            let machine = note.machine;
-            let message = format!(
-                "somebody is still connected to the backup job of machine {machine}; it goes on, since qemu could hang \
-                 if it ended now"
-            );
-            return Err(Error::conflict(message).with("socket", &note.socket).help(format!(
-                "Find who it is on the source host: ss -xp src {}; once it is gone, kvm-clone recover with this host ends \
-                 the job",
-                note.socket
-            )));
         }
         std::thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+fn still_read(note: &PointNote) -> Error {
+    let machine = note.machine;
+    Error::conflict(format!(
+        "somebody is still connected to the backup job of machine {machine}; it goes on, since qemu could hang if it ended now"
+    ))
+    .with("socket", &note.socket)
+    .help(format!(
+        "Find who it is on the source host: ss -xp src {}; once it is gone, kvm-clone recover with this host ends the job",
+        note.socket
+    ))
 }
 
 fn not_ended(note: &PointNote, why: &str) -> Error {

@@ -35,6 +35,7 @@ mod session;
 mod settle;
 mod sight;
 mod storage;
+mod strangers;
 mod take_up;
 #[cfg(test)]
 mod test_host;

@@ -25,19 +25,37 @@ pub(super) fn ends(socket: &Path) -> io::Result<Ends> {
     Ok(find(&fs::read(SOCKETS)?, socket))
 }
 
-/// Lines of `address: references protocol flags type state inode name`; the name may have spaces.
+/// The numbers by which `/proc/PID/fd` calls the server's ends of a socket that programs hold (`sockfs` inodes): of those that
+/// listen, or of connections. One that nobody has accepted has none.
+pub(super) fn inodes(socket: &Path, listening: bool) -> io::Result<Vec<u64>> {
+    let sockets = fs::read(SOCKETS)?;
+    let wanted = lines(&sockets, socket).filter(|[_, _, _, flags, ..]| listens(flags) == listening);
+    Ok(wanted.filter_map(|[.., inode]| inode.parse().ok()).filter(|inode| *inode != 0).collect())
+}
+
 fn find(sockets: &[u8], name: &Path) -> Ends {
     let mut ends = Ends::default();
-    for line in sockets.split(|byte| *byte == b'\n') {
-        let Some(before) = line.strip_suffix(name.as_os_str().as_bytes()) else { continue };
-        let fields: Vec<&str> = std::str::from_utf8(before).unwrap_or_default().split_whitespace().collect();
-        let [_, _, _, flags, _, _, _] = fields[..] else { continue };
-        match u32::from_str_radix(flags, 16) {
-            Ok(flags) if flags & LISTENS != 0 => ends.listening = true,
-            _ => ends.connected += 1,
+    for [_, _, _, flags, ..] in lines(sockets, name) {
+        if listens(flags) {
+            ends.listening = true;
+        } else {
+            ends.connected += 1;
         }
     }
     ends
+}
+
+fn listens(flags: &str) -> bool {
+    u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & LISTENS != 0)
+}
+
+/// Lines of `address: references protocol flags type state inode name`, without the name, which may have spaces.
+fn lines<'a>(sockets: &'a [u8], name: &Path) -> impl Iterator<Item = [&'a str; 7]> {
+    sockets.split(|byte| *byte == b'\n').filter_map(|line| {
+        let before = line.strip_suffix(name.as_os_str().as_bytes())?;
+        let fields: Vec<&str> = std::str::from_utf8(before).ok()?.split_whitespace().collect();
+        fields.try_into().ok()
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! host is left without a job, a socket or a scratch file of ours.
 
 use std::io::Read;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::common::*;
 use crate::oracle::child::Task;
@@ -217,6 +217,33 @@ async fn no_job_is_ended_while_somebody_is_connected() {
     scene.assert_clean_and_clone_again().await;
 }
 
+/// In mount and user namespaces of his own a user can call a socket as ours is called, and the kernel lists it beside ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_calls_a_socket_as_ours_does_not_keep_the_job() {
+    let Some(scene) = Scene::new("a_user_who_calls_a_socket_as_ours_does_not_keep_the_job") else { return };
+    let (run, gate) = scene.start_and_hold(|settings| settings).await;
+    let socket = scene.alpha.shell("ls /var/lib/libvirt/qemu/domain-*-web1/kvm-clone-*.sock").unwrap();
+    let mut user = imitate(&scene.alpha, socket.trim());
+    let listed = scene.alpha.shell("cat /proc/net/unix").unwrap();
+    assert!(listed.matches(socket.trim()).count() > 2, "ours and his: {listed}");
+    gate.open();
+    run.end().await.unwrap();
+    scene.assert_one_point();
+    scene.assert_source_unharmed();
+    drop(user.stdin.take());
+    assert!(user.wait().unwrap().success());
+}
+
+/// A process of an ordinary user that listens at a socket of this name where only he sees it, and is connected to it.
+fn imitate(host: &Host, socket: &str) -> Child {
+    let script = "mount -t tmpfs none /var/lib/libvirt && mkdir -p ${0%/*} && exec perl -MIO::Socket::UNIX -e \
+        '$l = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 1) or die; $c = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; \
+         $a = $l->accept or die; syswrite STDOUT, q(here); <STDIN>' \"$0\"";
+    let mut shell = host.command("setpriv");
+    shell.args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urm", "sh", "-c", script, socket]);
+    until_here(shell)
+}
+
 /// As where one logs in to a container that has libvirt's directories: the kernel tells there of no socket of qemu's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_the_agent_does_not_see_is_refused_and_ended() {
@@ -234,8 +261,13 @@ async fn a_job_that_the_agent_does_not_see_is_refused_and_ended() {
 fn connect(host: &Host, socket: &str) -> Child {
     let script = "$socket = IO::Socket::UNIX->new(Peer => shift) or die; syswrite STDOUT, q(here); <STDIN>";
     let mut perl = host.command("perl");
-    perl.args(["-MIO::Socket::UNIX", "-e", script, socket]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = perl.spawn().unwrap();
+    perl.args(["-MIO::Socket::UNIX", "-e", script, socket]);
+    until_here(perl)
+}
+
+/// Starts a process, and waits until it says that it is where it should be. It ends with its input.
+fn until_here(mut command: Command) -> Child {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = [0; 4];
     child.stdout.take().unwrap().read_exact(&mut said).unwrap();
     assert_eq!(&said, b"here");
