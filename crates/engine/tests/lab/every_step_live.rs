@@ -13,19 +13,6 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{CloneResult, Moment, Recovery, Then};
 use kvm_clone_lab::{FsKind, Host, fault};
 
-/// Three parts, so that no test takes a minute: until the point is held, while it is copied and finished, and from then on.
-fn until_the_point() -> impl Iterator<Item = At> {
-    moments().filter(|(step, _)| *step <= Step::Point)
-}
-
-fn while_it_is_copied() -> impl Iterator<Item = At> {
-    moments().filter(|(step, _)| (Step::Copy..=Step::Finish).contains(step))
-}
-
-fn from_its_place_on() -> impl Iterator<Item = At> {
-    moments().filter(|(step, _)| *step > Step::Finish)
-}
-
 /// What our jobs leave while they run.
 fn traces(host: &Host) -> String {
     let job = host.exec(&["virsh", "-q", "domjobinfo", "web1"]).unwrap_or_default();
@@ -64,9 +51,10 @@ async fn assert_second_try(scene: &Scene) {
     assert_eq!(scene.assert_promise(), Now::New);
 }
 
-async fn fail(test: &str, moments: impl Iterator<Item = At>) {
-    let Some(scene) = Scene::running(test) else { return };
-    for at in moments {
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_a_step_that_fails_is_undone() {
+    let Some(scene) = Scene::running("of_a_running_machine_a_step_that_fails") else { return };
+    for at in moments() {
         let outcome = struck(&scene, at, || Err(Error::internal("struck"))).await;
         let expected = if at.0 == Step::Clean { Now::New } else { Now::Old };
         assert_eq!(outcome.is_ok(), expected == Now::New, "{at:?}: {outcome:?}");
@@ -76,21 +64,6 @@ async fn fail(test: &str, moments: impl Iterator<Item = At>) {
         assert_eq!(judge(&scene, at, Some(&outcome)).await, expected, "{at:?}");
     }
     assert_second_try(&scene).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_step_that_fails_until_the_point_is_undone() {
-    fail("of_a_running_machine_a_step_that_fails", until_the_point()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_step_that_fails_while_it_is_copied_is_undone() {
-    fail("of_a_running_machine_a_step_that_fails", while_it_is_copied()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_step_that_fails_from_its_place_on_is_undone() {
-    fail("of_a_running_machine_a_step_that_fails", from_its_place_on()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,9 +77,10 @@ async fn of_a_running_machine_a_step_that_is_done_twice_is_as_done_once() {
     }
 }
 
-async fn kill_the_controller(test: &str, moments: impl Iterator<Item = At>) {
-    let Some(scene) = Scene::running(test) else { return };
-    for at in moments {
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_a_controller_dies() {
+    let Some(scene) = Scene::running("of_a_running_machine_a_controller_dies") else { return };
+    for at in moments() {
         let mut controller = Task::new(&scene).die_at(at.0, at.1).start();
         controller.says("dies");
         controller.kill();
@@ -115,24 +89,9 @@ async fn kill_the_controller(test: &str, moments: impl Iterator<Item = At>) {
     assert_second_try(&scene).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_controller_dies_until_the_point() {
-    kill_the_controller("of_a_running_machine_a_controller_dies", until_the_point()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_controller_dies_while_it_is_copied() {
-    kill_the_controller("of_a_running_machine_a_controller_dies", while_it_is_copied()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_controller_dies_from_its_place_on() {
-    kill_the_controller("of_a_running_machine_a_controller_dies", from_its_place_on()).await;
-}
-
-async fn kill_an_agent(test: &str, moments: impl Iterator<Item = At>, host: fn(&Scene) -> &Host) {
+async fn kill_an_agent(test: &str, host: fn(&Scene) -> &Host) {
     let Some(scene) = Scene::running(test) else { return };
-    for at in moments {
+    for at in moments() {
         let struck_host = host(&scene).clone();
         let outcome = struck(&scene, at, move || {
             fault::kill(&struck_host, "kvm-clone-agent").unwrap();
@@ -145,40 +104,21 @@ async fn kill_an_agent(test: &str, moments: impl Iterator<Item = At>, host: fn(&
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_sources_agent_dies_until_the_point() {
-    kill_an_agent("of_a_running_machine_the_sources_agent_dies", until_the_point(), |scene| &scene.alpha).await;
+async fn of_a_running_machine_the_sources_agent_dies() {
+    kill_an_agent("of_a_running_machine_the_sources_agent_dies", |scene| &scene.alpha).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_sources_agent_dies_while_it_is_copied() {
-    kill_an_agent("of_a_running_machine_the_sources_agent_dies", while_it_is_copied(), |scene| &scene.alpha).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_sources_agent_dies_from_its_place_on() {
-    kill_an_agent("of_a_running_machine_the_sources_agent_dies", from_its_place_on(), |scene| &scene.alpha).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_targets_agent_dies_until_the_point() {
-    kill_an_agent("of_a_running_machine_the_targets_agent_dies", until_the_point(), |scene| &scene.beta).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_targets_agent_dies_while_it_is_copied() {
-    kill_an_agent("of_a_running_machine_the_targets_agent_dies", while_it_is_copied(), |scene| &scene.beta).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_targets_agent_dies_from_its_place_on() {
-    kill_an_agent("of_a_running_machine_the_targets_agent_dies", from_its_place_on(), |scene| &scene.beta).await;
+async fn of_a_running_machine_the_targets_agent_dies() {
+    kill_an_agent("of_a_running_machine_the_targets_agent_dies", |scene| &scene.beta).await;
 }
 
 /// The link to the source at one step and to the target at the next, the other way round at their second moments; healed
 /// when the host has noticed.
-async fn cut(test: &str, moments: impl Iterator<Item = At>) {
-    let Some(scene) = Scene::running(test) else { return };
-    for (index, at) in moments.enumerate() {
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_a_network_is_cut() {
+    let Some(scene) = Scene::running("of_a_running_machine_a_network_is_cut") else { return };
+    for (index, at) in moments().enumerate() {
         let host = if (index / 2 + index) % 2 == 0 { &scene.alpha } else { &scene.beta };
         let (lab, cut_off) = (Arc::clone(&scene.lab), host.clone());
         let mended = Arc::new(Mutex::new(None));
@@ -200,28 +140,14 @@ async fn cut(test: &str, moments: impl Iterator<Item = At>) {
     assert_second_try(&scene).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_network_is_cut_until_the_point() {
-    cut("of_a_running_machine_a_network_is_cut", until_the_point()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_network_is_cut_while_it_is_copied() {
-    cut("of_a_running_machine_a_network_is_cut", while_it_is_copied()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_a_network_is_cut_from_its_place_on() {
-    cut("of_a_running_machine_a_network_is_cut", from_its_place_on()).await;
-}
-
 /// The target's file system is full from this moment on, also of the blocks that only root may have.
-async fn fill_up(test: &str, moments: impl Iterator<Item = At>) {
-    let Some(mut scene) = Scene::running(test) else { return };
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_fills_up() {
+    let Some(mut scene) = Scene::running("of_a_running_machine_the_target_fills_up") else { return };
     scene.beta.small_filesystem(IMAGES, FsKind::Ext4, 128 * MIB).unwrap();
     scene.remember();
     let fill = format!("{IMAGES}/.kvm-clone-test-fill");
-    for at in moments {
+    for at in moments() {
         let (beta, path) = (scene.beta.clone(), fill.clone());
         let outcome = struck(&scene, at, move || {
             beta.shell(&format!("cat /dev/zero > {path} 2>/dev/null || true")).unwrap();
@@ -234,25 +160,12 @@ async fn fill_up(test: &str, moments: impl Iterator<Item = At>) {
     assert_second_try(&scene).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_fills_up_until_the_point() {
-    fill_up("of_a_running_machine_the_target_fills_up", until_the_point()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_fills_up_while_it_is_copied() {
-    fill_up("of_a_running_machine_the_target_fills_up", while_it_is_copied()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_fills_up_from_its_place_on() {
-    fill_up("of_a_running_machine_the_target_fills_up", from_its_place_on()).await;
-}
-
 /// The target loses its power, keeps what was made durable, and boots again.
-async fn crash(test: &str, moments: impl Iterator<Item = At>) {
-    let Some(scene) = Scene::running(test).map(Scene::with_what_was_synced) else { return };
-    for at in moments {
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_running_machine_the_target_loses_power() {
+    let scene = Scene::running("of_a_running_machine_the_target_loses_power").map(Scene::with_what_was_synced);
+    let Some(scene) = scene else { return };
+    for at in moments() {
         let beta = scene.beta.clone();
         let outcome = struck(&scene, at, move || {
             beta.crash().unwrap();
@@ -265,19 +178,4 @@ async fn crash(test: &str, moments: impl Iterator<Item = At>) {
         }
     }
     assert_second_try(&scene).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_loses_power_until_the_point() {
-    crash("of_a_running_machine_the_target_loses_power", until_the_point()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_loses_power_while_it_is_copied() {
-    crash("of_a_running_machine_the_target_loses_power", while_it_is_copied()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_running_machine_the_target_loses_power_from_its_place_on() {
-    crash("of_a_running_machine_the_target_loses_power", from_its_place_on()).await;
 }
