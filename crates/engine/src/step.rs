@@ -140,7 +140,7 @@ impl Work {
     /// copy of a machine that runs cannot, once its point is gone: where that ended with the copy, nothing is left to do.
     pub(crate) async fn act(&mut self, step: Step) -> Result<()> {
         match step {
-            Step::Mark => self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await,
+            Step::Mark => self.mark().await,
             Step::Stage => self.stage().await,
             Step::Point => self.take_point().await,
             Step::Withdraw => self.withdraw().await,
@@ -158,6 +158,11 @@ impl Work {
     /// Whether no disk had to be read.
     pub(crate) fn all_untouched(&self) -> bool {
         !self.disks.is_empty() && self.disks.iter().all(|disk| disk.untouched)
+    }
+
+    async fn mark(&self) -> Result<()> {
+        self.replaced_are_idle().await?;
+        self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await
     }
 
     /// Copies, and stops when the source becomes another: its start is never hindered, but the copy is worthless then.

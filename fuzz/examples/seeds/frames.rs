@@ -231,5 +231,5 @@ fn identity() -> Identity {
 }
 
 fn held() -> HeldImage {
-    HeldImage { path: "/images/web1.qcow2".to_owned(), expected: Some(identity()) }
+    HeldImage::shared("/images/web1.qcow2".to_owned(), Some(identity()))
 }

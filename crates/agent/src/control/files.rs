@@ -13,6 +13,7 @@ use kvm_clone_core::{Code, Error, Result};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use uuid::Uuid;
 
+use super::hold;
 use super::marker::{self, sync_dir};
 use super::progress::Progress;
 use super::sight::identity;
@@ -105,22 +106,15 @@ fn link_then_unlink(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Removes files and directories that the marker of this operation names, and no others. Where there is no marker any more, somebody has
-/// finished or undone the operation meanwhile, and nothing here is its own.
+/// finished or undone the operation meanwhile, and nothing here is its own. One that cannot go does not keep the others.
 pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String], progress: &Progress) -> Result<()> {
     let Some(marker) = marker::find(place, operation)? else { return Ok(()) };
-    let mut dirs: Vec<PathBuf> = Vec::new();
+    let (mut dirs, mut outcome): (Vec<PathBuf>, _) = (Vec::new(), Ok(()));
     for path in paths {
-        if !is_ours(&marker, path)? {
-            continue;
-        }
-        let is_directory = marker.directories.contains(path);
-        let path = Path::new(path);
-        match if is_directory { fs::remove_dir(path) } else { fs::remove_file(path) } {
-            Ok(()) => dirs.extend(path.parent().map(Path::to_owned)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // What others put there is theirs.
-            Err(error) if is_directory && error.kind() == ErrorKind::DirectoryNotEmpty => {}
-            Err(error) => return Err(io_error("removing", path, &error)),
+        match remove_one(&marker, path) {
+            Ok(true) => dirs.extend(Path::new(path).parent().map(Path::to_owned)),
+            Ok(false) => {}
+            Err(error) => outcome = outcome.and(Err(error)),
         }
         progress.add(1);
     }
@@ -128,7 +122,25 @@ pub(super) fn remove(place: &Place, operation: Uuid, paths: &[String], progress:
     dirs.dedup();
     // Some may have gone with what was in them.
     dirs.retain(|dir| dir.exists());
-    dirs.iter().try_for_each(|dir| sync_dir(dir).map_err(|error| io_error("syncing", dir, &error)))
+    dirs.iter().try_for_each(|dir| sync_dir(dir).map_err(|error| io_error("syncing", dir, &error)))?;
+    outcome
+}
+
+/// Whether something was removed.
+fn remove_one(marker: &Marker, path: &String) -> Result<bool> {
+    if !is_ours(marker, path)? {
+        return Ok(false);
+    }
+    let is_directory = marker.directories.contains(path);
+    // A file of the machine before may be in use where libvirt does not see it. It is ours alone until it is gone.
+    let _alone = if marker.replaced.contains(path) { hold::alone(Path::new(path))? } else { None };
+    match if is_directory { fs::remove_dir(path) } else { fs::remove_file(path) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        // What others put there is theirs.
+        Err(error) if is_directory && error.kind() == ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(io_error("removing", Path::new(path), &error)),
+    }
 }
 
 /// Whether what has this name now is the operation's to remove. A final name may belong to somebody else's file, which
@@ -186,6 +198,7 @@ mod tests {
     use kvm_clone_core::wire::replica::OverlayFile;
 
     use super::super::session::Session;
+    use super::super::test_host::TestHost;
     use super::*;
 
     #[test]
@@ -249,5 +262,22 @@ mod tests {
         assert_eq!(try_to(&marker), (false, false));
         assert_eq!(remove(&session.place, Uuid::nil(), &[path("image")], &progress).unwrap_err().code, Code::Internal);
         session.close();
+    }
+    #[test]
+    fn a_file_of_the_machine_before_that_somebody_has_open_stays() {
+        let host = TestHost::new();
+        let paths = ["held", "idle", "gone"].map(|name| host.path(name));
+        paths[..2].iter().for_each(|path| fs::write(path, "a disk").unwrap());
+        let marker = Marker { replaced: paths.to_vec(), ..Marker::default() };
+        marker::put(&host.session.place, &marker).unwrap();
+        let user = fs::File::open(&paths[0]).unwrap();
+        assert!(super::super::qemu_lock::keep(&user).unwrap());
+        let try_to = || remove(&host.session.place, Uuid::nil(), &paths, &host.progress());
+        let error = try_to().unwrap_err();
+        assert!(error.code == Code::Conflict && error.context["path"] == paths[0], "{error:?}");
+        assert_eq!([0, 1].map(|nth: usize| Path::new(&paths[nth]).exists()), [true, false], "the other one is gone");
+        drop(user);
+        try_to().unwrap();
+        assert!(!Path::new(&paths[0]).exists());
     }
 }

@@ -179,7 +179,7 @@ pub enum Request {
     /// these since; what was done already is left. → [`Reply::Renewed`]
     RenewFiles(Uuid),
     /// Let nobody write to these images, nor to any others than these from now on, until other ones are held or the locks go: who
-    /// starts a machine from them is refused by qemu. → [`Reply::Done`]
+    /// starts a machine from them is refused by qemu. Of those that are held alone nobody may be reading either. → [`Reply::Done`]
     HoldImages(Vec<HeldImage>),
     /// Bring what an overlay holds into the image under it, durably. Until that is done the overlay shows the same disk, done
     /// or half done, and it can be done again. → [`Reply::Flattened`]
@@ -210,8 +210,8 @@ pub enum Request {
         /// New path, in the same directory.
         to: String,
     },
-    /// Remove files and empty directories that a marker of this operation names; those not there are fine. →
-    /// [`Reply::Done`]
+    /// Remove files and empty directories that a marker of this operation names; those not there are fine. A file of the machine
+    /// before that somebody has open stays: an error, once all others are gone. → [`Reply::Done`]
     Remove {
         /// The operation whose marker names them.
         operation: Uuid,

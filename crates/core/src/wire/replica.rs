@@ -16,6 +16,22 @@ pub struct HeldImage {
     pub path: String,
     /// What it must be still, if that is known.
     pub expected: Option<Identity>,
+    /// Whether nobody may read it either.
+    pub alone: bool,
+}
+
+impl HeldImage {
+    /// An image that others may go on reading.
+    #[must_use]
+    pub const fn shared(path: String, expected: Option<Identity>) -> Self {
+        Self { path, expected, alone: false }
+    }
+
+    /// An image that nobody else may have open, because it will go.
+    #[must_use]
+    pub const fn alone(path: String) -> Self {
+        Self { path, expected: None, alone: true }
+    }
 }
 
 /// An overlay over an image of the machine that is merged into it: the new point of one disk, or a point that was kept and is

@@ -28,7 +28,7 @@ impl Work {
         self.source_unchanged().await?;
         self.target = reconnect::revive(&self.target).await?;
         let uuid = self.plan.new_uuid;
-        self.hold_bases().await?;
+        self.hold_old().await?;
         if !(self.define_asked.is_some() && self.stands().await?) {
             match self.plan.replaces.clone() {
                 None => self.place_is_free().await?,

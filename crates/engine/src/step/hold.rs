@@ -12,18 +12,34 @@ use super::define::made_by;
 use crate::inventory::Site;
 
 impl Work {
-    /// Holds the images that become those under overlays.
-    pub(super) async fn hold_bases(&self) -> Result<()> {
+    /// Holds what the machine there is made of: images that become those under overlays against writers, and files that will be
+    /// removed against everybody. libvirt knows neither the programs of other users nor those of other hosts that share a storage.
+    pub(super) async fn hold_old(&self) -> Result<()> {
         let bases = self.plan.disks.iter().filter_map(|disk| disk.base.as_ref()).filter(|base| !base.in_place);
-        let bases = bases.map(|base| HeldImage { path: base.path.clone(), expected: None }).collect();
-        hold(&self.target, bases).await
+        let bases = bases.map(|base| HeldImage::shared(base.path.clone(), None));
+        hold(&self.target, bases.chain(self.replaced_files()).collect()).await
+    }
+
+    /// Refuses where somebody has a file open that will be removed: before hours are spent on a copy that is undone for it.
+    pub(super) async fn replaced_are_idle(&self) -> Result<()> {
+        let files: Vec<HeldImage> = self.replaced_files().collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        hold(&self.target, files).await?;
+        release(&self.target).await;
+        Ok(())
+    }
+
+    fn replaced_files(&self) -> impl Iterator<Item = HeldImage> {
+        self.marker.replaced.iter().cloned().map(HeldImage::alone)
     }
 
     /// Holds the disks that the new definition names, as they were completed.
     pub(super) async fn hold_new(&self) -> Result<()> {
         let placed = self.marker.placed();
         let finals = self.marker.finals.iter().filter(|file| file.identity.is_some() && placed.contains(&file.path));
-        let finals = finals.map(|file| HeldImage { path: file.path.clone(), expected: file.identity }).collect();
+        let finals = finals.map(|file| HeldImage::shared(file.path.clone(), file.identity)).collect();
         hold(&self.target, finals).await
     }
 
@@ -36,10 +52,10 @@ impl Work {
     }
 }
 
-/// Keeps everybody from writing to these images.
+/// Keeps everybody from writing to these images, and from reading those that are held alone.
 ///
 /// # Errors
-/// [`Code::Conflict`](kvm_clone_core::Code::Conflict) where somebody does, or has since.
+/// [`Code::Conflict`](kvm_clone_core::Code::Conflict) where somebody does, or has written since.
 pub(super) async fn hold(site: &Site, images: Vec<HeldImage>) -> Result<()> {
     if images.is_empty() {
         return Ok(());

@@ -88,8 +88,8 @@ pub(crate) async fn settle(site: &Site, marker: &Marker) -> Result<()> {
     let images: BTreeMap<_, _> =
         chains(marker).into_iter().filter(|(disk, _)| open.contains(disk)).filter(is_named).collect();
     if !images.is_empty() || lineage != before {
-        let merged = overlays().map(|overlay| HeldImage { path: overlay.path.clone(), expected: overlay.flattened });
-        let left = images.values().map(|image| HeldImage { path: image.path.clone(), expected: None });
+        let merged = overlays().map(|overlay| HeldImage::shared(overlay.path.clone(), overlay.flattened));
+        let left = images.values().map(|image| HeldImage::shared(image.path.clone(), None));
         hold(site, merged.chain(left).collect()).await?;
         exchange(site, marker, &domain, repoint(&domain, &images, &lineage)?).await?;
         release(site).await;

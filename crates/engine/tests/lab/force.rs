@@ -2,11 +2,11 @@
 
 use crate::common::{MIB, number};
 use crate::oracle::child::Task;
-use crate::oracle::{IMAGES, Now, Scene, State, assert_boots, at, clone_with_events};
+use crate::oracle::{IMAGES, Now, PATIENCE, Scene, State, assert_boots, at, clone_with_events, wait_for};
 use kvm_clone_core::event::Phase;
 use kvm_clone_core::plan::{CloneRequest, Existing};
 use kvm_clone_engine::{Action, CloneSettings, Recovery};
-use kvm_clone_lab::{DiskSpec, FsKind, MachineSpec, define_machine, fault};
+use kvm_clone_lab::{DiskSpec, FsKind, Host, MachineSpec, define_machine, fault};
 use tokio_util::sync::CancellationToken;
 
 fn uuid(scene: &Scene) -> String {
@@ -151,6 +151,57 @@ async fn what_changed_since_the_plan_is_not_replaced() {
     let error = run.fails().await;
     assert_eq!(number(&error), 1014, "{error:?}");
     scene.assert_clean();
+}
+
+/// Somebody of whom libvirt knows nothing reads the old machine's disk.
+fn open_elsewhere(beta: &Host) {
+    let open = "qemu-nbd -t -r -f qcow2 -k /run/other.sock";
+    beta.shell(&format!("{open} {BASE} >/dev/null 2>&1 </dev/null & echo $! >/run/other.pid")).unwrap();
+    wait_for("qemu-nbd", || beta.path("/run/other.sock").exists());
+}
+
+fn close_elsewhere(beta: &Host) {
+    beta.shell("kill $(cat /run/other.pid)").unwrap();
+    fault::wait_gone(beta, "qemu-nbd", PATIENCE).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_disk_somebody_has_open_is_not_replaced() {
+    let test = "a_machine_whose_disk_somebody_has_open_is_not_replaced";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    open_elsewhere(&scene.beta);
+    let error = scene.clone().await.unwrap_err();
+    assert_eq!((number(&error), error.context["path"].as_str()), (1014, BASE), "{error:?}");
+    scene.assert_clean();
+    close_elsewhere(&scene.beta);
+    // Who opens it during the copy is found by the last look.
+    let (run, gate) = scene.start_and_hold().await;
+    open_elsewhere(&scene.beta);
+    gate.open();
+    let error = run.fails().await;
+    assert_eq!((number(&error), error.context["path"].as_str()), (1014, BASE), "{error:?}");
+    scene.assert_clean();
+    close_elsewhere(&scene.beta);
+    let old = uuid(&scene);
+    scene.clone().await.unwrap();
+    assert_replaced(&scene, &old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_somebody_opens_after_the_commit_stays_until_it_is_closed() {
+    let test = "a_disk_that_somebody_opens_after_the_commit_stays_until_it_is_closed";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let (client, beta, old) = (scene.client().await, scene.beta.clone(), uuid(&scene));
+    let opens = at(Phase::Clean, 0, move || open_elsewhere(&beta));
+    let result = clone_with_events(&client, scene.request.clone(), opens, CancellationToken::new()).await.unwrap();
+    assert!(result.warnings.iter().any(|warning| warning.contains(BASE)), "{:?}", result.warnings);
+    let client = scene.client_with("other.db").await;
+    let refused = client.recover(&crate::common::spec("beta"), Recovery::Act).await.unwrap();
+    assert!(matches!(refused[0].error.as_ref(), Some(error) if number(error) == 1014), "{refused:?}");
+    assert_eq!(State::of(&scene.beta).files.get(BASE), scene.beta_before.files.get(BASE));
+    close_elsewhere(&scene.beta);
+    scene.recover("other.db").await;
+    assert_replaced(&scene, &old);
 }
 
 #[tokio::test(flavor = "multi_thread")]
