@@ -240,14 +240,12 @@ impl FileId {
     }
 
     /// Whether two hosts mean one file by these: on shared storage it has one number and was made at one moment, while
-    /// device numbers are each host's own.
+    /// device numbers are each host's own. Where a host does not know that moment, the number alone counts: an image that grows
+    /// has another length at each look, and of two unlike files one is better refused than the only one removed.
     #[must_use]
     pub fn is_shared_with(&self, other: &Self) -> bool {
-        let born = match (self.born, other.born) {
-            (Some(here), Some(there)) => here == there,
-            _ => self.length == other.length,
-        };
-        self.inode == other.inode && born
+        let born_apart = self.born.zip(other.born).is_some_and(|(here, there)| here != there);
+        self.inode == other.inode && !born_apart
     }
 }
 

@@ -50,3 +50,18 @@ fn a_machine_is_listed_with_the_promised_names() {
     assert!(json["replica_of"].is_null());
     assert_eq!(serde_json::from_value::<Machine>(json).unwrap(), machine);
 }
+
+#[test]
+fn a_file_of_shared_storage_is_known_also_where_it_grows() {
+    let seen = |device, inode, length, born| FileId { device, inode, length, born };
+    let here = seen(1, 100, 10, Some(7));
+    // Another device number, another length at a later look; and a host that does not know when it was made.
+    for there in [seen(2, 100, 10, Some(7)), seen(2, 100, 99, Some(7)), seen(2, 100, 10, None), seen(2, 100, 99, None)]
+    {
+        assert!(here.is_shared_with(&there) && there.is_shared_with(&here), "{there:?}");
+    }
+    assert!(seen(1, 100, 10, None).is_shared_with(&seen(2, 100, 99, None)));
+    for there in [seen(1, 101, 10, Some(7)), seen(1, 100, 10, Some(8)), seen(2, 101, 10, None)] {
+        assert!(!here.is_shared_with(&there), "{there:?}");
+    }
+}

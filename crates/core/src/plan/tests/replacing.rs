@@ -148,5 +148,6 @@ fn an_image_of_the_source_is_never_removed() {
     assert_eq!(shared(1, 100, 4 * GIB, true), 1014, "one file under two names");
     assert_eq!(shared(77, 100, 4 * GIB, false), 1014, "one file on storage of two hosts");
     assert_eq!(shared(2, 100, 4 * GIB, true), 0, "another file system");
-    assert_eq!(shared(1, 100, 5, false), 0, "the same number on another host");
+    assert_eq!(shared(77, 100, 5, false), 1014, "one that grew between two looks");
+    assert_eq!(shared(1, 101, 4 * GIB, false), 0, "another file");
 }
