@@ -445,6 +445,6 @@ impl ExistingMachine {
 pub struct DiskFile {
     /// Its path.
     pub path: String,
-    /// Which file it is; nothing where it is missing.
+    /// Which file it is; nothing where it is missing, or is a device: then it is nothing that can be removed.
     pub file: Option<FileId>,
 }

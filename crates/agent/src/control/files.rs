@@ -37,6 +37,7 @@ fn facts(path: &Path) -> PathFacts {
         directory,
         available,
         file: target.as_ref().map(|facts| storage::file_id(path, facts)),
+        regular: target.as_ref().is_some_and(fs::Metadata::is_file),
         device_id: target.as_ref().and_then(storage::device_id),
     }
 }
@@ -132,6 +133,9 @@ fn remove_one(marker: &Marker, path: &String) -> Result<bool> {
         return Ok(false);
     }
     let is_directory = marker.directories.contains(path);
+    if !is_directory {
+        require_file(Path::new(path))?;
+    }
     // A file of the machine before may be in use where libvirt does not see it. It is ours alone until it is gone.
     let _alone = if marker.replaced.contains(path) { hold::alone(Path::new(path))? } else { None };
     match if is_directory { fs::remove_dir(path) } else { fs::remove_file(path) } {
@@ -140,6 +144,18 @@ fn remove_one(marker: &Marker, path: &String) -> Result<bool> {
         // What others put there is theirs.
         Err(error) if is_directory && error.kind() == ErrorKind::DirectoryNotEmpty => Ok(false),
         Err(error) => Err(io_error("removing", Path::new(path), &error)),
+    }
+}
+
+/// Refuses what is neither a file nor a link to one: of a device only its node would go, which other machines may need.
+fn require_file(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(facts) if facts.is_file() => Ok(()),
+        Ok(_) => Err(Error::conflict(format!("{} is no file, and is not removed", path.display()))
+            .with("path", path.display())
+            .help("A volume goes by the means of its storage: virsh vol-delete, lvremove")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("looking at", path, &error)),
     }
 }
 
@@ -279,5 +295,24 @@ mod tests {
         drop(user);
         try_to().unwrap();
         assert!(!Path::new(&paths[0]).exists());
+    }
+    #[test]
+    fn what_is_no_file_is_not_removed() {
+        let host = TestHost::new();
+        let paths = ["device", "socket", "link", "file"].map(|name| host.path(name));
+        std::os::unix::fs::symlink("/dev/null", &paths[0]).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&paths[1]).unwrap();
+        fs::write(host.path("disk"), "a disk").unwrap();
+        std::os::unix::fs::symlink(host.path("disk"), &paths[2]).unwrap();
+        fs::write(&paths[3], "a disk").unwrap();
+        let looked = look(paths.to_vec());
+        assert_eq!(paths.each_ref().map(|path| looked[path].removable().is_some()), [false, false, true, true]);
+        let marker = Marker { replaced: paths.to_vec(), ..Marker::default() };
+        marker::put(&host.session.place, &marker).unwrap();
+        let error = remove(&host.session.place, Uuid::nil(), &paths, &host.progress()).unwrap_err();
+        assert!(error.code == Code::Conflict && error.context["path"] == paths[0], "{error:?}");
+        let left = paths.each_ref().map(|path| fs::symlink_metadata(path).is_ok());
+        assert_eq!(left, [true, true, false, false]);
+        assert!(Path::new(&host.path("disk")).exists(), "a link goes alone");
     }
 }

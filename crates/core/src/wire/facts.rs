@@ -54,8 +54,18 @@ pub struct PathFacts {
     pub available: u64,
     /// Which file it leads to.
     pub file: Option<FileId>,
+    /// Whether it leads to a file, and to no directory, device or socket.
+    pub regular: bool,
     /// Of a device, what it calls itself on every host that reaches it.
     pub device_id: Option<String>,
+}
+
+impl PathFacts {
+    /// Which file it leads to, where it is one that can be removed: a device is only named there, by its node in `/dev`.
+    #[must_use]
+    pub fn removable(&self) -> Option<FileId> {
+        self.file.filter(|_| self.regular && self.device_id.is_none())
+    }
 }
 
 /// A finished image.

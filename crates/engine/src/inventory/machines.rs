@@ -7,6 +7,7 @@ use kvm_clone_core::domain::{DiskElement, DiskKind, Domain, with_true_images};
 use kvm_clone_core::inventory::{DiskFile, ExistingMachine, FileId, ImageFormat};
 use kvm_clone_core::name::SourceName;
 use kvm_clone_core::plan::is_copied_medium;
+use kvm_clone_core::wire::facts::PathFacts;
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::{Error, Result};
 use uuid::Uuid;
@@ -14,13 +15,13 @@ use uuid::Uuid;
 use super::{Site, files_beside, inspect, look};
 use crate::host::Listed;
 
-/// Of these files those that are there and that no machine of the host uses: somebody may have built a machine on what an
+/// Of these those that are files, are there, and that no machine of the host uses: somebody may have built a machine on what an
 /// operation left, or on a disk of the machine that it replaced. What is in use is nobody's orphan.
 ///
 /// # Errors
 /// A machine has an image of which cannot be told what it stands on: then none of them may go.
 pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<String>> {
-    let there = those_there(site, files).await?;
+    let there = those_there(site, files, PathFacts::removable).await?;
     if there.is_empty() {
         return Ok(Vec::new());
     }
@@ -38,11 +39,12 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
 
 /// A machine other than this one that uses one of these files, and which.
 pub(crate) async fn other_user(site: &Site, files: &[String], than: Uuid) -> Result<Option<(SourceName, String)>> {
-    let there = those_there(site, files).await?;
+    let there = those_there(site, files, |facts| facts.file).await?;
     if there.is_empty() {
         return Ok(None);
     }
-    let others = site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| listed.machine.uuid != than);
+    let others =
+        site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| listed.machine.uuid != than);
     for listed in others {
         let machine = files_of(site, listed, true).await?;
         if let Some((path, _)) = there.iter().find(|(path, file)| machine.uses_file(path, *file)) {
@@ -52,10 +54,14 @@ pub(crate) async fn other_user(site: &Site, files: &[String], than: Uuid) -> Res
     Ok(None)
 }
 
-/// Those of these files that are there, and which file each of them is.
-async fn those_there<'a>(site: &Site, files: &'a [String]) -> Result<Vec<(&'a String, FileId)>> {
+/// Those of these files that are there and count, and which file each of them is.
+async fn those_there<'a>(
+    site: &Site,
+    files: &'a [String],
+    counts: impl Fn(&PathFacts) -> Option<FileId>,
+) -> Result<Vec<(&'a String, FileId)>> {
     let found = look(&site.host, files.to_vec()).await?;
-    Ok(files.iter().filter_map(|path| Some((path, found.get(path)?.file?))).collect())
+    Ok(files.iter().filter_map(|path| Some((path, counts(found.get(path)?)?))).collect())
 }
 
 fn may_be_used(machine: &ExistingMachine, image: &str, files: &[(&String, FileId)]) -> Error {
@@ -163,7 +169,7 @@ async fn look_behind(
     let found = look(&site.host, paths).await?;
     let file = |path: &String| found.get(path).and_then(|facts| facts.file);
     for disk in &mut machine.disk_files {
-        disk.file = file(&disk.path);
+        disk.file = found.get(&disk.path).and_then(PathFacts::removable);
     }
     // A machine whose image is missing stands on nothing.
     let there = failed.into_iter().filter(|(path, _)| file(path).is_some());

@@ -1,6 +1,6 @@
 //! `--force`: the old machine is replaced at once, or stays whole.
 
-use crate::common::{MIB, number};
+use crate::common::{MIB, number, spec};
 use crate::oracle::child::Task;
 use crate::oracle::{IMAGES, Now, PATIENCE, Scene, State, assert_boots, at, clone_with_events, wait_for};
 use kvm_clone_core::event::Phase;
@@ -196,12 +196,42 @@ async fn a_disk_that_somebody_opens_after_the_commit_stays_until_it_is_closed() 
     let result = clone_with_events(&client, scene.request.clone(), opens, CancellationToken::new()).await.unwrap();
     assert!(result.warnings.iter().any(|warning| warning.contains(BASE)), "{:?}", result.warnings);
     let client = scene.client_with("other.db").await;
-    let refused = client.recover(&crate::common::spec("beta"), Recovery::Act).await.unwrap();
+    let refused = client.recover(&spec("beta"), Recovery::Act).await.unwrap();
     assert!(matches!(refused[0].error.as_ref(), Some(error) if number(error) == 1014), "{refused:?}");
     assert_eq!(State::of(&scene.beta).files.get(BASE), scene.beta_before.files.get(BASE));
     close_elsewhere(&scene.beta);
     scene.recover("other.db").await;
     assert_replaced(&scene, &old);
+}
+
+/// A node in `/dev` is no file of the machine's, whatever its definition calls the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_the_old_machine_stays() {
+    let test = "a_device_of_the_old_machine_stays";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    let device = scene.beta.block_device("lv-old", 8 * MIB).unwrap();
+    let volume = "/srv/pool/lv-volume";
+    scene.beta.shell(&format!("mkdir -p /srv/pool; cp -a {device} {volume}")).unwrap();
+    for (verb, rest) in [("pool-define-as", &["pool", "dir", "--target", "/srv/pool"][..]), ("pool-start", &["pool"])] {
+        scene.beta.exec(&[&["virsh", "-q", verb], rest].concat()).unwrap();
+    }
+    for (target, kind, source) in
+        [("vdb", "file", format!("file='{device}'")), ("vdc", "volume", "pool='pool' volume='lv-volume'".to_owned())]
+    {
+        let xml = format!(
+            "<disk type='{kind}' device='disk'><driver name='qemu' type='raw'/><source {source}/><target dev='{target}'/></disk>"
+        );
+        scene.beta.shell(&format!("echo \"{xml}\" >/tmp/disk.xml")).unwrap();
+        scene.beta.exec(&["virsh", "-q", "attach-device", "web1_clone", "/tmp/disk.xml", "--config"]).unwrap();
+    }
+    let result = scene.clone().await.unwrap();
+    assert!(!result.warnings.iter().any(|warning| warning.contains("cleaning up failed")), "{:?}", result.warnings);
+    for node in [device.as_str(), volume] {
+        scene.beta.exec(&["test", "-b", node]).unwrap();
+    }
+    assert!(!State::of(&scene.beta).files.contains_key(BASE), "its file goes");
+    assert_eq!(scene.assert_promise(), Now::New);
+    scene.assert_nothing_of_ours(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,7 +328,7 @@ async fn recover_removes_nothing_that_another_machine_may_stand_on() {
     stand_on(&scene, LINKED);
     let sum = State::of(&scene.beta).files[BASE].clone();
     let client = scene.client_with("other.db").await;
-    let refused = client.recover(&crate::common::spec("beta"), Recovery::Act).await.unwrap();
+    let refused = client.recover(&spec("beta"), Recovery::Act).await.unwrap();
     assert!(matches!(refused[0].error.as_ref(), Some(error) if number(error) == 1014), "{refused:?}");
     assert_eq!(State::of(&scene.beta).files.get(BASE), Some(&sum), "the linked machine's base is gone");
     // As the error's help says.
