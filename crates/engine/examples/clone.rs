@@ -14,7 +14,7 @@ use std::sync::Arc;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::plan::CloneRequest;
-use kvm_clone_engine::{Client, ClientOptions, CloneSettings};
+use kvm_clone_engine::{Client, ClientOptions, CloneSettings, Recovery};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -32,7 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // 2. Prepare: both hosts are reached, inventories taken, the plan made. Nothing has been changed yet.
     let (source, dest) = (source.parse::<HostAddr>()?.into(), dest.parse::<HostAddr>()?.into());
     let events = Arc::new(|event: Event| eprintln!("{event:?}"));
-    let prepared = client.prepare(&source, &dest, &machine.parse()?, CloneRequest::default(), events.clone()).await?;
+    let prepared = client
+        .prepare(&source, &dest, &machine.parse()?, CloneRequest::default(), Recovery::Act, events.clone())
+        .await?;
     println!("{}", prepared.plan().describe());
 
     // 3. Execute: everything happens, or nothing does. Ctrl-C undoes whatever was made.

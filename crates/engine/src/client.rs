@@ -8,7 +8,7 @@ use kvm_clone_core::event::Phase;
 use kvm_clone_core::host::HostAddr;
 use kvm_clone_core::inventory::{Machine, SourceMachine};
 use kvm_clone_core::name::SourceName;
-use kvm_clone_core::plan::{CloneRequest, SyncRequest, sync_request};
+use kvm_clone_core::plan::{CloneRequest, Existing, SyncRequest, sync_request};
 use kvm_clone_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ impl From<HostAddr> for HostSpec {
 /// ```no_run
 /// # async fn example() -> Result<(), kvm_clone_core::Error> {
 /// use std::sync::Arc;
-/// use kvm_clone_engine::{Client, ClientOptions, CloneSettings};
+/// use kvm_clone_engine::{Client, ClientOptions, CloneSettings, Recovery};
 /// use kvm_clone_core::plan::CloneRequest;
 /// use tokio_util::sync::CancellationToken;
 ///
@@ -95,7 +95,7 @@ impl From<HostAddr> for HostSpec {
 /// let client = Client::new(options).await?;
 /// let (alpha, beta) = ("alpha".parse()?, "root@beta".parse()?);
 /// let events = Arc::new(|event| println!("{event:?}"));
-/// let prepared = client.prepare(&alpha, &beta, &"web1".parse()?, CloneRequest::default(), events.clone()).await?;
+/// let prepared = client.prepare(&alpha, &beta, &"web1".parse()?, CloneRequest::default(), Recovery::Act, events.clone()).await?;
 /// println!("{}", prepared.plan().describe());
 /// let result = prepared.execute(&CloneSettings::default(), events, CancellationToken::new()).await?;
 /// println!("{} is on {}", result.new_vm_name, result.dest_host);
@@ -141,23 +141,26 @@ impl Client {
         doctor::examine(host, &self.access).await
     }
 
-    /// Reaches both hosts, takes their inventories and plans a clone. Nothing is changed on either, except that the
-    /// agent may be installed.
+    /// Reaches both hosts, takes their inventories and plans a clone. Where a machine is to be replaced, what an interrupted
+    /// operation left of it is finished or undone first, if `mode` says so; else nothing is changed on either host, except that
+    /// the agent may be installed.
     ///
     /// # Errors
-    /// A host cannot be used, or the machine is not there. What keeps the plan from being carried out is in the plan.
+    /// A host cannot be used, the machine is not there, or an interrupted operation cannot be recovered. What keeps the plan
+    /// from being carried out is in the plan.
     pub async fn prepare(
         &self,
         source: &HostSpec,
         target: &HostSpec,
         name: &SourceName,
         request: CloneRequest,
+        mode: Recovery,
         events: Events,
     ) -> Result<Prepared> {
         let started = Instant::now();
         let mut phases = Phases::default();
         // A name that cannot be is refused before any connection.
-        request.new_name(name)?;
+        let new_name = request.new_name(name)?;
         phases.enter(Phase::Connect, &events);
         // The source is looked at while the target is still being reached: checking its images takes a while.
         let looked_at = async {
@@ -170,6 +173,12 @@ impl Client {
             tokio::try_join!(looked_at, self.connect(target), Store::open(&self.journal))?;
         let target = same_if_one(&source, target);
         phases.enter(Phase::Plan, &events);
+        if mode == Recovery::Act && request.existing == Existing::Replace {
+            // What that knows of the machine's files nobody else does, and it goes with the machine.
+            if let Some(old) = target.libvirt.uuid_of(new_name.to_string()).await? {
+                recover::finish_earlier(&target, &store, old).await?;
+            }
+        }
         self.plan(Reached { source, target, store, started, phases }, name, request, seen.machine).await
     }
 

@@ -121,11 +121,14 @@ pub(crate) async fn finish_earlier(site: &Site, store: &Store, machine: Uuid) ->
     Ok(())
 }
 
-/// After a sync that took the place of others: what those left that wrote its replica in place, and were interrupted.
+/// After a machine was defined anew: what those operations left that wrote its images in place, and were interrupted. All others were
+/// finished or undone before; one that was not is for `recover`, as its marker alone names what it was to remove.
 pub(crate) async fn drop_superseded(site: &Site, store: &Store, machine: Uuid, by: Uuid) -> Result<()> {
-    for marker in markers(site).await?.into_iter().filter(|marker| marker.uuid == machine && marker.operation != by) {
+    let is_superseded =
+        |marker: &Marker| marker.uuid == machine && marker.operation != by && !marker.in_place.is_empty();
+    for marker in markers(site).await?.into_iter().filter(is_superseded) {
         let left = inventory::not_in_use(site, &marker.placed()).await?;
-        let paths = [left, marker.staged()].concat();
+        let paths = [left, marker.staged(), marker.outdated.clone()].concat();
         site.host.control.order(Request::Remove { operation: marker.operation, paths }).await?;
         site.host.control.order(Request::RemoveMarker(marker.operation)).await?;
         store.undone(marker.operation, Undone::Recovered).await?;

@@ -135,12 +135,12 @@ impl Job<'_> {
         let progress = progress(self.session);
         let (source, dest, events) = (&self.source.spec, &self.dest.spec, progress.events());
         let prepare = async {
+            let mode = if self.dry_run { Recovery::Look } else { Recovery::Act };
             match &self.task {
-                Task::Clone(request) => self.client.prepare(source, dest, machine, (**request).clone(), events).await,
-                Task::Sync(asked) => {
-                    let mode = if self.dry_run { Recovery::Look } else { Recovery::Act };
-                    self.client.prepare_sync(source, dest, machine, asked, mode, events).await
+                Task::Clone(request) => {
+                    self.client.prepare(source, dest, machine, (**request).clone(), mode, events).await
                 }
+                Task::Sync(asked) => self.client.prepare_sync(source, dest, machine, asked, mode, events).await,
             }
         };
         let limit = settings.timeout.unwrap_or(std::time::Duration::MAX);

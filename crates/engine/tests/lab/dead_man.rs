@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 use kvm_clone_core::plan::CloneRequest;
-use kvm_clone_engine::{Client, CloneSettings};
+use kvm_clone_engine::{Client, CloneSettings, Recovery};
 use kvm_clone_lab::{Host, HostSpec, Lab, available, fault};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +79,8 @@ async fn controller() {
     options.silence = SILENCE;
     let client = Client::new(options).await.unwrap();
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse().unwrap());
-    let prepared = client.prepare(&alpha, &beta, &name, CloneRequest::default(), silent()).await.unwrap();
+    let prepared =
+        client.prepare(&alpha, &beta, &name, CloneRequest::default(), Recovery::Act, silent()).await.unwrap();
     println!("controller: ready");
     tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await.unwrap().unwrap();
     match prepared.execute(&CloneSettings::default(), silent(), CancellationToken::new()).await {

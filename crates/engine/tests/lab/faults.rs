@@ -7,7 +7,7 @@ use crate::common::{MIB, Seen, number, silent, spec};
 use crate::oracle::{Gate, IMAGES, Now, PATIENCE, SILENCE, Scene, State, at, clone_with_events};
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::retry::RetryPolicy;
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, retrying};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Recovery, retrying};
 use kvm_clone_lab::{DiskSpec, Host, MachineSpec, define_machine, fault};
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +106,8 @@ async fn a_libvirt_that_hangs_keeps_no_agent() {
     options.libvirt_timeout = Duration::from_secs(3);
     let client = Client::new(options).await.unwrap();
     let (source, target, request) = (spec("alpha"), spec("beta"), scene.request.clone());
-    let prepared = client.prepare(&source, &target, &"web1".parse().unwrap(), request, silent()).await.unwrap();
+    let prepared =
+        client.prepare(&source, &target, &"web1".parse().unwrap(), request, Recovery::Act, silent()).await.unwrap();
     assert!(fault::freeze(&scene.beta, "libvirtd").unwrap() > 0);
     let ended = prepared.execute(&CloneSettings::default(), silent(), CancellationToken::new()).await;
     assert_eq!(number(&ended.unwrap_err()), 1010);
@@ -159,7 +160,7 @@ async fn a_source_whose_link_was_cut_is_copied_by_the_next_try() {
     let events = seen.sink();
     let clone = retrying(&policy, &events, &cancel, async |_| {
         let (alpha, beta) = (spec("alpha"), spec("beta"));
-        let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), seen.sink()).await?;
+        let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), Recovery::Act, seen.sink()).await?;
         prepared.execute(&settings, seen.sink(), cancel.clone()).await
     });
     let strike = async {

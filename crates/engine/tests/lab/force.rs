@@ -1,6 +1,6 @@
 //! `--force`: the old machine is replaced at once, or stays whole.
 
-use crate::common::{MIB, number, spec};
+use crate::common::{MIB, number, silent, spec};
 use crate::oracle::child::Task;
 use crate::oracle::{IMAGES, Now, PATIENCE, Scene, State, assert_boots, at, clone_with_events, wait_for};
 use kvm_clone_core::event::Phase;
@@ -232,6 +232,39 @@ async fn a_device_of_the_old_machine_stays() {
     assert!(!State::of(&scene.beta).files.contains_key(BASE), "its file goes");
     assert_eq!(scene.assert_promise(), Now::New);
     scene.assert_nothing_of_ours(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_replacement_left_goes_before_the_next_one() {
+    let test = "what_an_interrupted_replacement_left_goes_before_the_next_one";
+    let Some(mut scene) = Scene::new(test).map(Scene::replacing) else { return };
+    for phase in ["finish", "clean"] {
+        let old = uuid(&scene);
+        kill_at(&scene, phase);
+        // Who only looks leaves it all.
+        let client = scene.client().await;
+        let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse().unwrap());
+        let plan = client.prepare(&alpha, &beta, &name, scene.request.clone(), Recovery::Look, silent());
+        plan.await.unwrap();
+        let seen = client.recover(&beta, Recovery::Look).await.unwrap();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(scene.beta.path(BASE).exists());
+        drop(client);
+        scene.clone().await.unwrap();
+        assert_eq!((scene.assert_promise(), uuid(&scene)), (Now::New, old));
+        scene.assert_nothing_of_ours(2);
+        let images = scene.beta.names_in(IMAGES).unwrap();
+        assert_eq!(images.iter().filter(|name| name.starts_with("web1_clone")).count(), 2, "{phase}: {images:?}");
+        scene.begin_again();
+    }
+}
+
+/// Kills a controller at the beginning of a phase.
+fn kill_at(scene: &Scene, phase: &str) {
+    let mut controller = Task::new(scene).hold_at(phase).start();
+    controller.says("held");
+    controller.kill();
+    scene.await_dead_man();
 }
 
 #[tokio::test(flavor = "multi_thread")]

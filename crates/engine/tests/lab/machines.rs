@@ -80,7 +80,10 @@ async fn a_failed_copy_of_a_uefi_machine_leaves_no_variables() {
     let client = client(&pair.lab).await;
     let (alpha, beta) = (spec("alpha"), spec("beta"));
     let name = "web1".parse().unwrap();
-    let prepared = client.prepare(&alpha, &beta, &name, CloneRequest::default(), silent()).await.unwrap();
+    let prepared = client
+        .prepare(&alpha, &beta, &name, CloneRequest::default(), kvm_clone_engine::Recovery::Act, silent())
+        .await
+        .unwrap();
     pair.alpha.shell(&format!("printf x | dd of={NVRAM}/web1_VARS.fd bs=1 seek=9 conv=notrunc")).unwrap();
     let gate = Gate::after(4 * MIB);
     let copying = tokio::spawn({

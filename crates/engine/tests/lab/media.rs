@@ -5,7 +5,7 @@ use crate::oracle::{Gate, IMAGES, Run, assert_boots, disk_path};
 use crate::pair::{Pair, web};
 use kvm_clone_core::event::Event;
 use kvm_clone_core::plan::{CloneRequest, Existing};
-use kvm_clone_engine::CloneSettings;
+use kvm_clone_engine::{CloneSettings, Recovery};
 use kvm_clone_lab::define_machine;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +50,7 @@ async fn media_come_along_by_word() {
     let Some(pair) = with_media("media_come_along_by_word") else { return };
     let (client, seen) = (client(&pair.lab).await, Seen::default());
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse().unwrap());
-    let prepared = client.prepare(&alpha, &beta, &name, asked(), silent()).await.unwrap();
+    let prepared = client.prepare(&alpha, &beta, &name, asked(), Recovery::Act, silent()).await.unwrap();
     let result = prepared.execute(&CloneSettings::default(), seen.sink(), CancellationToken::new()).await.unwrap();
     let moves = |event: &Event| matches!(event, Event::Progress { disk, .. } if disk.as_str() == "sdb");
     assert!(seen.0.lock().unwrap().iter().any(moves), "its progress is told");

@@ -141,7 +141,7 @@ async fn recover_does_not_close_an_operation_that_runs_and_has_no_marker() {
     let settings = CloneSettings { boundary, ..CloneSettings::default() };
     let client = scene.client().await;
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse().unwrap());
-    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await.unwrap();
+    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), Recovery::Act, silent()).await.unwrap();
     prepared.execute(&settings, silent(), CancellationToken::new()).await.unwrap();
     assert_eq!(*seen.lock().unwrap(), [Status::Running; 2]);
 }

@@ -70,7 +70,7 @@ impl Scene {
     async fn clone(&self, settings: &CloneSettings, events: Events) -> Result<()> {
         let client = self.client().await;
         let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
-        let prepared = client.prepare(&alpha, &beta, &name, CloneRequest::default(), silent()).await?;
+        let prepared = client.prepare(&alpha, &beta, &name, CloneRequest::default(), Recovery::Act, silent()).await?;
         prepared.execute(settings, events, CancellationToken::new()).await.map(drop)
     }
 
@@ -266,7 +266,7 @@ async fn a_slow_check_is_waited_for_while_it_gets_on() {
     let client = scene.client().await;
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse().unwrap());
     let started = Instant::now();
-    client.prepare(&alpha, &beta, &name, CloneRequest::default(), silent()).await.unwrap();
+    client.prepare(&alpha, &beta, &name, CloneRequest::default(), Recovery::Act, silent()).await.unwrap();
     assert!(started.elapsed() > STALL * 2, "it was not slow: {:?}", started.elapsed());
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvm_clone_core::event::Event;
 use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::{Error, Result};
-use kvm_clone_engine::{Client, ClientOptions, CloneResult, CloneSettings, Events, HostSpec, SshOptions};
+use kvm_clone_engine::{Client, ClientOptions, CloneResult, CloneSettings, Events, HostSpec, Recovery, SshOptions};
 use kvm_clone_lab::{DiskSpec, Fill, Host, Lab, MachineSpec, define_machine};
 use tokio_util::sync::CancellationToken;
 
@@ -83,7 +83,7 @@ pub async fn clone_with(
     request: CloneRequest,
     settings: &CloneSettings,
 ) -> Result<CloneResult> {
-    let prepared = client.prepare(&spec(from), &spec(to), &name.parse()?, request, silent()).await?;
+    let prepared = client.prepare(&spec(from), &spec(to), &name.parse()?, request, Recovery::Act, silent()).await?;
     prepared.execute(settings, silent(), CancellationToken::new()).await
 }
 

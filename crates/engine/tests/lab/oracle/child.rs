@@ -229,7 +229,7 @@ async fn clone(task: &Task) -> kvm_clone_core::Result<()> {
         let asked = SyncRequest { update, block_size: task.block_size, ..SyncRequest::default() };
         client.prepare_sync(&alpha, &beta, &name, &asked, Recovery::Act, Arc::clone(&events)).await?
     } else {
-        client.prepare(&alpha, &beta, &name, task.request.clone(), Arc::clone(&events)).await?
+        client.prepare(&alpha, &beta, &name, task.request.clone(), Recovery::Act, Arc::clone(&events)).await?
     };
     let cancel = CancellationToken::new();
     let mut settings = CloneSettings::default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvm_clone_core::Result;
 use kvm_clone_core::event::{Event, Phase};
 use kvm_clone_core::plan::CloneRequest;
-use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events};
+use kvm_clone_engine::{Client, CloneResult, CloneSettings, Events, Recovery};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,8 @@ impl Run {
         let task = tokio::spawn(async move {
             let [from, to, name] = words;
             let source = name.parse()?;
-            let prepared = client.prepare(&spec(from), &spec(to), &source, request, Arc::clone(&events)).await?;
+            let prepared =
+                client.prepare(&spec(from), &spec(to), &source, request, Recovery::Act, Arc::clone(&events)).await?;
             drop(client);
             prepared.execute(&settings, events, stop).await
         });
@@ -77,6 +78,6 @@ pub async fn clone_with_events(
     cancel: CancellationToken,
 ) -> Result<CloneResult> {
     let (from, to, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
-    let prepared = client.prepare(&from, &to, &name, request, Arc::clone(&events)).await?;
+    let prepared = client.prepare(&from, &to, &name, request, Recovery::Act, Arc::clone(&events)).await?;
     prepared.execute(&CloneSettings::default(), events, cancel).await
 }

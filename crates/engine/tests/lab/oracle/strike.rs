@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::future::BoxFuture;
 use kvm_clone_core::Result;
 use kvm_clone_core::journal::Step;
-use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, Then};
+use kvm_clone_engine::{Boundary, CloneResult, CloneSettings, Moment, Prepared, Recovery, Then};
 use kvm_clone_lab::{Host, Lab, fault};
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +103,7 @@ pub async fn struck(
 ) -> Result<CloneResult> {
     let client = scene.client().await;
     let (alpha, beta, name) = (spec("alpha"), spec("beta"), "web1".parse()?);
-    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), silent()).await?;
+    let prepared = client.prepare(&alpha, &beta, &name, scene.request.clone(), Recovery::Act, silent()).await?;
     struck_while(prepared, at, fault).await
 }
 
