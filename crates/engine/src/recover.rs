@@ -328,7 +328,7 @@ async fn finish(site: &Site, marker: &Marker) -> Result<()> {
 async fn refuse_used(site: &Site, marker: &Marker) -> Result<()> {
     let open = marker.overlays.iter().filter(|overlay| overlay.flattened.is_none());
     let images: Vec<String> = open.map(|overlay| overlay.image.clone()).collect();
-    let Some((other, image)) = inventory::other_user(site, &images, marker.uuid).await? else { return Ok(()) };
+    let Some((other, image)) = inventory::other_user(site, &images, Some(marker.uuid)).await? else { return Ok(()) };
     let (machine, host) = (&marker.machine, &site.host.name);
     Err(Error::conflict(format!("image {image} of {machine} is used by machine {other} as well, which would break"))
         .with("path", image)

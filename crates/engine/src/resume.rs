@@ -244,6 +244,7 @@ async fn plan_again(
     noted: &Resumable,
     settings: &CloneSettings,
 ) -> Result<Planned> {
+    placed_are_nobodys(target, marker).await?;
     let staged = match target.host.control.ask(Request::TakeUp(marker.operation)).await? {
         Reply::Staged(staged) => staged,
         other => return Err(unexpected(&other)),
@@ -270,6 +271,21 @@ async fn plan_again(
         noted.same_images(&known)?;
     }
     Ok(Planned { plan, seen, owner, known, fresh, staged })
+}
+
+/// Refuses where somebody has made the disks of a machine of what has its final name already: they would be taken away.
+async fn placed_are_nobodys(target: &Site, marker: &Marker) -> Result<()> {
+    let placed = marker.placed();
+    // Fails where it cannot be told what a machine stands on.
+    inventory::not_in_use(target, &placed).await?;
+    let Some((user, path)) = inventory::other_user(target, &placed, None).await? else { return Ok(()) };
+    let (operation, host) = (marker.operation, &target.host.name);
+    Err(Error::conflict(format!("{path} of operation {operation} is a disk of machine {user} on {host} by now"))
+        .with("path", path)
+        .with("vm", &user)
+        .with("host", host)
+        .help(format!("To keep {user}, give the operation up: kvm-clone recover {host} lets its disks alone"))
+        .help(format!("Or take {user} away (virsh undefine {user}), and run kvm-clone resume {operation} again")))
 }
 
 async fn marker(target: &Site, noted: &Resumable) -> Result<Option<Marker>> {

@@ -38,13 +38,17 @@ pub(crate) async fn not_in_use(site: &Site, files: &[String]) -> Result<Vec<Stri
 }
 
 /// A machine other than this one that uses one of these files, and which.
-pub(crate) async fn other_user(site: &Site, files: &[String], than: Uuid) -> Result<Option<(SourceName, String)>> {
+pub(crate) async fn other_user(
+    site: &Site,
+    files: &[String],
+    than: Option<Uuid>,
+) -> Result<Option<(SourceName, String)>> {
     let there = those_there(site, files, |facts| facts.file).await?;
     if there.is_empty() {
         return Ok(None);
     }
     let others =
-        site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| listed.machine.uuid != than);
+        site.libvirt.existing(String::new()).await?.into_iter().filter(|listed| Some(listed.machine.uuid) != than);
     for listed in others {
         let machine = files_of(site, listed, true).await?;
         if let Some((path, _)) = there.iter().find(|(path, file)| machine.uses_file(path, *file)) {

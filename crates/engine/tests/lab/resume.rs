@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::common::{MIB, number, silent, spec};
 use crate::oracle::child::Task;
 use crate::oracle::strike::{moments, sync_moments};
-use crate::oracle::{Gate, IMAGES, Now, Scene, assert_boots};
+use crate::oracle::{Gate, IMAGES, Now, Scene, State, assert_boots};
 use crate::standby::Standby;
 use futures_util::future::BoxFuture;
 use kvm_clone_core::journal::Step;
@@ -17,7 +17,7 @@ use kvm_clone_core::{Error, Result};
 use kvm_clone_engine::{
     Boundary, Client, CloneResult, CloneSettings, Kept, Moment, Recovery, Resumed, Then, Way, retrying,
 };
-use kvm_clone_lab::{FsKind, Host, HostSpec, fault};
+use kvm_clone_lab::{DiskSpec, FsKind, Host, HostSpec, MachineSpec, define_machine, fault};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -131,6 +131,32 @@ async fn images_that_have_their_final_names_and_owner_are_taken_back() {
     assert_eq!(scene.assert_promise(), Now::New);
     assert_eq!(owner("web1_clone-vda.qcow2"), before);
     scene.assert_nothing_of_ours(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_became_a_disk_of_another_machine_is_not_taken_back() {
+    let test = "an_image_that_became_a_disk_of_another_machine_is_not_taken_back";
+    let Some(mut scene) = Scene::new(test) else { return };
+    let mut controller = Task::new(&scene).hold_at("commit").start();
+    controller.says("held");
+    controller.kill();
+    scene.await_dead_man();
+    let image = format!("{IMAGES}/web1_clone-vda.qcow2");
+    let disk = DiskSpec::qcow2("vda", 64 * MIB).at(&image).existing();
+    define_machine(&scene.beta, MachineSpec::named("rescued").disk(disk)).unwrap();
+    scene.remember();
+    let (client, operation) = (scene.client_with("child.db").await, interrupted(&scene.beta));
+    let error = resume(&client, operation).await.unwrap_err();
+    assert_eq!((number(&error), error.context["vm"].as_str()), (1014, "rescued"), "{error:?}");
+    assert!(kvm_clone_engine::is_resumable(&error), "{error:?}");
+    assert_eq!(State::of(&scene.beta), scene.beta_before, "nothing was touched");
+    // As the error says: its disk stays, and the other one, which is nobody's, goes.
+    scene.recover("child.db").await;
+    let now = State::of(&scene.beta);
+    assert_eq!(now.files.get(&image), scene.beta_before.files.get(&image));
+    assert!(!now.files.contains_key(&format!("{IMAGES}/web1_clone-vdb.img")), "{now:#?}");
+    assert_eq!(now.machines, scene.beta_before.machines);
+    scene.assert_nothing_of_ours(0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
