@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
-use crate::step::{flatten, made_by, out_of_service, renew, settle, standing};
+use crate::step::{flatten, keep_from_starting, made_by, out_of_service, renew, settle, standing};
 use crate::store::{RECOVERED, Store, Told, Undone};
 
 /// Whether `recover` acts.
@@ -306,20 +306,20 @@ fn left_out_of_service(site: &Site, marker: &Marker) -> Error {
 
 /// What the operation itself would have done after its define.
 async fn finish(site: &Site, marker: &Marker) -> Result<()> {
-    if !marker.replaced.is_empty() && !marker.sync {
-        site.libvirt.set_autostart(marker.uuid, false).await?;
+    let mut marker = marker.clone();
+    if marker.autostart_off {
+        keep_from_starting(site, &mut marker).await?;
     }
     // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
     site.host.control.order(Request::SyncDefinitions).await?;
-    if let Some(why) = renew(site, marker).await? {
+    if let Some(why) = renew(site, &marker).await? {
         // The next sync finds it changed, and says so; nobody else would miss what is kept.
         tracing::warn!(operation = %marker.operation, "{why}");
     }
     if marker.overlays.is_empty() {
         return Ok(());
     }
-    refuse_used(site, marker).await?;
-    let mut marker = marker.clone();
+    refuse_used(site, &marker).await?;
     flatten(site, &mut marker).await?;
     settle(site, &marker).await
 }

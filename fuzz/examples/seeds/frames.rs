@@ -222,6 +222,7 @@ pub(super) fn marker() -> Marker {
         }],
         outdated: vec!["/old".to_owned()],
         replaced: Vec::new(),
+        autostart_off: true,
         created: "2030-01-02T03:04:05Z".to_owned(),
     }
 }

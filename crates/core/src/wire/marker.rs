@@ -56,6 +56,10 @@ pub struct Marker {
     pub outdated: Vec<String>,
     /// Files of the replaced machine, removed once the new definition stands.
     pub replaced: Vec<String>,
+    /// Whether the machine is still to be kept from starting with its host, because the replaced one did: set before the new
+    /// definition, and taken back once that is done, so that nobody's later word is undone.
+    #[serde(default)]
+    pub autostart_off: bool,
     /// When it began, RFC 3339.
     pub created: String,
 }

@@ -241,7 +241,7 @@ mod tests {
         ["under", "above", "flattened"].iter().for_each(|new| drop(overlay.remove(*new)));
         ["chains", "merging"].iter().for_each(|new| drop(text.as_object_mut().unwrap().remove(*new)));
         assert_eq!(serde_json::from_value::<Marker>(text.clone()).unwrap(), marker);
-        for new in ["overlays", "outdated", "directories", "renewed", "in_place"] {
+        for new in ["overlays", "outdated", "directories", "renewed", "in_place", "autostart_off"] {
             text.as_object_mut().unwrap().remove(new);
         }
         assert_eq!(serde_json::from_value::<Marker>(text).unwrap(), Marker::default());

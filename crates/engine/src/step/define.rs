@@ -6,6 +6,7 @@ use kvm_clone_core::journal::Stands;
 use kvm_clone_core::plan::{Replaced, plan_clone};
 use kvm_clone_core::wire::control::Request;
 use kvm_clone_core::wire::lane::ImageSpec;
+use kvm_clone_core::wire::marker::Marker;
 use kvm_clone_core::{Code, Error, Result};
 use uuid::Uuid;
 
@@ -27,7 +28,6 @@ impl Work {
     pub(super) async fn define(&mut self) -> Result<()> {
         self.source_unchanged().await?;
         self.target = reconnect::revive(&self.target).await?;
-        let uuid = self.plan.new_uuid;
         self.hold_old().await?;
         if !(self.define_asked.is_some() && self.stands().await?) {
             match self.plan.replaces.clone() {
@@ -39,42 +39,47 @@ impl Work {
             }
             let definition =
                 self.plan.definition.clone().ok_or_else(|| Error::internal("the plan has no definition"))?;
-            self.forget_replaced().await?;
+            self.note_replaced().await?;
             self.hold_state().await?;
             self.define_asked = Some(self.target.libvirt.clone());
             self.target.libvirt.define(definition).await?;
         }
         self.was_not_started().await?;
         release(&self.target).await;
-        let is_sync = self.plan.replica.is_some();
-        if !is_sync && self.old.as_ref().is_some_and(|old| old.autostart) {
-            // A copy that starts by itself beside its source is a surprise; whoever wants it asks for it.
-            self.target.libvirt.set_autostart(uuid, false).await?;
-            self.warn(format!(
-                "machine {} starts with its host no more; virsh autostart turns it on",
-                self.plan.new_vm_name
-            ));
+        if !self.marker.autostart_off {
+            return self.target.host.control.order(Request::SyncDefinitions).await;
         }
-        self.target.host.control.order(Request::SyncDefinitions).await
+        keep_from_starting(&self.target, &mut self.marker).await?;
+        let name = &self.plan.new_vm_name;
+        self.warn(format!("machine {name} starts with its host no more; virsh autostart turns it on"));
+        Ok(())
     }
 
-    /// Has what was kept of a copy that is replaced whole go with it.
-    async fn forget_replaced(&mut self) -> Result<()> {
+    /// Writes down, before it is replaced whole, what goes with the machine there: what was kept of it, where it was a copy, and that it
+    /// starts with its host.
+    async fn note_replaced(&mut self) -> Result<()> {
         let Some(old) = self.old.as_ref().filter(|_| self.plan.replica.is_none()) else { return Ok(()) };
-        let old = Domain::parse(&old.definition)?;
-        let Some(lineage) = old.lineage() else { return Ok(()) };
+        let kept = self.kept_of(&Domain::parse(&old.definition)?).await?;
+        let is_new = |path: &String| !self.marker.outdated.contains(path);
+        let (kept, autostart): (Vec<String>, _) = (kept.into_iter().filter(is_new).collect(), old.autostart);
+        if kept.is_empty() && autostart == self.marker.autostart_off {
+            return Ok(());
+        }
+        self.marker.outdated.extend(kept);
+        self.marker.autostart_off = autostart;
+        self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await
+    }
+
+    /// What was kept of a copy of ours, and of no other machine.
+    async fn kept_of(&self, old: &Domain) -> Result<Vec<String>> {
+        let Some(lineage) = old.lineage() else { return Ok(Vec::new()) };
         // A copy of a copy, made by another tool, may carry the same lineage: the digests are the other's as well.
         let listed = self.target.libvirt.existing(String::new()).await?;
         let others = listed.iter().filter(|listed| listed.machine.uuid != self.plan.new_uuid);
         if others.map(|other| &other.xml).any(|xml| made_by(xml, lineage.operation)) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let kept = kept_of_replaced(&old, &self.target.host, lineage.operation);
-        if kept.iter().all(|path| self.marker.outdated.contains(path)) {
-            return Ok(());
-        }
-        self.marker.outdated.extend(kept);
-        self.target.host.control.order(Request::PutMarker(Box::new(self.marker.clone()))).await
+        Ok(kept_of_replaced(old, &self.target.host, lineage.operation))
     }
 
     /// Whether neither name nor UUID was taken while the disks were copied: a define would overwrite that machine.
@@ -215,6 +220,16 @@ impl Work {
     async fn stands(&self) -> Result<bool> {
         stands(&self.target, self.plan.new_uuid, self.operation).await
     }
+}
+
+/// Keeps a machine that was just defined from starting with its host, and notes that this is done: a copy that starts by itself beside
+/// its source is a surprise. Whoever wants it asks for it, and is not to be overruled by `recover`.
+pub(crate) async fn keep_from_starting(site: &Site, marker: &mut Marker) -> Result<()> {
+    site.libvirt.set_autostart(marker.uuid, false).await?;
+    // Durable before the note of it goes.
+    site.host.control.order(Request::SyncDefinitions).await?;
+    marker.autostart_off = false;
+    site.host.control.order(Request::PutMarker(Box::new(marker.clone()))).await
 }
 
 /// Whether a machine stands as this operation defined it.

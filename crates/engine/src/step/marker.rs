@@ -39,6 +39,7 @@ pub(super) fn marker(prepared: &Prepared, disks: &[CopyDisk], known: &Known) -> 
         in_place: disks.iter().filter(|disk| disk.in_place).map(|disk| disk.path.clone()).collect(),
         renewed: renewed(plan, disks, known),
         outdated: [outdated(plan, &prepared.target.host), aside].concat(),
+        autostart_off: false,
         pools: pools(plan),
         created: prepared.fresh.now.clone(),
     }

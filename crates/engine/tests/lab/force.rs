@@ -259,12 +259,53 @@ async fn what_an_interrupted_replacement_left_goes_before_the_next_one() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_is_kept_from_starting_by_whoever_finishes_it() {
+    let test = "the_copy_is_kept_from_starting_by_whoever_finishes_it";
+    let Some(mut scene) = Scene::new(test).map(Scene::replacing) else { return };
+    // Nothing of the old machine can be removed.
+    let make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", BASE, LINKED];
+    scene.beta.exec(&make).unwrap();
+    stand_on(&scene, LINKED);
+    scene.remember();
+    // Before the definition, which libvirt cannot write here, it is noted …
+    let definition = "/etc/libvirt/qemu/web1_clone.xml";
+    scene.beta.exec(&["chattr", "+i", definition]).unwrap();
+    kill_at(&scene, "undo");
+    scene.beta.exec(&["chattr", "-i", definition]).unwrap();
+    assert!(matches!(scene.markers().as_slice(), [marker] if marker.autostart_off && marker.replaced.is_empty()));
+    scene.recover("other.db").await;
+    scene.assert_clean();
+    // … and who finds it noted after the definition, does it.
+    kill_at(&scene, "clean");
+    assert!(scene.markers().iter().all(|marker| !marker.autostart_off), "it is done");
+    scene.beta.exec(&["virsh", "-q", "autostart", "web1_clone"]).unwrap();
+    let noted = "sed -i 's/\"autostart_off\": false/\"autostart_off\": true/' /var/lib/kvm-clone/operations/*.json";
+    scene.beta.shell(noted).unwrap();
+    let recovered = scene.recover("other.db").await;
+    assert_eq!(recovered.iter().map(|entry| entry.action).collect::<Vec<_>>(), [Action::Finish]);
+    assert_eq!(State::of(&scene.beta).autostart, [""; 0]);
+    scene.assert_nothing_of_ours(2);
+}
+
 /// Kills a controller at the beginning of a phase.
 fn kill_at(scene: &Scene, phase: &str) {
     let mut controller = Task::new(scene).hold_at(phase).start();
     controller.says("held");
     controller.kill();
     scene.await_dead_man();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_turns_autostart_on_again_is_not_overruled_by_recover() {
+    let test = "who_turns_autostart_on_again_is_not_overruled_by_recover";
+    let Some(scene) = Scene::new(test).map(Scene::replacing) else { return };
+    kill_at(&scene, "clean");
+    assert_eq!(State::of(&scene.beta).autostart, [""; 0]);
+    scene.beta.exec(&["virsh", "-q", "autostart", "web1_clone"]).unwrap();
+    scene.recover("other.db").await;
+    assert_eq!(State::of(&scene.beta).autostart, ["web1_clone.xml"]);
+    scene.assert_nothing_of_ours(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,7 +238,7 @@ impl Scene {
         Now::New
     }
 
-    fn markers(&self) -> Vec<Marker> {
+    pub fn markers(&self) -> Vec<Marker> {
         let dir = "/var/lib/kvm-clone/operations";
         let names = self.beta.names_in(dir).unwrap().into_iter().filter(|name| name.ends_with(".json"));
         let read = |name| std::fs::read(self.beta.path(&format!("{dir}/{name}"))).unwrap();
