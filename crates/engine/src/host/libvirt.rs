@@ -3,6 +3,7 @@
 //! The library blocks, so every call runs on a thread for blocking work, with a deadline.
 
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -427,11 +428,28 @@ fn for_each_domain<T: Send>(
     let answers = std::thread::scope(|scope| {
         let threads: Vec<_> =
             domains.chunks(share).map(|part| scope.spawn(move || part.iter().map(ask).collect::<Vec<_>>())).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
+        // A list without what one of them was to ask about would be taken for the whole.
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.flatten().collect::<Vec<_>>()
     });
     answers.into_iter().filter(|answer| !answer.as_ref().is_err_and(not_found)).collect()
 }
 
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_machines_is_whole_or_none() {
+        let connection = Connect::open(Some("test:///default")).unwrap();
+        let names = for_each_domain(&connection, Domain::name).unwrap();
+        assert_eq!(names, ["test"]);
+        let asked = std::panic::AssertUnwindSafe(|| for_each_domain(&connection, |_| -> Result<(), _> { panic!() }));
+        assert!(std::panic::catch_unwind(asked).is_err());
+    }
 }
