@@ -279,6 +279,7 @@ mod tests {
         assert_eq!(remove(&session.place, Uuid::nil(), &[path("image")], &progress).unwrap_err().code, Code::Internal);
         session.close();
     }
+
     #[test]
     fn a_file_of_the_machine_before_that_somebody_has_open_stays() {
         let host = TestHost::new();
@@ -296,6 +297,7 @@ mod tests {
         try_to().unwrap();
         assert!(!Path::new(&paths[0]).exists());
     }
+
     #[test]
     fn what_is_no_file_is_not_removed() {
         let host = TestHost::new();

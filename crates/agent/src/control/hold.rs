@@ -119,6 +119,7 @@ mod tests {
         let error = hold(&host.session, &[HeldImage::shared(path, None)]).unwrap_err();
         assert!(error.code == Code::Conflict && error.message.contains("in use"), "{error:?}");
     }
+
     #[test]
     fn what_is_held_alone_is_read_by_nobody_and_refused_where_somebody_reads() {
         let host = TestHost::new();
