@@ -64,7 +64,7 @@ codes! {
         "Choose another name with --new-name, or replace what is there with --force";
     /// Space, a pool, a network or a program is missing.
     InsufficientResources = 1005, "insufficient_resources", 72,
-        "space, a pool, a network, memory, CPUs or a program is missing",
+        "space, a pool, a network, memory, a file or a program is missing",
         "kvm-clone doctor HOST names what is missing on a host";
     /// Moving data between hosts failed.
     Transfer = 1006, "transfer", 74,

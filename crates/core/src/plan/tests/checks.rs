@@ -75,7 +75,6 @@ fn the_source() {
 fn the_target() {
     table(&[
         ("as many CPUs", |w| w.target.cpus = 1, 0),
-        ("no CPU", |w| w.target.cpus = 0, 1005),
         ("too little memory", |w| w.target.memory_total = 1 << 20, 1005),
         ("little free memory", |w| w.target.memory_available = 1 << 20, 0),
         ("another architecture", |w| w.target.capabilities[0].arch = "aarch64".to_owned(), 1013),
@@ -220,6 +219,7 @@ fn what_does_not_hinder_is_said() {
     said(|w| w.source.snapshots = vec!["before".to_owned()], "before");
     said(|w| w.image().snapshots = 2, "2 snapshot(s) inside disk vda");
     said(|w| w.target.memory_available = 0, "memory");
+    said(|w| w.source.xml = w.source.xml.replace("<vcpu>1<", "<vcpu>5<"), "5 virtual CPUs, the target 4 processors");
     said(|w| w.target.pools[0].available = 5 * GIB, "can grow to");
     said(|w| w.target.capabilities[0].emulator = "/usr/libexec/qemu-kvm".to_owned(), "/usr/libexec/qemu-kvm");
     said(|w| w.add_device("<graphics type='vnc' port='5900'/>"), "port");
@@ -251,7 +251,7 @@ fn all_failures_are_told_at_once() {
     let plan = world().with(|w| {
         w.source.state = MachineState::Crashed;
         w.add_device("<shmem name='x'/><hostdev/>");
-        w.target.cpus = 0;
+        w.target.memory_total = 0;
         w.target.pools.clear();
     });
     let failed = plan.checks.iter().filter(|check| check.outcome == Outcome::Fail).count();
