@@ -48,6 +48,14 @@ fn devices_of_the_host_are_refused() {
         ("<serial type='unix'><source mode='bind' path='/run/small.sock'/></serial>", "/run/small.sock"),
         ("<serial type='tcp'><source mode='bind' host='::' service='4555'/></serial>", "\"tcp\""),
         ("<channel type='unix'><source mode='bind' path='/run/shared.sock'/></channel>", "/run/shared.sock"),
+        (
+            "<channel type='unix'><source mode='connect' path='/run/libvirt/qemu/a'/><target type='virtio'/></channel>",
+            "/run/libvirt/qemu/a",
+        ),
+        (
+            "<channel type='unix'><source mode='bind' path='/run/small'/><target type='guestfwd' port='1'/></channel>",
+            "/run/small",
+        ),
         ("<redirdev bus='usb' type='tcp'><source mode='connect' host='h' service='1'/></redirdev>", "<redirdev>"),
     ];
     for (device, words) in cases {
@@ -56,6 +64,14 @@ fn devices_of_the_host_are_refused() {
         assert_eq!(refused[0].0, 1013, "{device}");
         assert!(refused[0].1.contains(words), "{device}: {}", refused[0].1);
     }
+}
+
+#[test]
+fn a_shared_socket_of_an_agent_says_how_libvirt_names_it() {
+    let channel = "<channel type='unix'><source mode='bind' path='/run/shared.sock'/><target type='virtio'/></channel>";
+    let domain = Domain::parse(&with_device(channel)).unwrap();
+    let errors = chardev::refusals(&domain);
+    assert!(errors.len() == 1 && errors[0].help[0].contains("without <source>"), "{errors:?}");
 }
 
 #[test]

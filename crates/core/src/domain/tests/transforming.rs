@@ -146,6 +146,28 @@ fn the_emulator_is_the_targets() {
     assert!(xml.contains("<emulator>/usr/libexec/qemu-kvm</emulator>"));
 }
 
+/// As oVirt, virt-manager of old, CloudStack and libvirt itself name them.
+#[test]
+fn sockets_of_channels_are_named_anew() {
+    for path in [
+        "/var/lib/libvirt/qemu/channels/11111111-2222-4333-8444-555555555555.org.qemu.guest_agent.0",
+        "/var/lib/libvirt/qemu/f16x86_64.agent",
+        "/var/lib/libvirt/qemu/v-2-VM.agent",
+        "/run/libvirt/qemu/channel/3-small/org.qemu.guest_agent.0",
+        "/srv/agents/11111111-2222-4333-8444-555555555555.sock",
+        "/srv/agents/small.sock",
+    ] {
+        let channel = format!(
+            "<channel type='unix'><source mode='bind' path='{path}'/><target type='virtio' name='agent.0'/></channel>"
+        );
+        let source = with_device(&channel);
+        assert!(chardev::refusals(&Domain::parse(&source).unwrap()).is_empty(), "{path}");
+        let (xml, notes) = transformed(&source, |_| ());
+        assert!(xml.contains("<channel type='unix'><target type='virtio' name='agent.0'/></channel>"), "{xml}");
+        assert_eq!(notes, [format!("the channel agent.0 gets a socket of its own instead of {path}")]);
+    }
+}
+
 #[test]
 fn a_disk_without_a_new_image_is_a_defect() {
     let domain = Domain::parse(SMALL).unwrap();
