@@ -26,6 +26,7 @@ pub mod journal;
 pub mod name;
 pub mod plan;
 pub mod progress;
+pub mod quote;
 pub mod retry;
 pub mod seal;
 pub mod size;

@@ -13,6 +13,7 @@ use crate::domain::escape;
 use crate::error::{Code, Error};
 use crate::inventory::{LiveMachine, MachineState, SourceMachine};
 use crate::name::DiskTarget;
+use crate::quote::quoted;
 use crate::size::ByteSize;
 
 /// From here on pull-mode backup needs no experimental switch: libvirt's knowledge base, "Efficient live full disk
@@ -53,11 +54,16 @@ pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
             "state",
             refuse(
                 &format!("is {state}; --offline copies machines that are stopped"),
-                format!("Shut it down: virsh shutdown {name}; or leave --offline out"),
+                format!("Shut it down: virsh shutdown {word}; or leave --offline out", word = quoted(name)),
             ),
         ),
-        (MachineState::Crashed, _) => checks
-            .fail("state", refuse("is crashed; its process is of no use", format!("End it: virsh destroy {name}"))),
+        (MachineState::Crashed, _) => checks.fail(
+            "state",
+            refuse(
+                "is crashed; its process is of no use",
+                format!("End it: virsh destroy {word}", word = quoted(name)),
+            ),
+        ),
         (state, _) => check_live(facts, state, checks),
     }
 }
@@ -74,7 +80,7 @@ fn check_saved(facts: &Facts<'_>, checks: &mut Checks) {
     let error = refuse(
         facts.source,
         "has saved memory, without which its disks are as a power cut would leave them",
-        format!("Start it and shut it down: virsh start {name}; virsh shutdown {name}"),
+        format!("Start it and shut it down: virsh start {word}; virsh shutdown {word}", word = quoted(name)),
     );
     checks.fail("state", error.help("Or say --discard-managed-save: the copy is made without the memory"));
 }
@@ -117,7 +123,7 @@ fn check_live(facts: &Facts<'_>, state: MachineState, checks: &mut Checks) {
 }
 
 fn offline_way(name: &crate::name::SourceName) -> String {
-    format!("Or shut it down and clone it stopped: virsh shutdown {name}")
+    format!("Or shut it down and clone it stopped: virsh shutdown {word}", word = quoted(name))
 }
 
 fn too_old(source: &SourceMachine, live: &LiveMachine) -> Option<Error> {
@@ -156,7 +162,10 @@ fn other_job(source: &SourceMachine, live: &LiveMachine) -> Option<Error> {
             .with("vm", name)
             .with("host", &source.host_name)
             .with("job", job)
-            .help(format!("Wait for its end (virsh domjobinfo {name}), or end it (virsh domjobabort {name})"))
+            .help(format!(
+                "Wait for its end (virsh domjobinfo {word}), or end it (virsh domjobabort {word})",
+                word = quoted(name)
+            ))
             .transient(),
     )
 }
@@ -181,7 +190,10 @@ fn other_disks(facts: &Facts<'_>, live: &LiveMachine) -> Option<Error> {
         refuse(
             facts.source,
             &format!("runs with other disks than its definition has: {list}"),
-            format!("Bring both together (virsh attach-disk/detach-disk {name} … --config), or restart it"),
+            format!(
+                "Bring both together (virsh attach-disk/detach-disk {word} … --config), or restart it",
+                word = quoted(name)
+            ),
         )
     })
 }

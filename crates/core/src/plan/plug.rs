@@ -7,6 +7,7 @@ use crate::domain::{Interface, Plug};
 use crate::error::Error;
 use crate::inventory::TargetHost;
 use crate::name::ResourceName;
+use crate::quote::quoted;
 
 /// The first libvirt that knows an interface of type `null`: formatdomain, "Network interfaces".
 const SINCE_NULL: u64 = 8_007_000;
@@ -96,6 +97,6 @@ fn warn_inactive(facts: &Facts<'_>, interfaces: &[Interface], plugs: &[(String, 
     };
     for network in facts.target.networks.iter().filter(|network| !network.active && used(&network.name)) {
         let message = format!("network {} is not active at the target, so the machine cannot start", network.name);
-        checks.warn("networks", message, Some(&format!("virsh net-start {}", network.name)));
+        checks.warn("networks", message, Some(&format!("virsh net-start {}", quoted(&network.name))));
     }
 }

@@ -5,6 +5,7 @@ use super::request::Existing;
 use super::{Facts, Replaced, replica};
 use crate::error::{Code, Error};
 use crate::inventory::{DiskFile, ExistingMachine, FileId, MachineState};
+use crate::quote::quoted;
 
 /// Looks for a machine of the new name, or at the replica; says what is replaced where the user asked for that and it can be.
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Option<Replaced> {
@@ -77,7 +78,8 @@ pub(super) fn unseen<'a>(
 
 fn refuse_state(existing: &ExistingMachine) -> Option<Error> {
     let message = format!("machine {} is {}; only a stopped machine can be replaced", existing.name, existing.state);
-    let error = Error::conflict(message).with("vm", &existing.name).help(format!("virsh shutdown {}", existing.name));
+    let error =
+        Error::conflict(message).with("vm", &existing.name).help(format!("virsh shutdown {}", quoted(&existing.name)));
     (existing.state != MachineState::Stopped).then_some(error)
 }
 
@@ -91,7 +93,7 @@ fn refuse_saved(existing: &ExistingMachine) -> Option<Error> {
         _ => return None,
     };
     let error = Error::unsupported(format!("machine {name} has {what} and cannot be replaced"));
-    Some(error.with("vm", name).help(format!("Remove them first: virsh {command} {name}")))
+    Some(error.with("vm", name).help(format!("Remove them first: virsh {command} {word}", word = quoted(name))))
 }
 
 /// The new machine takes over the old one's UUID, so a UUID that must be kept has to be the same.
@@ -104,7 +106,11 @@ fn refuse_uuid(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> {
         );
         Error::new(Code::VmExists, message)
             .with("vm", &existing.name)
-            .help(format!("Take it away first, on {}: virsh undefine {}", facts.target.host_name, existing.name))
+            .help(format!(
+                "Take it away first, on {}: virsh undefine {}",
+                facts.target.host_name,
+                quoted(&existing.name)
+            ))
             .help("Or clone without --preserve-uuid and --replica")
     };
     clashes.then(refuse)

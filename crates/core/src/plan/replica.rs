@@ -15,6 +15,7 @@ use crate::domain::{DiskElement, DiskKind, Identity, Lineage};
 use crate::error::{Code, Error, Result};
 use crate::inventory::{ExistingMachine, ImageFacts, ImageFormat, MachineState, Replica, SourceMachine};
 use crate::name::{DiskTarget, SourceName, VmName};
+use crate::quote::quoted;
 use crate::size::{ByteSize, whole_sectors};
 
 /// A machine of the target, as far as finding a replica goes.
@@ -209,7 +210,7 @@ fn refuse_state(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> 
     let message = format!("replica {name} is {}; a replica that runs is never written to", existing.state);
     let error = Error::conflict(message).with("vm", name).with("host", &facts.target.host_name);
     let error = error
-        .help(format!("virsh shutdown {name}; then sync again"))
+        .help(format!("virsh shutdown {word}; then sync again", word = quoted(name)))
         .help("What it wrote makes it another machine than its source: --discard-target-changes throws that away");
     (existing.state != MachineState::Stopped).then_some(error)
 }
@@ -226,7 +227,7 @@ fn refuse_saved(facts: &Facts<'_>, existing: &ExistingMachine) -> Option<Error> 
     let message = format!("replica {name} has {what} and cannot be brought to another point");
     let error = if diverged { Error::conflict(message) } else { Error::unsupported(message) };
     let error = error.with("vm", name).with("host", &facts.target.host_name);
-    Some(error.help(format!("Remove them first: virsh {command} {name}")))
+    Some(error.help(format!("Remove them first: virsh {command} {word}", word = quoted(name))))
 }
 
 /// Disks that cannot be compared, and those that may not be copied whole.

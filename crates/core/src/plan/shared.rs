@@ -5,6 +5,7 @@ use super::Facts;
 use super::check::Checks;
 use crate::error::Error;
 use crate::inventory::{FileId, ImageFacts, SeenFile};
+use crate::quote::quoted;
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     if facts.is_same_host() {
@@ -57,6 +58,6 @@ fn refusal(facts: &Facts<'_>, image: &ImageFacts, path: String) -> Error {
         .help("To move the machine, define it there, or use virsh migrate: its disks need no copy")
         .help(format!(
             "To have a second one, clone it on its own host: kvm-clone clone {source} {source} {}",
-            facts.source.name
+            quoted(&facts.source.name)
         ))
 }

@@ -8,6 +8,7 @@ use super::{Facts, WholeFile};
 use crate::error::Error;
 use crate::inventory::{ImageFacts, ImageFormat, MachineState};
 use crate::name::DiskTarget;
+use crate::quote::quoted;
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     if facts.request.keep_snapshots { check_kept(facts, checks) } else { check_left(facts, checks) }
@@ -33,7 +34,7 @@ fn check_kept(facts: &Facts<'_>, checks: &mut Checks) {
             Error::unsupported(format!("machine {name} runs; images keep their snapshots only while it is stopped"))
                 .with("vm", name)
                 .with("host", &facts.source.host_name);
-        let help = format!("Shut it down (virsh shutdown {name}), or leave --keep-snapshots out");
+        let help = format!("Shut it down (virsh shutdown {word}), or leave --keep-snapshots out", word = quoted(name));
         return checks.fail("snapshots", error.help(help));
     }
     let disks = with_snapshots(facts);

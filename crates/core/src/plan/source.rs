@@ -5,6 +5,7 @@ use super::{Facts, live, snapshots};
 use crate::domain::{self, DiskElement, DiskKind};
 use crate::error::Error;
 use crate::inventory::ImageFacts;
+use crate::quote::quoted;
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     live::check(facts, checks);
@@ -73,7 +74,7 @@ fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
     image.broken.as_ref().map(|fault| {
         Error::verification(format!("image {} is broken: {fault}", image.path))
             .with("path", &image.path)
-            .help(format!("Look at it: qemu-img check {}; restore it, or repair it with -r all", image.path))
+            .help(format!("Look at it: qemu-img check {}; restore it, or repair it with -r all", quoted(&image.path)))
     })
 }
 

@@ -13,6 +13,7 @@ use super::{Base, ChainLink, DiskPlan, Facts, FilePlan, PointsPlan, Replaced, ch
 use crate::error::{Code, Error};
 use crate::inventory::{ImageFacts, ImageFormat, Pool};
 use crate::name::DiskTarget;
+use crate::quote::quoted;
 use crate::size::ByteSize;
 
 /// The disks that have a place.
@@ -97,7 +98,7 @@ pub(super) fn choose_pool<'a>(facts: &Facts<'a>, chain: &[ImageFacts]) -> Result
             .with("host", &facts.target.host_name)
     };
     if !pool.active {
-        return Err(refuse("is not active").help(format!("virsh pool-start {}", pool.name)).help(CHOOSE_POOL));
+        return Err(refuse("is not active").help(format!("virsh pool-start {}", quoted(&pool.name))).help(CHOOSE_POOL));
     }
     if !pool.holds_files() {
         return Err(refuse(&format!("is of type {:?}, which does not hold files", pool.kind)).help(CHOOSE_POOL));

@@ -7,6 +7,7 @@ use crate::inventory::{ImageFacts, Pool};
 use crate::name::SourceName;
 use crate::plan::check::Checks;
 use crate::plan::{Facts, Replaced, storage};
+use crate::quote::quoted;
 
 pub(super) fn place(facts: &Facts<'_>, replaces: Option<&Replaced>, checks: &mut Checks) -> Vec<FilePlan> {
     let mut files = Vec::new();
@@ -53,8 +54,11 @@ fn place_one(facts: &Facts<'_>, drive: &DiskElement, replaces: Option<&Replaced>
 
 fn image<'a>(facts: &Facts<'a>, drive: &DiskElement) -> Result<&'a ImageFacts, Error> {
     let (name, path) = (&facts.source.name, drive.source.as_deref().unwrap_or_default());
-    let eject =
-        format!("Eject it: virsh change-media {name} {} --eject --config; or leave --copy-media out", drive.target);
+    let eject = format!(
+        "Eject it: virsh change-media {} {} --eject --config; or leave --copy-media out",
+        quoted(name),
+        drive.target
+    );
     match facts.source.files.get(path).map(Vec::as_slice) {
         Some([image]) if image.regular_file && image.data_file.is_none() => Ok(image),
         None | Some([]) => {

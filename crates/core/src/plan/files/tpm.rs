@@ -8,6 +8,7 @@ use crate::domain::{Domain, EmulatedTpm, Identity, TpmState};
 use crate::error::{Code, Error};
 use crate::plan::check::Checks;
 use crate::plan::{CloneRequest, Facts};
+use crate::quote::quoted;
 
 /// Where the state to be copied is at the source; nothing where none is asked for.
 #[must_use]
@@ -117,7 +118,7 @@ fn refuse_live(facts: &Facts<'_>) -> Option<Error> {
         Error::unsupported(format!("machine {name} runs; the state of its TPM can be copied only while it is stopped"))
             .with("vm", name)
             .with("device", "tpm")
-            .help(format!("Shut it down: virsh shutdown {name}; or {otherwise}"))
+            .help(format!("Shut it down: virsh shutdown {word}; or {otherwise}", word = quoted(name)))
     })
 }
 
@@ -140,7 +141,7 @@ fn refuse_other_keys(facts: &Facts<'_>, uuid: Uuid) -> Option<Error> {
     let (whose, help) = match owner {
         Some(machine) => (
             format!("machine {} has a TPM with a state, {dir}", machine.name),
-            format!("Delete that machine with its TPM first: virsh undefine --tpm --nvram {}", machine.name),
+            format!("Delete that machine with its TPM first: virsh undefine --tpm --nvram {}", quoted(&machine.name)),
         ),
         None => (format!("the target has a state of a TPM for its UUID, {dir}"), format!("Move {dir} away")),
     };

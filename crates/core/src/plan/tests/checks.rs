@@ -368,3 +368,18 @@ fn snapshots_that_cannot_be_kept_are_refused() {
     let World { request, source, target, fresh } = contradiction;
     assert_eq!(plan_clone(&request, &source, &target, &fresh).unwrap_err().code.number(), 1007);
 }
+
+#[test]
+fn names_in_commands_of_a_help_are_quoted() {
+    let plan = world().with(|w| {
+        w.image().pool = Some("my pool".to_owned());
+        w.target.pools.push(Pool { active: false, ..pool("my pool", "/fast") });
+        w.source.name = "my machine".parse().unwrap();
+        w.request.new_name = Some("mine".parse().unwrap());
+        w.source.state = MachineState::Crashed;
+    });
+    let help: Vec<_> = plan.checks.iter().filter_map(|check| check.help.as_deref()).collect();
+    for command in ["virsh pool-start 'my pool'", "virsh destroy 'my machine'"] {
+        assert!(help.iter().any(|help| help.ends_with(command)), "{help:?}");
+    }
+}
