@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::domain::Lineage;
+use crate::error::Error;
 use crate::name::{DiskTarget, SourceName};
 
 /// The random id of a host, by which one host under two names is recognised.
@@ -172,6 +173,9 @@ pub struct SourceMachine {
     pub snapshots: Vec<String>,
     /// The images of each disk.
     pub images: BTreeMap<DiskTarget, ImageChain>,
+    /// Why the images of these disks could not be looked at.
+    #[serde(default)]
+    pub unseen: BTreeMap<DiskTarget, Error>,
     /// Files beside the disks that the copy gets too, by the path that the definition has; those that exist.
     pub files: BTreeMap<String, ImageChain>,
     /// Where its host's libvirt keeps firmware variables that no definition names.

@@ -11,7 +11,8 @@ use kvm_clone_core::inventory::{
 };
 use kvm_clone_core::name::{DiskTarget, SourceName};
 use kvm_clone_core::plan::{
-    CloneRequest, Existing, FreshIdentity, platform_there, source_domain, tpm_files, wanted_paths,
+    CloneRequest, Existing, FreshIdentity, platform_there, source_domain, tpm_files, unseen_image, unseen_volume,
+    wanted_paths,
 };
 use kvm_clone_core::wire::control::{Reply, Request};
 use kvm_clone_core::wire::facts::{Identity, PathFacts};
@@ -49,12 +50,16 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     machine.live = site.libvirt.live(machine.uuid).await?;
     machine.qemu_nbd = site.host.facts.programs.contains_key("qemu-nbd");
     let mut identities = BTreeMap::new();
-    for (disk, Inspected { mut images, identities: found }) in disk_images(site, &domain).await? {
-        identities.insert(disk.clone(), found);
-        for image in &mut images {
-            image.pool = pool_of(&pools, &image.path);
+    for disk in domain.data_disks() {
+        let target = disk.target.clone();
+        match first_look(site, disk, &pools).await? {
+            Looked::Seen(Inspected { images, identities: found }) => {
+                identities.insert(target.clone(), found);
+                machine.images.insert(target, images);
+            }
+            Looked::Unseen(why) => drop(machine.unseen.insert(target, why)),
+            Looked::Passed => {}
         }
-        machine.images.insert(disk, images);
     }
     let mut file_identities = BTreeMap::new();
     machine.nvram_dir.clone_from(&site.host.facts.nvram_dir);
@@ -73,11 +78,38 @@ pub(crate) async fn source(site: &Site, name: &SourceName, request: &CloneReques
     Ok(Source { machine, identities, file_identities })
 }
 
+/// What came of looking at a disk of the source.
+enum Looked {
+    Seen(Inspected),
+    /// It cannot be looked at: the plan says so, beside whatever else it has to say.
+    Unseen(Error),
+    /// It is of a kind that is not looked at.
+    Passed,
+}
+
+async fn first_look(site: &Site, disk: &DiskElement, pools: &[Pool]) -> Result<Looked> {
+    let path = match disk_path(site, disk).await {
+        Ok(Some(path)) => path,
+        Ok(None) => return Ok(Looked::Passed),
+        Err(error) => return unseen_volume(disk, pools, error).map(Looked::Unseen),
+    };
+    match inspect(&site.host, ImageSpec::new(path, disk.format())).await {
+        Ok(mut seen) => {
+            for image in &mut seen.images {
+                image.pool = pool_of(pools, &image.path);
+            }
+            Ok(Looked::Seen(seen))
+        }
+        Err(error) => unseen_image(error).map(Looked::Unseen),
+    }
+}
+
 /// The images of a machine's disks; those of kinds that cannot be read are left out.
 pub(crate) async fn disk_images(site: &Site, domain: &Domain) -> Result<BTreeMap<DiskTarget, Inspected>> {
     let mut found = BTreeMap::new();
     for disk in domain.data_disks() {
-        let Some(path) = disk_path(site, disk).await? else { continue };
+        let path = disk_path(site, disk).await.map_err(|error| error.with("disk", &disk.target))?;
+        let Some(path) = path else { continue };
         let seen = inspect(&site.host, ImageSpec::new(path, disk.format())).await;
         found.insert(disk.target.clone(), seen.map_err(|error| error.with("disk", &disk.target))?);
     }

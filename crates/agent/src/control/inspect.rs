@@ -1,6 +1,7 @@
 //! Looking at the source's images: what they are, what lies behind them, where their data is.
 
 use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -73,7 +74,11 @@ enum Seen {
 
 fn look(path: &Path, format: &Format) -> Result<Seen> {
     let missing = |error: Error| {
-        if path.exists() { error } else { Error::conflict(format!("the image {} is missing", path.display())) }
+        // What cannot be reached for want of rights is not missing.
+        if !std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            return error;
+        }
+        Error::conflict(format!("the image {} is missing", path.display())).with("path", path.display())
     };
     match format {
         Format::Other(name) => {
@@ -171,6 +176,7 @@ fn add_qcow2(path: &Path, info: &ImageInfo, out: &mut ImageFacts) -> Result<()> 
                 ))
             })?;
             out.allocated += facts.blocks() * 512;
+                .with("path", data.display())
             out.data_file = Some(data.display().to_string());
         }
         None if info.features.contains(&Feature::ExternalDataFile) => {

@@ -30,6 +30,8 @@ pub struct DiskElement {
     pub readonly: bool,
     /// Whether several machines may write to it at once.
     pub shareable: bool,
+    /// Whether libvirt starts the machine without its image where that is missing (`startupPolicy`).
+    pub optional: bool,
     /// Whether what the guest writes is dropped when it stops.
     pub transient: bool,
     /// The serial number that the guest sees.
@@ -150,6 +152,7 @@ fn read_one(element: &Element, target: DiskTarget) -> Result<DiskElement> {
         format: element.attr_at(&["driver"], "type").map(str::to_owned),
         readonly: element.child("readonly").is_some(),
         shareable: element.child("shareable").is_some(),
+        optional: of_source("startupPolicy").as_deref() == Some("optional"),
         transient: element.child("transient").is_some(),
         serial: element.text_at(&["serial"]).map(str::to_owned),
     })

@@ -32,6 +32,7 @@ mod snapshots;
 mod source;
 mod storage;
 mod target;
+mod unseen;
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ pub use request::{
 pub use retention::{MOST_POINTS, Retention, Safety};
 pub use source::refuse_disk;
 pub use target::platform_there;
+pub use unseen::{unseen_image, unseen_volume};
 
 use crate::blocks::BlockSize;
 use crate::domain::{self, CarryContext, Domain, Identity, Whereabouts};

@@ -1,7 +1,7 @@
 //! Whether the source can be copied.
 
 use super::check::Checks;
-use super::{Facts, live, snapshots};
+use super::{Facts, live, snapshots, storage, unseen};
 use crate::domain::{self, DiskElement, DiskKind};
 use crate::error::Error;
 use crate::inventory::ImageFacts;
@@ -24,11 +24,7 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
     for disk in facts.domain.data_disks() {
         let target = &disk.target;
         match facts.source.images.get(target).map(Vec::as_slice) {
-            None | Some([]) => {
-                let error = Error::insufficient(format!("the image of disk {target} cannot be found or read"));
-                let path = disk.source.clone().unwrap_or_default();
-                failures.push(error.with("disk", target).with("path", path).help("Check the path on the source host"));
-            }
+            None | Some([]) => failures.extend(unseen::refusal(facts, disk)),
             Some(chain @ [top, ..]) => {
                 // What runs is read through its own process, which knows its images.
                 let read = if facts.source.live.is_some() { &[][..] } else { chain };
@@ -38,7 +34,7 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
             }
         }
     }
-    checks.all("images", failures, format!("{} disk(s) can be read", facts.domain.data_disks().count()));
+    checks.all("images", failures, format!("{} disk(s) can be read", storage::images(facts).count()));
 }
 
 /// Why the disk of a stopped machine cannot be read, if it cannot; `qemu_nbd` says whether its host has that program, which reads

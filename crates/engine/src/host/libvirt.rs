@@ -163,6 +163,7 @@ impl Libvirt {
                     managed_save: domain.has_managed_save(0)?,
                     snapshots: snapshots.collect::<Result<_, _>>()?,
                     images: std::collections::BTreeMap::new(),
+                    unseen: std::collections::BTreeMap::new(),
                     files: std::collections::BTreeMap::new(),
                     nvram_dir: String::new(),
                     tpm_dir: String::new(),

@@ -157,6 +157,35 @@ async fn an_image_that_is_none_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_that_are_missing_are_told_all_at_once() {
+    let Some(mut scene) = Scene::new("images_that_are_missing_are_told_all_at_once") else { return };
+    let behind = "mkdir -p /srv && cd /srv && qemu-img create -q -f qcow2 base.qcow2 1M && \
+                  qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2 && rm base.qcow2";
+    scene.alpha.shell(behind).unwrap();
+    let disk = |target, file| Disk { target, format: "qcow2", file };
+    define(&scene, &[disk("vda", "gone.qcow2"), disk("vdb", "over.qcow2")]);
+    let volume = "<disk type='volume' device='disk'><source pool='nopool' volume='v'/><target dev='vdc'/></disk>";
+    let xml = scene.alpha.exec(&["virsh", "-q", "dumpxml", "--inactive", "web1"]).unwrap();
+    let xml = xml.replace("</devices>", &format!("{volume}</devices>"));
+    std::fs::write(scene.alpha.path("/root/machine.xml"), xml).unwrap();
+    scene.alpha.exec(&["virsh", "-q", "define", "/root/machine.xml"]).unwrap();
+    scene.remember();
+    let client = client(&scene.lab).await;
+    let (name, request) = ("web1".parse().unwrap(), CloneRequest::default());
+    let prepared = client.prepare(&spec("alpha"), &spec("beta"), &name, request, silent()).await.unwrap();
+    let errors: Vec<_> = prepared.plan().checks.iter().filter_map(|check| check.error()).cloned().collect();
+    for (error, (disk, words)) in
+        errors.iter().zip([("vda", "/srv/gone.qcow2"), ("vdb", "/srv/base.qcow2"), ("vdc", "nopool")])
+    {
+        assert_eq!((number(error), error.context["disk"].as_str()), (1005, disk), "{error:?}");
+        assert!(error.message.contains(words) && error.help.iter().any(|help| help.contains("--exclude")), "{error:?}");
+    }
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    drop((prepared, client));
+    scene.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn storage_that_both_hosts_reach_is_refused() {
     let Some(mut scene) = Scene::new("storage_that_both_hosts_reach_is_refused") else { return };
     scene.alpha.small_filesystem("/srv", FsKind::Ext4, 64 * MIB).unwrap();

@@ -41,7 +41,12 @@ pub fn is_copied_medium(machine: &SourceName, drive: &DiskElement) -> bool {
 
 fn wanted<'a>(facts: &Facts<'a>) -> Vec<&'a DiskElement> {
     let missing = facts.domain.media_to_copy(&facts.target.paths_present, facts.whereabouts);
-    missing.into_iter().filter(|_| facts.request.copy_media).collect()
+    missing.into_iter().filter(|drive| facts.request.copy_media && !is_empty_at_start(facts, drive)).collect()
+}
+
+/// formatdomain, `startupPolicy`: the source itself would start with the drive empty, so there is nothing to bring.
+fn is_empty_at_start(facts: &Facts<'_>, drive: &DiskElement) -> bool {
+    drive.optional && drive.source.as_ref().is_some_and(|path| !facts.source.files.contains_key(path))
 }
 
 fn place_one(facts: &Facts<'_>, drive: &DiskElement, replaces: Option<&Replaced>) -> Result<FilePlan, Error> {

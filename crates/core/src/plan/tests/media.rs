@@ -57,8 +57,16 @@ fn media_follow_the_pool_of_the_disks_and_take_space_there() {
 
 #[test]
 fn media_that_cannot_be_copied_are_refused() {
-    let cases: [(&str, Change, u16); 5] = [
-        ("not there", |w| w.source.files.clear(), 1005),
+    let cases: [(&str, Change, u16); 6] = [
+        (
+            "not there",
+            |w| {
+                w.source.files.clear();
+                w.source.xml = w.source.xml.replace(" startupPolicy='optional'", "");
+            },
+            1005,
+        ),
+        ("not there, and libvirt starts without it", |w| w.source.files.clear(), 0),
         ("a chain", |w| w.source.files.values_mut().for_each(|chain| chain.push(image("/b", 0))), 1013),
         ("a device", |w| w.source.files.values_mut().for_each(|chain| chain[0].regular_file = false), 1013),
         ("a file in the way", |w| w.target.paths_present.extend(["/images/small_clone-sdb.iso".to_owned()]), 1004),
@@ -69,6 +77,13 @@ fn media_that_cannot_be_copied_are_refused() {
         assert_eq!(code(&plan), expected, "{what}: {:?}", plan.refusal());
         assert!(plan.refusal().is_none_or(|error| !error.help.is_empty()), "{what} has no way out");
     }
+}
+
+#[test]
+fn an_optional_medium_that_is_missing_is_ejected_as_libvirt_would() {
+    let plan = with_dvd().with(|w| w.source.files.clear());
+    assert!(plan.files.is_empty() && !plan.definition.unwrap().contains(ISO));
+    assert!(plan.warnings.iter().any(|warning| warning.contains("is ejected from sdb")), "{:?}", plan.warnings);
 }
 
 #[test]

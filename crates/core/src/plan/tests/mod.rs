@@ -14,6 +14,7 @@ mod reducing;
 mod replacing;
 mod sync;
 mod tpm;
+mod unseen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +48,7 @@ pub(super) fn world() -> World {
         managed_save: false,
         snapshots: Vec::new(),
         images: BTreeMap::from([("vda".parse().unwrap(), vec![image("/pool/small.qcow2", 4)])]),
+        unseen: BTreeMap::new(),
         files: BTreeMap::new(),
         nvram_dir: "/a/nvram".to_owned(),
         tpm_dir: "/a/swtpm".to_owned(),
