@@ -4,6 +4,7 @@ use super::Domain;
 use super::edit::Edits;
 use super::refuse::cannot;
 use super::tree::Element;
+use super::which::end;
 use crate::error::Error;
 use crate::name::{SourceName, VmName};
 
@@ -38,7 +39,9 @@ fn refuse_end(device: &Element, domain: &Domain) -> Option<Error> {
     if OWN_ENDS.contains(&kind) || socket_is_own(device, domain) {
         return None;
     }
-    let end = device.attr_at(&["source"], "path").unwrap_or("an address of the host");
+    let connects = device.all("source").find(|source| source.attr("mode") == Some("connect"));
+    let end = connects.or_else(|| device.child("source")).and_then(end);
+    let end = end.unwrap_or_else(|| "an address of the host".to_owned());
     let message = format!("a <{}> of type {kind:?} leads to {end}, which the copy would share", device.name);
     Some(cannot(message, way_out(device)).with("device", &device.name))
 }

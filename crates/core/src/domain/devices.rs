@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use super::Domain;
 use super::edit::Edits;
-use super::refuse::cannot;
+use super::refuse::{cannot, cannot_carry};
 use super::tree::Element;
+use super::which::with_article;
 use crate::error::Error;
 
 /// Elements of `<devices>` whose other end is hardware or files of the host: what it is, and what can be done.
@@ -20,9 +21,11 @@ const HOST_BOUND: [(&str, &str, &str); 5] = [
 
 /// Devices that this version cannot carry, each said once a device.
 pub(super) fn refuse_host_bound(domain: &Domain) -> Vec<Error> {
-    let known = |device: &Element| HOST_BOUND.iter().find(|(name, _, _)| device.is(name));
-    let bound = domain.devices().iter().filter_map(known);
-    bound.map(|(name, what, help)| cannot(format!("the machine {what}"), *help).with("device", name)).collect()
+    let refuse = |device: &Element| {
+        let (_, what, help) = HOST_BOUND.iter().find(|(name, _, _)| device.is(name))?;
+        Some(cannot_carry(device, format!("the machine {what}"), help))
+    };
+    domain.devices().iter().filter_map(refuse).collect()
 }
 
 /// Inputs, random sources and memory that stand on a device or file of the host.
@@ -34,8 +37,8 @@ pub(super) fn refuse_host_backed(domain: &Domain) -> Vec<Error> {
     let cards = domain.devices_named("smartcard");
     let cards = cards.filter(|card| matches!(card.attr("mode"), Some("host" | "host-certificates")));
     let refuse = |device: &Element| {
-        let message = format!("a <{}> device stands on a device, file or socket of its host", device.name);
-        cannot(message, "Remove it from the source machine").with("device", &device.name)
+        let message = format!("{} stands on a device, file or socket of its host", with_article(device));
+        cannot_carry(device, message, "Remove it from the source machine")
     };
     inputs.chain(randoms).chain(memories).chain(cards).map(refuse).collect()
 }

@@ -27,6 +27,7 @@ mod tpm;
 mod transform;
 pub(crate) mod tree;
 
+mod which;
 #[cfg(test)]
 mod tests;
 

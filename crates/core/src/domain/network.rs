@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::Domain;
 use super::edit::{Edits, escape};
 use super::identity::Identity;
-use super::refuse::cannot;
+use super::reduce::is_host_device;
+use super::refuse::cannot_carry;
 use super::tree::Element;
 use crate::error::Error;
 
@@ -59,14 +60,18 @@ fn read_one(element: &Element) -> Interface {
 
 /// Interfaces that are tied to a process or device of their host.
 pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
-    let refuse = |nic: Interface| {
-        cannot(
-            format!("a network interface of type {:?} belongs to its host", nic.kind),
-            "Give the source machine an interface of a libvirt network or a bridge instead",
-        )
-        .with("interface", nic.mac.unwrap_or_default())
+    let refuse = |element: &Element| {
+        let nic = read_one(element);
+        let message = format!("a network interface of type {:?} belongs to its host", nic.kind);
+        let instead = "Give the source machine an interface of a libvirt network or a bridge instead";
+        let error = match is_host_device(element) {
+            true => cannot_carry(element, message, "Leave it out with --drop-hostdev").help(instead),
+            false => cannot_carry(element, message, instead),
+        };
+        error.with("interface", nic.mac.unwrap_or_default())
     };
-    read(domain).into_iter().filter(|nic| !CARRIED.contains(&nic.kind.as_str())).map(refuse).collect()
+    let is_carried = |element: &&Element| element.attr("type").is_some_and(|kind| CARRIED.contains(&kind));
+    domain.devices_named("interface").filter(|element| !is_carried(element)).map(refuse).collect()
 }
 
 /// Plugs the interfaces in anew and takes away what may exist only once.

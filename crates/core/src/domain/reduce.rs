@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Domain;
 use super::edit::Edits;
 use super::tree::Element;
+use super::which::{which, with_article};
 use crate::error::{Error, Result};
 use crate::name::DiskTarget;
 
@@ -70,7 +71,7 @@ fn leave_disks_out(domain: &Domain, disks: &BTreeSet<DiskTarget>, edits: &mut Ed
 }
 
 /// formatdomain, "Host device assignment"; a network device and a TPM of the host are such as well.
-fn is_host_device(device: &Element) -> bool {
+pub(super) fn is_host_device(device: &Element) -> bool {
     let is_nic = device.is("interface") && matches!(device.attr("type"), Some("hostdev" | "vdpa"));
     let is_tpm = device.is("tpm") && device.attr_at(&["backend"], "type") == Some("passthrough");
     device.is("hostdev") || is_nic || is_tpm
@@ -80,7 +81,8 @@ fn leave_out<'a>(devices: impl Iterator<Item = &'a Element>, edits: &mut Edits<'
     let note = |device: &Element| {
         edits.remove(device);
         let kind = device.attr("type").map(|kind| format!(" of type {kind:?}")).unwrap_or_default();
-        format!("a <{}>{kind} is left out", device.name)
+        let which = which(device).map(|which| format!(": {which}")).unwrap_or_default();
+        format!("{}{kind} is left out{which}", with_article(device))
     };
     devices.map(note).collect()
 }

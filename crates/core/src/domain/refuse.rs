@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::tree::Element;
+use super::which::which;
 use super::{Domain, Identity, TpmState, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
 use crate::error::Error;
 
@@ -59,6 +61,16 @@ pub fn warnings(domain: &Domain) -> Vec<String> {
 /// An error about something that this version cannot carry.
 pub(super) fn cannot(message: impl Into<String>, help: impl Into<String>) -> Error {
     Error::unsupported(message).help(help)
+}
+
+/// An error about a device that this version cannot carry, which names it.
+pub(super) fn cannot_carry(device: &Element, message: impl Into<String>, help: &str) -> Error {
+    let message = message.into();
+    match which(device) {
+        Some(which) => cannot(format!("{message}: {which}"), help).with("which", which),
+        None => cannot(message, help),
+    }
+    .with("device", &device.name)
 }
 
 /// formatdomain, "General metadata": the domain type says which hypervisor runs it.

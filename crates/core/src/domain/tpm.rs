@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::Domain;
 use super::identity::Identity;
-use super::refuse::cannot;
+use super::refuse::{cannot, cannot_carry};
 use super::tree::Element;
 use crate::error::Error;
 
@@ -91,7 +91,7 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
         match backend.attr("type") {
             Some("passthrough") => {
                 let help = "Leave it out with --drop-hostdev";
-                Some(cannot("the machine uses the TPM of its host", help).with("device", "tpm"))
+                Some(cannot_carry(tpm, "the machine uses the TPM of its host", help))
             }
             Some("emulator") | None if backend.child("source").is_some() => by_hand(
                 "the state of the machine's TPM lies at a place of its own, where two machines would meet".into(),

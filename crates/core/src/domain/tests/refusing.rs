@@ -67,6 +67,36 @@ fn devices_of_the_host_are_refused() {
 }
 
 #[test]
+fn each_device_of_a_host_is_named() {
+    let devices = "<hostdev type='usb'><source><vendor id='0x1'/><product id='0x2'/></source></hostdev>\
+                   <hostdev type='pci'><source><address bus='0x02' slot='0x00' function='0x0'/></source></hostdev>\
+                   <input type='evdev'><source dev='/dev/input/event1'/></input>\
+                   <interface type='hostdev'><source><address bus='0x03'/></source></interface>\
+                   <redirdev bus='usb' type='tcp'><source mode='connect' host='h' service='7'/></redirdev>";
+    let domain = Domain::parse(&with_device(devices)).unwrap();
+    let context = CarryContext {
+        paths_present: &BTreeSet::new(),
+        whereabouts: Whereabouts::OtherHost,
+        identity: Identity::New,
+        tpm: TpmState::Unsaid,
+    };
+    let errors = refusals(&domain, &context);
+    let messages: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        [
+            "the machine uses a device of its host: USB device 1:2",
+            "the machine uses a device of its host: PCI device 0000:02:00.0",
+            "an <input> stands on a device, file or socket of its host: evdev, /dev/input/event1",
+            "a network interface of type \"hostdev\" belongs to its host: PCI device 0000:03:00.0",
+            "a <redirdev> of type \"tcp\" leads to h, port 7, which the copy would share",
+        ]
+    );
+    assert_eq!(errors[1].context["which"], "PCI device 0000:02:00.0");
+    assert_eq!(errors[3].help[0], "Leave it out with --drop-hostdev");
+}
+
+#[test]
 fn a_shared_socket_of_an_agent_says_how_libvirt_names_it() {
     let channel = "<channel type='unix'><source mode='bind' path='/run/shared.sock'/><target type='virtio'/></channel>";
     let domain = Domain::parse(&with_device(channel)).unwrap();

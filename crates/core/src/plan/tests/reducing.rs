@@ -13,7 +13,7 @@ pub(super) fn xml(plan: &ClonePlan) -> &str {
 fn bound() -> World {
     let mut world = world();
     world.add_device(
-        "<hostdev mode='subsystem' type='pci'><source/></hostdev><filesystem type='mount'><source dir='/a'/></filesystem>\
+        "<hostdev mode='subsystem' type='pci'><source><address bus='2'/></source></hostdev><filesystem type='mount'><source dir='/a'/></filesystem>\
          <disk type='network' device='disk'><source protocol='rbd' name='p/i'/><target dev='vdb'/></disk>",
     );
     let tuning = "<vcpu cpuset='0-1'>1</vcpu><cputune><vcpupin vcpu='0' cpuset='64'/></cputune><numatune/>\
@@ -42,7 +42,14 @@ fn what_is_left_out_is_gone_and_said() {
     }
     assert!(machine.contains("<locked/>"), "what was not asked for stays");
     let said = plan.warnings.join("\n");
-    for word in ["<hostdev>", "<filesystem>", "disk vdb", "<cputune>", "huge pages"] {
+    for word in [
+        "<hostdev>",
+        "0000:02:00.0",
+        "a <filesystem> of type \"mount\" is left out: /a",
+        "disk vdb",
+        "<cputune>",
+        "huge pages",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
 }
