@@ -1,6 +1,7 @@
 //! Firmware, kernels and firmware tables: formatdomain, "Operating system booting" and "SMBIOS System Information".
 
 use super::Domain;
+use super::arguments;
 use super::refuse::CarryContext;
 use super::tree::Element;
 use crate::error::Error;
@@ -27,6 +28,7 @@ pub(super) fn paths(domain: &Domain) -> Vec<(&'static str, String)> {
     found.extend(tables.map(|table| ("ACPI table", table.trimmed().to_owned())));
     found.extend(entries.filter_map(files("fw_cfg file")));
     found.extend(roms.filter_map(files("device ROM")));
+    found.extend(arguments::files(domain));
     found.retain(|(_, path)| !path.is_empty());
     found
 }

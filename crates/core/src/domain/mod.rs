@@ -5,6 +5,7 @@
 //! read and what is changed. Facts about elements come from libvirt's `formatdomain` manual, whose sections are named
 //! where they are used.
 
+mod arguments;
 mod binding;
 mod chardev;
 mod cpu;
@@ -26,8 +27,8 @@ mod refuse;
 mod tpm;
 mod transform;
 pub(crate) mod tree;
-
 mod which;
+
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::tree::Element;
 use super::which::which;
-use super::{Domain, Identity, TpmState, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
+use super::{Domain, Identity, TpmState, arguments, chardev, devices, disks, firmware, hostbound, network, nvram, tpm};
 use crate::error::Error;
 
 /// Whether source and target are one host, where two machines could meet in one file.
@@ -41,7 +41,7 @@ const RULES: [Rule; 10] = [
     devices::refuse_sealed,
     network::refusals,
     chardev::refusals,
-    hostbound::refuse_arguments,
+    arguments::refusals,
 ];
 
 /// Everything that this version cannot carry; nothing of it is ever dropped silently.

@@ -153,12 +153,31 @@ fn files_that_the_machine_boots_with_must_be_at_the_target() {
     assert_eq!(refuse(&small_with("</os>", table))[0].0, 1005);
 }
 
+fn with_arguments(words: &[&str]) -> String {
+    let namespace = "<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0' type='kvm'>";
+    let words: String = words.iter().map(|word| format!("<q:arg value='{word}'/>")).collect();
+    let line = format!("<q:commandline><q:env name='A' value='/a'/>{words}</q:commandline></domain>");
+    small_with("<domain type='kvm'>", namespace).replace("</domain>", &line)
+}
+
 #[test]
 fn arguments_for_qemu_that_name_files_are_refused() {
-    let namespace = "<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0' type='kvm'>";
-    let xml = small_with("<domain type='kvm'>", namespace)
-        .replace("</domain>", "<q:commandline><q:arg value='file=/a.img,if=none'/></q:commandline></domain>");
-    assert_eq!(refuse(&xml)[0].0, 1013);
+    let refused = refuse(&with_arguments(&["-device", "vfio-pci,host=01:00.0", "-drive", "file=/a.img,if=none", "-S"]));
+    assert_eq!(refused.iter().map(|(code, _)| *code).collect::<Vec<_>>(), [1013, 1013]);
+    assert!(refused[0].1.ends_with("a device of the source's host: -device vfio-pci,host=01:00.0"), "{refused:?}");
+    assert!(refused[1].1.contains("/a.img"), "{refused:?}");
+}
+
+#[test]
+fn files_that_arguments_have_read_must_be_at_the_target() {
+    assert_eq!(refuse(&with_arguments(&["-fw_cfg", "name=opt/x,file=/boot/here"])), []);
+    let gone = with_arguments(&["-fw_cfg", "name=opt/x,file=/boot/gone"]);
+    let refused = refuse(&gone);
+    assert!(
+        refused.len() == 1 && refused[0].0 == 1005 && refused[0].1.contains("fw_cfg file /boot/gone"),
+        "{refused:?}"
+    );
+    assert!(Domain::parse(&gone).unwrap().host_paths().contains("/boot/gone"), "the target is asked about it");
 }
 
 #[test]
