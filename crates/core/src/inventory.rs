@@ -207,6 +207,9 @@ pub struct ImageFacts {
     pub file: FileId,
     /// The number of snapshots inside it.
     pub snapshots: u32,
+    /// Whether it has bitmaps inside, as backup programs leave them.
+    #[serde(default)]
+    pub bitmaps: bool,
     /// What it needs and no reader has, in words: `LUKS encryption`, …
     pub unsupported: Vec<String>,
     /// What it needs and only qemu's own readers have: `zstd compression`, …

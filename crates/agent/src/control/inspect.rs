@@ -126,6 +126,7 @@ fn image_facts(path: &Path, format: &Format, seen: &Seen, facts: &Metadata) -> R
         allocated: if kind.is_block_device() { size } else { facts.blocks() * 512 },
         file: storage::file_id(path, facts),
         snapshots: 0,
+        bitmaps: false,
         unsupported: Vec::new(),
         by_qemu: Vec::new(),
         data_file: None,
@@ -149,6 +150,7 @@ fn image_facts(path: &Path, format: &Format, seen: &Seen, facts: &Metadata) -> R
 fn add_qcow2(path: &Path, info: &ImageInfo, out: &mut ImageFacts) -> Result<()> {
     out.virtual_size = info.virtual_size;
     out.snapshots = info.snapshots;
+    out.bitmaps = info.features.contains(&Feature::Bitmaps);
     let (by_qemu, by_none): (Vec<Feature>, Vec<Feature>) =
         info.features.iter().filter(|feature| feature.hinders_reading()).partition(|feature| feature.is_read_by_qemu());
     out.by_qemu.extend(by_qemu.iter().map(ToString::to_string));
@@ -174,9 +176,9 @@ fn add_qcow2(path: &Path, info: &ImageInfo, out: &mut ImageFacts) -> Result<()> 
                     data.display(),
                     path.display()
                 ))
+                .with("path", data.display())
             })?;
             out.allocated += facts.blocks() * 512;
-                .with("path", data.display())
             out.data_file = Some(data.display().to_string());
         }
         None if info.features.contains(&Feature::ExternalDataFile) => {

@@ -174,7 +174,7 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
 fn refuse_one(disk: &DiskElement, element: &Element) -> Option<Error> {
     let target = &disk.target;
     let refuse = |what: &str, help: &str| Some(cannot(format!("disk {target} {what}"), help).with("disk", target));
-    let detach = "Leave the disk out with --exclude DISK, and see to its contents by other means";
+    let detach = &format!("Leave the disk out with --exclude {target}, and see to its contents by other means");
     match (&disk.device, &disk.kind) {
         (DiskDevice::Lun, _) => return refuse("is a SCSI unit passed through from the host", detach),
         (_, DiskKind::File | DiskKind::Block | DiskKind::Volume) => {}
@@ -208,6 +208,10 @@ pub(super) fn edit(domain: &Domain, new: &BTreeMap<DiskTarget, NewDisk>, edits: 
         let source = element.child("source");
         let source = source.ok_or_else(|| Error::internal(format!("disk {} has no source", disk.target)))?;
         repoint(element, source, new, edits);
+        if let (DiskKind::Volume, Some(volume), Some(pool)) = (&disk.kind, &disk.source, &disk.pool) {
+            let target = &disk.target;
+            notes.push(format!("disk {target}, volume {volume} of pool {pool}, becomes a file"));
+        }
         if disk.readonly {
             notes.push(format!("disk {} is read-only; the copy has an image of its own all the same", disk.target));
         }

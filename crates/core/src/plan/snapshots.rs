@@ -46,8 +46,8 @@ fn check_kept(facts: &Facts<'_>, checks: &mut Checks) {
     let list =
         if list.is_empty() { "no disk has any inside".to_owned() } else { format!("kept inside {}", list.join(", ")) };
     checks.all("snapshots", failures, list);
-    if !disks.is_empty() {
-        checks.warnings.push("bitmaps of backup programs in these images do not come along".to_owned());
+    for (target, _) in disks.iter().filter(|(target, _)| has_bitmaps(facts, target)) {
+        checks.warnings.push(format!("bitmaps of backup programs inside disk {target} do not come along"));
     }
     let named = facts.source.snapshots.join(", ");
     if !named.is_empty() {
@@ -62,6 +62,10 @@ fn with_snapshots<'a>(facts: &'a Facts<'_>) -> Vec<(&'a DiskTarget, u32)> {
         (target, chain.iter().map(|image| image.snapshots).sum::<u32>())
     };
     facts.source.images.iter().map(counted).filter(|(_, inside)| *inside > 0).collect()
+}
+
+fn has_bitmaps(facts: &Facts<'_>, target: &DiskTarget) -> bool {
+    facts.source.images.get(target).is_some_and(|chain| chain.iter().any(|image| image.bitmaps))
 }
 
 /// Whether the image can be carried as it is: all of it in this one file.

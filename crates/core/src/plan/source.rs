@@ -30,7 +30,7 @@ fn check_images(facts: &Facts<'_>, checks: &mut Checks) {
                 let read = if facts.source.live.is_some() { &[][..] } else { chain };
                 let errors = read.iter().filter_map(|image| refuse_to_read(disk, image, host, facts.source.qemu_nbd));
                 let errors = errors.chain(refuse_format(disk, top));
-                failures.extend(errors.map(|error| error.with("disk", target)));
+                failures.extend(errors.map(|error| unseen::or_leave_out(error, target).with("disk", target)));
             }
         }
     }
@@ -56,22 +56,35 @@ fn refuse_to_read(disk: &DiskElement, image: &ImageFacts, host: &str, qemu_nbd: 
 }
 
 fn refuse_image(disk: &DiskElement, image: &ImageFacts) -> Option<Error> {
-    let refuse = |why: String| {
-        Error::unsupported(format!("image {} {why}", image.path))
-            .with("path", &image.path)
-            .help("Convert it with qemu-img convert")
+    let refuse = |why: &str, help: &str| {
+        Error::unsupported(format!("image {} {why}", image.path)).with("path", &image.path).help(help)
     };
     if !image.regular_file && disk.kind != DiskKind::Block {
-        return Some(refuse("is not a plain file".to_owned()));
+        let help = "If it is the disk's own block device, make it <disk type='block'> with <source dev='…'/>; what lies on \
+                    another one is read once it is in a file (qemu-img convert)";
+        return Some(refuse("is not a plain file, as the definition says", help));
     }
     if let Some(feature) = image.unsupported.first() {
-        return Some(refuse(format!("uses {feature}")));
+        return Some(refuse(&format!("uses {feature}"), instead_of(feature)));
     }
     image.broken.as_ref().map(|fault| {
         Error::verification(format!("image {} is broken: {fault}", image.path))
             .with("path", &image.path)
             .help(format!("Look at it: qemu-img check {}; restore it, or repair it with -r all", quoted(&image.path)))
     })
+}
+
+/// What to do about something that no reader has.
+fn instead_of(feature: &str) -> &'static str {
+    let feature = feature.to_lowercase();
+    match () {
+        () if feature.contains("encryption") || feature.contains("luks") => {
+            "Keys are not carried: decrypt it first, with qemu-img convert and its key in --object secret"
+        }
+        () if feature.contains("corrupt") => "Repair it with qemu-img check -r all, on a copy of it",
+        () if feature.contains("no qemu-img") => "Install qemu-utils (Debian) or qemu-img (Fedora) there",
+        () => "Convert it with qemu-img convert",
+    }
 }
 
 /// What only qemu reads needs `qemu-nbd` on its host.

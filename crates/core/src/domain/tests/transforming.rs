@@ -146,6 +146,14 @@ fn the_emulator_is_the_targets() {
     assert!(xml.contains("<emulator>/usr/libexec/qemu-kvm</emulator>"));
 }
 
+#[test]
+fn a_volume_becomes_a_file_and_that_is_said() {
+    let volume = "<disk type='volume'><source pool='fast' volume='v 1'/><target dev='vdb'/></disk>";
+    let (xml, notes) = transformed(&with_device(volume), |_| ());
+    assert!(!xml.contains("'volume'"), "{xml}");
+    assert_eq!(notes, ["disk vdb, volume v 1 of pool fast, becomes a file"]);
+}
+
 /// As oVirt, virt-manager of old, CloudStack and libvirt itself name them.
 #[test]
 fn sockets_of_channels_are_named_anew() {

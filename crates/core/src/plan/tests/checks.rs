@@ -336,6 +336,8 @@ fn images_keep_their_snapshots_by_word() {
     assert_eq!(plan.disks[0].allocated, 20 * GIB, "snapshots take more than the guest sees");
     assert!(plan.describe().contains("with 2 snapshot(s) inside"), "{}", plan.describe());
     assert!(plan.warnings.iter().any(|warning| warning.contains("before-upgrade")), "{:?}", plan.warnings);
+    assert!(!plan.warnings.iter().any(|warning| warning.contains("bitmaps")), "{:?}", plan.warnings);
+    let plan = kept(|w| w.image().bitmaps = true);
     assert!(plan.warnings.iter().any(|warning| warning.contains("bitmaps")), "{:?}", plan.warnings);
     assert_eq!(world().plan().disks[0].whole, None);
     assert_eq!(kept(|w| w.image().snapshots = 0).disks[0].whole, None, "without snapshots it is copied as ever");

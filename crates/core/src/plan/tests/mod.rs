@@ -73,6 +73,7 @@ pub(super) fn image(path: &str, allocated_gib: u64) -> ImageFacts {
         allocated: allocated_gib * GIB,
         file: FileId { device: 1, inode: 100, length: 4 * GIB, born: None },
         snapshots: 0,
+        bitmaps: false,
         unsupported: Vec::new(),
         by_qemu: Vec::new(),
         data_file: None,

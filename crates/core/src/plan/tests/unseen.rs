@@ -75,3 +75,18 @@ fn a_disk_of_a_kind_that_is_refused_is_told_once() {
         assert!(plan.describe().contains("1 disk(s) can be read"), "{}", plan.describe());
     }
 }
+
+#[test]
+fn an_image_that_cannot_be_read_says_what_to_do_about_it() {
+    type Change = fn(&mut World);
+    let cases: [(Change, &str); 4] = [
+        (|w| w.image().regular_file = false, "<disk type='block'>"),
+        (|w| w.image().unsupported = vec!["LUKS encryption".to_owned()], "decrypt it first"),
+        (|w| w.image().unsupported = vec!["a header that is marked as corrupt".to_owned()], "check -r all"),
+        (|w| w.image().unsupported = vec!["several files for one image".to_owned()], "qemu-img convert"),
+    ];
+    for (change, words) in cases {
+        let help = world().with(change).refusal().unwrap().help;
+        assert!(help[0].contains(words) && help[0].contains("--exclude vda"), "{help:?}");
+    }
+}
