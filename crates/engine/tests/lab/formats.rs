@@ -9,7 +9,7 @@ use crate::oracle::{Gate, Scene, State, disk_path, run_in};
 use kvm_clone_core::checksum::Algorithm;
 use kvm_clone_core::plan::CloneRequest;
 use kvm_clone_core::{Code, Result};
-use kvm_clone_engine::{CloneResult, CloneSettings};
+use kvm_clone_engine::{CloneResult, CloneSettings, Recovery};
 use kvm_clone_lab::{DiskSpec, Fill, FsKind, MachineSpec, define_machine, fault};
 
 /// Disks of `scene`'s `web1`: target, format, file.
@@ -172,7 +172,8 @@ async fn images_that_are_missing_are_told_all_at_once() {
     scene.remember();
     let client = client(&scene.lab).await;
     let (name, request) = ("web1".parse().unwrap(), CloneRequest::default());
-    let prepared = client.prepare(&spec("alpha"), &spec("beta"), &name, request, silent()).await.unwrap();
+    let prepared =
+        client.prepare(&spec("alpha"), &spec("beta"), &name, request, Recovery::Look, silent()).await.unwrap();
     let errors: Vec<_> = prepared.plan().checks.iter().filter_map(|check| check.error()).cloned().collect();
     for (error, (disk, words)) in
         errors.iter().zip([("vda", "/srv/gone.qcow2"), ("vdb", "/srv/base.qcow2"), ("vdc", "nopool")])
