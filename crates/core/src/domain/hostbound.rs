@@ -11,12 +11,12 @@ pub(super) fn warnings(domain: &Domain) -> Vec<String> {
     tests.iter().filter_map(|test| test(domain)).chain(filters).collect()
 }
 
-/// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning".
+/// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning", "Memory devices".
 fn tuning(domain: &Domain) -> Option<String> {
     let pins = ["vcpupin", "emulatorpin", "iothreadpin"];
     let is_pinned = domain.root.child("cputune").is_some_and(|tune| pins.iter().any(|pin| tune.child(pin).is_some()));
     let has_cpus = domain.root.attr_at(&["vcpu"], "cpuset").is_some();
-    let has_nodes = domain.root.child("numatune").is_some();
+    let has_nodes = domain.root.child("numatune").is_some() || has_memory_on(domain, "nodemask");
     let has_partition = domain.root.at(&["resource", "partition"]).is_some();
     (is_pinned || has_cpus || has_nodes || has_partition)
         .then(|| "CPU pinning, NUMA or cgroup settings are carried as they are; they must fit the target".to_owned())
@@ -24,7 +24,12 @@ fn tuning(domain: &Domain) -> Option<String> {
 
 fn huge_pages(domain: &Domain) -> Option<String> {
     let has_pages = domain.root.at(&["memoryBacking", "hugepages"]).is_some();
-    has_pages.then(|| "the machine needs huge pages; the target must have enough of them free".to_owned())
+    (has_pages || has_memory_on(domain, "pagesize"))
+        .then(|| "the machine needs huge pages; the target must have enough of them free".to_owned())
+}
+
+fn has_memory_on(domain: &Domain, place: &str) -> bool {
+    domain.devices_named("memory").any(|device| device.at(&["source", place]).is_some())
 }
 
 /// Addresses are looked at when the definition is made; what a name means on the target is the target's to say.

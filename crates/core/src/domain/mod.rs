@@ -132,10 +132,7 @@ impl Domain {
     /// The memory that the machine boots with: formatdomain, "Memory Allocation".
     #[must_use]
     pub fn memory(&self) -> ByteSize {
-        let element = self.root.child("memory");
-        let amount = element.and_then(|element| element.trimmed().parse::<u64>().ok()).unwrap_or(0);
-        let unit = element.and_then(|element| element.attr("unit")).unwrap_or("KiB");
-        ByteSize(amount.saturating_mul(bytes_of_unit(unit)))
+        ByteSize(self.root.child("memory").and_then(amount).unwrap_or(0))
     }
 
     /// The virtual CPUs that the machine boots with: formatdomain, "CPU Allocation".
@@ -243,6 +240,12 @@ impl Domain {
     pub(crate) fn devices_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
         self.devices().iter().filter(move |device| device.is(name))
     }
+}
+
+/// An amount of memory in bytes, as an element has it: a number, and a unit beside it.
+fn amount(element: &Element) -> Option<u64> {
+    let number: u64 = element.trimmed().parse().ok()?;
+    Some(number.saturating_mul(bytes_of_unit(element.attr("unit").unwrap_or("KiB"))))
 }
 
 /// formatdomain, "Memory Allocation": the units are those of `virsh`, KiB where none is given.

@@ -20,7 +20,7 @@ pub struct Reduction {
     pub host_devices: bool,
     /// Directories of the source's host (`--drop-fs`).
     pub shared_directories: bool,
-    /// Pinning, NUMA placement, cgroups and huge pages (`--drop-tuning`).
+    /// Pinning, NUMA placement, cgroups and huge pages, those of memory devices too (`--drop-tuning`).
     pub tuning: bool,
 }
 
@@ -87,7 +87,8 @@ fn leave_out<'a>(devices: impl Iterator<Item = &'a Element>, edits: &mut Edits<'
     devices.map(note).collect()
 }
 
-/// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning", "Memory Backing", "CPU Allocation".
+/// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning", "Memory Backing", "CPU Allocation", "Memory
+/// devices".
 fn leave_tuning_out(domain: &Domain, edits: &mut Edits<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     for name in ["cputune", "numatune", "resource", "blkiotune", "memtune"] {
@@ -104,5 +105,20 @@ fn leave_tuning_out(domain: &Domain, edits: &mut Edits<'_>) -> Vec<String> {
         edits.remove_attribute(vcpu, "cpuset");
         notes.push("the CPUs that the virtual ones are bound to are left out".to_owned());
     }
+    for source in domain.devices_named("memory").filter_map(|device| device.child("source")) {
+        notes.extend(leave_places_out(source, edits));
+    }
     notes
+}
+
+/// Which pages of which nodes a memory device lies on; without them libvirt wants no `<source>` either.
+fn leave_places_out(source: &Element, edits: &mut Edits<'_>) -> Vec<String> {
+    let places: Vec<&Element> =
+        source.children.iter().filter(|child| child.is("pagesize") || child.is("nodemask")).collect();
+    if places.len() == source.children.len() {
+        edits.remove(source);
+    } else {
+        places.iter().for_each(|place| edits.remove(place));
+    }
+    places.iter().map(|place| format!("the <{}> of a <memory> device is left out", place.name)).collect()
 }
