@@ -1,10 +1,12 @@
 //! Serial ports, consoles and channels: formatdomain, "Consoles, serial, parallel & channel devices".
 
-use super::Domain;
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::edit::Edits;
 use super::refuse::cannot;
 use super::tree::Element;
 use super::which::end;
+use super::{Domain, Transform};
 use crate::error::Error;
 use crate::name::{SourceName, VmName};
 
@@ -83,7 +85,7 @@ fn is_named_after(path: &str, domain: &Domain) -> bool {
 }
 
 /// Lets libvirt name the sockets of channels anew, and gives files names of the new machine's own. Tells which.
-pub(super) fn edit(domain: &Domain, new_name: &VmName, edits: &mut Edits<'_>) -> Vec<String> {
+pub(super) fn edit(domain: &Domain, wanted: &Transform, edits: &mut Edits<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     for channel in domain.devices_named("channel").filter(|channel| channel.attr("type") == Some("unix")) {
         for (source, path) in channel.all("source").filter_map(|source| Some((source, source.attr("path")?))) {
@@ -92,29 +94,63 @@ pub(super) fn edit(domain: &Domain, new_name: &VmName, edits: &mut Edits<'_>) ->
             notes.push(format!("the channel {name} gets a socket of its own instead of {path}"));
         }
     }
-    for device in domain.devices().iter().filter(|device| WITH_CHARDEV.iter().any(|name| device.is(name))) {
-        let ends = device.all("source").filter(|_| device.attr("type") == Some("file")).map(|end| (end, "path"));
-        for (element, attribute) in ends.chain(device.all("log").map(|log| (log, "file"))) {
-            let Some(old) = element.attr(attribute) else { continue };
-            let new = own_file(old, domain.name(), new_name);
-            if new != old {
-                edits.set_attribute(element, attribute, &new);
-                notes.push(format!("what the <{}> writes goes to {new}", device.name));
-            }
+    let mut own: BTreeMap<&str, String> = BTreeMap::new();
+    for Output { device, element, attribute, path } in outputs(domain) {
+        let new = match own.get(path) {
+            Some(new) => new.clone(),
+            None => apart_from(&own, own_file(path, domain.name(), &wanted.name, &wanted.paths_present)),
+        };
+        if new != path {
+            edits.set_attribute(element, attribute, &new);
+            let missing = directory(path).filter(|dir| directory(&new) != Some(*dir));
+            let why = missing.map(|dir| format!(": the target has no {dir}")).unwrap_or_default();
+            notes.push(format!("what the <{}> writes goes to {new}{why}", device.name));
         }
+        own.insert(path, new);
     }
     notes.sort();
     notes.dedup();
     notes
 }
 
-/// A file of the new machine's own in the same directory, if that is one for such files: two machines never write to one file.
-fn own_file(path: &str, old: &SourceName, new: &VmName) -> String {
-    let (dir, file) = path.rsplit_once('/').unwrap_or(("", path));
+/// A file that a console or a log writes, and where a definition says so.
+struct Output<'a> {
+    device: &'a Element,
+    element: &'a Element,
+    attribute: &'static str,
+    path: &'a str,
+}
+
+fn outputs(domain: &Domain) -> impl Iterator<Item = Output<'_>> {
+    let devices = domain.devices().iter().filter(|device| WITH_CHARDEV.iter().any(|name| device.is(name)));
+    devices.flat_map(|device| {
+        let ends = device.all("source").filter(|_| device.attr("type") == Some("file")).map(|end| (end, "path"));
+        let places = ends.chain(device.all("log").map(|log| (log, "file")));
+        places.filter_map(move |(element, attribute)| {
+            Some(Output { device, element, attribute, path: element.attr(attribute)? })
+        })
+    })
+}
+
+/// The directories of these files that a copy's may lie in, if the target has them.
+pub(super) fn directories(domain: &Domain) -> impl Iterator<Item = String> {
+    outputs(domain).filter_map(|output| directory(output.path)).map(str::to_owned)
+}
+
+/// The directory of a file, if it is one for such files.
+fn directory(path: &str) -> Option<&str> {
     let is_for_output = OUTPUT.iter().any(|place| path.starts_with(place)) && !path.split('/').any(|part| part == "..");
-    let dir = if is_for_output { dir } else { LIBVIRT_LOGS };
-    if old.as_str() == new.as_str() {
-        return format!("{dir}/{file}");
+    path.rsplit_once('/').map(|(dir, _)| dir).filter(|_| is_for_output)
+}
+
+/// A file of the new machine's own: two machines never write to one. It lies in the directory of the source's, or where libvirt
+/// has such files; there are those of all machines, so its name says whose it is.
+fn own_file(path: &str, old: &SourceName, new: &VmName, there: &BTreeSet<String>) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let kept = directory(path).filter(|dir| *dir == LIBVIRT_LOGS || there.contains(*dir));
+    let dir = kept.unwrap_or(LIBVIRT_LOGS);
+    if old.as_str() == new.as_str() && kept.is_some() {
+        return path.to_owned();
     }
     let own = if file.contains(old.as_str()) {
         file.replacen(old.as_str(), new.as_str(), 1)
@@ -124,29 +160,50 @@ fn own_file(path: &str, old: &SourceName, new: &VmName) -> String {
     format!("{dir}/{own}")
 }
 
+/// Files of one name in several directories may meet in one.
+fn apart_from(others: &BTreeMap<&str, String>, path: String) -> String {
+    let (dir, file) = path.rsplit_once('/').unwrap_or(("", &path));
+    let names = std::iter::once(path.clone()).chain((2..).map(|number: u32| format!("{dir}/{number}-{file}")));
+    let mut free = names.filter(|name| others.values().all(|other| other != name));
+    free.next().unwrap_or_default()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    fn there() -> BTreeSet<String> {
+        ["/var/log", "/srv/logs", "/srv", "/etc/cron.d", "/usr/local/bin"].map(str::to_owned).into()
+    }
+
+    fn own(path: &str, new: &str) -> String {
+        own_file(path, &"web1".parse().unwrap(), &new.parse().unwrap(), &there())
+    }
+
     #[test]
     fn a_file_gets_a_name_of_the_new_machines_own() {
-        let (old, new) = ("web1".parse().unwrap(), "web1_clone".parse().unwrap());
-        for (path, own) in [
+        for (path, expected) in [
             ("/var/log/web1-console.log", "/var/log/web1_clone-console.log"),
             ("/srv/logs/serial.log", "/srv/logs/web1_clone-serial.log"),
         ] {
-            assert_eq!(own_file(path, &old, &new), own);
+            assert_eq!(own(path, "web1_clone"), expected);
         }
-        assert_eq!(own_file("/srv/b", &old, &"web1".parse().unwrap()), "/srv/b");
+        assert_eq!(own("/srv/b", "web1"), "/srv/b");
     }
 
     #[test]
     fn what_a_guest_says_is_written_where_nobody_believes_it() {
-        let (old, new) = ("web1".parse().unwrap(), "web1_clone".parse().unwrap());
         for path in ["/etc/cron.d/job", "/usr/local/bin/job", "/var/log/../../etc/cron.d/job", "job"] {
-            assert_eq!(own_file(path, &old, &new), "/var/log/libvirt/qemu/web1_clone-job", "{path}");
-            assert_eq!(own_file(path, &old, &"web1".parse().unwrap()), "/var/log/libvirt/qemu/job", "{path}");
+            assert_eq!(own(path, "web1_clone"), "/var/log/libvirt/qemu/web1_clone-job", "{path}");
+            assert_eq!(own(path, "web1"), "/var/log/libvirt/qemu/web1-job", "{path}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_the_target_lacks_becomes_that_of_libvirts_logs() {
+        assert_eq!(own("/srv/log/a/web1.log", "web1_clone"), "/var/log/libvirt/qemu/web1_clone.log");
+        assert_eq!(own("/srv/log/a/console.log", "web1"), "/var/log/libvirt/qemu/web1-console.log");
+        assert_eq!(own("/var/log/libvirt/qemu/tty.log", "web1"), "/var/log/libvirt/qemu/tty.log");
     }
 }

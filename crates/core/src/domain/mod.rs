@@ -184,7 +184,8 @@ impl Domain {
         }
     }
 
-    /// Paths on the host that the definition names and that a copy does not bring: media, kernels, firmware tables.
+    /// Paths on the host that the definition names and that a copy does not bring: media, kernels, firmware tables, directories
+    /// of logs.
     ///
     /// The target is asked which of them it has; [`refusals`] and [`transform`] need the answer.
     #[must_use]
@@ -192,7 +193,7 @@ impl Domain {
         let media = self.disks.iter().filter(|disk| disk.device.is_removable());
         let media = media.filter_map(|disk| disk.source.clone()).filter(|path| path.starts_with('/'));
         let firmware = firmware::paths(self).into_iter().map(|(_, path)| path);
-        media.chain(firmware).chain(nvram::wished_paths(self)).collect()
+        media.chain(firmware).chain(nvram::wished_paths(self)).chain(chardev::directories(self)).collect()
     }
 
     /// Everything in the definition that looks like a path, whatever it is for: files that must not be taken from under

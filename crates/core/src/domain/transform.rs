@@ -66,7 +66,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     let mut notes = identity::notes(domain, wanted.identity);
     notes.extend(nvram::edit(domain, wanted, &mut edits));
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
-    notes.extend(chardev::edit(domain, &wanted.name, &mut edits));
+    notes.extend(chardev::edit(domain, wanted, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
     notes.extend(media::edit(domain, wanted, &mut edits));
     notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));

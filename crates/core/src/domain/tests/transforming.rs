@@ -219,3 +219,24 @@ fn a_display_listens_on_an_address_that_the_target_has() {
     assert!(!xml.contains("10.0.0.8"), "{xml}");
     assert!(notes.iter().any(|note| note.contains("does not have the address 10.0.0.8")), "{notes:?}");
 }
+
+#[test]
+fn files_that_consoles_write_lie_where_the_target_has_a_directory() {
+    let devices = "<serial type='file'><source path='/srv/a/tty.log'/></serial>\
+                   <serial type='file'><source path='/srv/b/tty.log'/></serial>\
+                   <serial type='pty'><log file='/srv/c/small.log'/></serial>\
+                   <console type='file'><source path='/srv/a/tty.log'/></console>";
+    let (xml, notes) = transformed(&with_device(devices), |wanted| {
+        wanted.paths_present.insert("/srv/c".to_owned());
+    });
+    let logs = "/var/log/libvirt/qemu";
+    for (path, times) in
+        [(format!("{logs}/copy-tty.log"), 2), (format!("{logs}/2-copy-tty.log"), 1), ("/srv/c/copy.log".to_owned(), 1)]
+    {
+        assert_eq!(xml.matches(&format!("'{path}'")).count(), times, "{path}: {xml}");
+    }
+    assert!(
+        notes.contains(&format!("what the <serial> writes goes to {logs}/2-copy-tty.log: the target has no /srv/b"))
+    );
+    assert!(notes.contains(&"what the <serial> writes goes to /srv/c/copy.log".to_owned()), "{notes:?}");
+}
