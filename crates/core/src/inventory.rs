@@ -6,11 +6,13 @@
 mod cpus;
 mod libvirt;
 mod live;
+mod network;
 mod topology;
 
 pub use cpus::Cpus;
 pub use libvirt::{can_back_up, qemu_owner};
 pub use live::LiveMachine;
+pub use network::{Network, Vlans};
 pub use topology::{HugePages, Topology, number_list};
 #[cfg(test)]
 mod tests;
@@ -314,6 +316,8 @@ pub struct TargetHost {
     pub bridges: BTreeSet<String>,
     /// Network devices of the host that a `direct` interface can stand on.
     pub links: BTreeSet<String>,
+    /// libvirt's network filters, where the machine needs any.
+    pub network_filters: BTreeSet<String>,
     /// Its addresses; none where they are not known.
     pub addresses: BTreeSet<IpAddr>,
     /// What a machine can be bound to here.
@@ -389,15 +393,6 @@ impl Pool {
     pub fn holds_files(&self) -> bool {
         matches!(self.kind.as_str(), "dir" | "fs" | "netfs") && self.path.is_some()
     }
-}
-
-/// A network of libvirt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    /// Its name.
-    pub name: String,
-    /// Whether it is started.
-    pub active: bool,
 }
 
 /// What one emulator can run.

@@ -19,6 +19,7 @@ use kvm_clone_core::wire::facts::{Identity, PathFacts};
 use kvm_clone_core::wire::lane::ImageSpec;
 use kvm_clone_core::wire::point::SCRATCH_FOR_DEVICES;
 use kvm_clone_core::{Error, Result};
+use uuid::Uuid;
 
 use crate::host::Host;
 use crate::host::control::unexpected;
@@ -195,13 +196,14 @@ pub(crate) async fn target(
         networks,
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
+        network_filters: network_filters(site, request, source).await?,
         addresses: facts.addresses.clone(),
         topology: facts.topology.clone(),
         guest_cpus: guest_cpus(site, request, source, &capabilities.domains).await?,
         capabilities: capabilities.domains.clone(),
         nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),
-        secrets: if needs_secrets(request, source)? { libvirt.secrets().await? } else { BTreeSet::new() },
+        secrets: secrets(site, request, source).await?,
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
         files: BTreeMap::new(),
@@ -215,12 +217,7 @@ pub(crate) async fn target(
     let mut paths = wanted_paths(request, source, &target, fresh)?;
     paths.extend(target.pools.iter().filter_map(|pool| pool.path.clone()));
     let found = look(&site.host, paths.into_iter().collect()).await?;
-    for pool in target.pools.iter_mut().filter(|pool| pool.active && pool.holds_files()) {
-        // libvirt's number is as old as the pool's last refresh.
-        if let Some(path) = pool.path.as_ref().and_then(|path| found.get(path)) {
-            pool.available = path.available;
-        }
-    }
+    see_free_space(&mut target.pools, &found);
     target.files = found.iter().filter_map(|(path, facts)| Some((path.clone(), seen_file(facts)?))).collect();
     target.paths_present = found.into_iter().filter(|(_, facts)| facts.exists).map(|(path, _)| path).collect();
     Ok((target, capabilities.qemu_owner))
@@ -239,10 +236,27 @@ async fn guest_cpus(
     }
 }
 
-/// Whether the machine needs a secret at the target; libvirt's driver for them may be missing where nobody has any.
-fn needs_secrets(request: &CloneRequest, source: &SourceMachine) -> Result<bool> {
+/// libvirt's number is as old as the pool's last refresh.
+fn see_free_space(pools: &mut [Pool], found: &BTreeMap<String, PathFacts>) {
+    for pool in pools.iter_mut().filter(|pool| pool.active && pool.holds_files()) {
+        if let Some(path) = pool.path.as_ref().and_then(|path| found.get(path)) {
+            pool.available = path.available;
+        }
+    }
+}
+
+/// The target's secrets, where the machine needs one; libvirt's driver for them may be missing where nobody has any.
+async fn secrets(site: &Site, request: &CloneRequest, source: &SourceMachine) -> Result<BTreeSet<Uuid>> {
     let (domain, _) = source_domain(request, source)?;
-    Ok(domain.tpm().is_some_and(|tpm| tpm.secret.is_some()))
+    let is_needed = domain.tpm().is_some_and(|tpm| tpm.secret.is_some());
+    if is_needed { site.libvirt.secrets().await } else { Ok(BTreeSet::new()) }
+}
+
+/// The target's network filters, where the machine needs one; that driver may be missing as well.
+async fn network_filters(site: &Site, request: &CloneRequest, source: &SourceMachine) -> Result<BTreeSet<String>> {
+    let (domain, _) = source_domain(request, source)?;
+    let is_needed = domain.interfaces().iter().any(|nic| nic.filter.is_some());
+    if is_needed { site.libvirt.network_filters().await } else { Ok(BTreeSet::new()) }
 }
 
 /// An image with the files behind it, and what identifies the present contents of all of them.

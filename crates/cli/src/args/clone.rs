@@ -80,7 +80,7 @@ pub(crate) struct MadeArgs {
     /// The emulated TPM: new (empty; the default, but for a replica) or copy (its state, of a stopped machine)
     #[arg(long, value_name = "STATE", value_parser = tpm_state)]
     pub(crate) tpm: Option<TpmState>,
-    /// Plug interfaces of network OLD into NEW; OLD=none unplugs them. Can be repeated
+    /// Plug interfaces of the network, bridge or device OLD into NEW; OLD=none unplugs them. Can be repeated
     #[arg(long = "network", value_name = "OLD=NEW")]
     pub(crate) networks: Vec<NetworkChange>,
 }

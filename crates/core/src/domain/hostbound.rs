@@ -6,9 +6,7 @@ use super::{arguments, cpu};
 /// What was made for the source's host, in words.
 pub(super) fn warnings(domain: &Domain) -> Vec<String> {
     let tests: [fn(&Domain) -> Option<String>; 5] = [cpu::warning, tuning, huge_pages, arguments::warning, listen];
-    let filters = domain.devices_named("interface").filter_map(|nic| nic.attr_at(&["filterref"], "filter"));
-    let filters = filters.map(|name| format!("the network filter {name:?} must exist on the target"));
-    tests.iter().filter_map(|test| test(domain)).chain(filters).collect()
+    tests.iter().filter_map(|test| test(domain)).collect()
 }
 
 /// formatdomain, "CPU Tuning", "NUMA Node Tuning", "Resource partitioning", "Memory devices".

@@ -1,13 +1,11 @@
 //! Network interfaces: formatdomain, "Network interfaces".
 
-use serde::{Deserialize, Serialize};
-
-use super::Domain;
-use super::edit::{Edits, escape};
+use super::edit::Edits;
 use super::identity::Identity;
 use super::reduce::is_host_device;
 use super::refuse::cannot_carry;
 use super::tree::Element;
+use super::{Domain, Transform, plug};
 use crate::error::Error;
 
 /// An `<interface>` of a definition.
@@ -19,22 +17,12 @@ pub struct Interface {
     pub source: Option<String>,
     /// The MAC address.
     pub mac: Option<String>,
+    /// The port group of its network that it is to have.
+    pub port_group: Option<String>,
+    /// The network filter that its host puts on it.
+    pub filter: Option<String>,
     /// The name of its host side, where the definition fixes one.
     pub host_device: Option<String>,
-}
-
-/// Where an interface of the new machine is plugged in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Plug {
-    /// A libvirt network.
-    Network(String),
-    /// A bridge of the host.
-    Bridge(String),
-    /// Nowhere, with the link down: an interface of type `null`, which libvirt has since 8.7.
-    Null,
-    /// Nowhere, with the link down: an interface of type `user`, for an older libvirt.
-    User,
 }
 
 /// Kinds that need nothing but a network, a bridge or a device of the host, or nothing at all.
@@ -54,6 +42,8 @@ fn read_one(element: &Element) -> Interface {
         kind: kind.to_owned(),
         source: element.attr_at(&["source"], attribute).map(str::to_owned),
         mac: element.attr_at(&["mac"], "address").map(str::to_owned),
+        port_group: element.attr_at(&["source"], "portgroup").filter(|_| kind == "network").map(str::to_owned),
+        filter: element.attr_at(&["filterref"], "filter").map(str::to_owned),
         host_device: element.attr_at(&["target"], "dev").map(str::to_owned),
     }
 }
@@ -75,60 +65,19 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
 }
 
 /// Plugs the interfaces in anew and takes away what may exist only once.
-pub(super) fn edit(
-    domain: &Domain,
-    plugs: &[(String, Plug)],
-    identity: Identity,
-    edits: &mut Edits<'_>,
-) -> Vec<String> {
+pub(super) fn edit(domain: &Domain, wanted: &Transform, edits: &mut Edits<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     for element in domain.devices_named("interface") {
         let nic = read_one(element);
-        let plug = plugs.iter().find(|(old, _)| Some(old) == nic.source.as_ref()).map(|(_, plug)| plug);
+        let plug = wanted.plugs.iter().find(|(old, _)| Some(old) == nic.source.as_ref()).map(|(_, plug)| plug);
         if let Some(plug) = plug {
-            notes.extend(replug(element, &nic, plug, edits));
+            notes.extend(plug::edit(element, &nic, plug, wanted.libvirt_version, edits));
         }
-        if identity == Identity::New {
+        if wanted.identity == Identity::New {
             notes.extend(make_own(element, &nic, plug.is_some(), edits));
         }
     }
     notes
-}
-
-fn replug(element: &Element, nic: &Interface, plug: &Plug, edits: &mut Edits<'_>) -> Vec<String> {
-    let (kind, source) = match plug {
-        Plug::Network(name) => ("network", Some(format!("<source network='{}'/>", escape(name)))),
-        Plug::Bridge(name) => ("bridge", Some(format!("<source bridge='{}'/>", escape(name)))),
-        Plug::Null => ("null", None),
-        Plug::User => ("user", None),
-    };
-    edits.set_attribute(element, "type", kind);
-    if let Some(old) = element.child("source") {
-        match &source {
-            Some(new) => edits.replace(old, new),
-            None => edits.remove(old),
-        }
-    }
-    let mut notes = Vec::new();
-    if source.is_none() {
-        unplug(element, edits);
-        notes.push(format!("{} is unplugged", name_of(nic)));
-    }
-    // A port profile and a filter belong to the switch that the interface leaves.
-    for name in ["virtualport", "filterref"] {
-        for left in element.all(name) {
-            edits.remove(left);
-            notes.push(format!("the <{name}> of {} is not carried to another network", name_of(nic)));
-        }
-    }
-    notes
-}
-
-fn unplug(element: &Element, edits: &mut Edits<'_>) {
-    match element.child("link") {
-        Some(link) => edits.set_attribute(link, "state", "down"),
-        None => edits.append(element, "<link state='down'/>"),
-    }
 }
 
 /// Takes away a fixed host-side name and a port id, of which a host and a switch can hold only one.
@@ -146,7 +95,7 @@ fn make_own(element: &Element, nic: &Interface, is_replugged: bool, edits: &mut 
     notes
 }
 
-fn name_of(nic: &Interface) -> String {
+pub(super) fn name_of(nic: &Interface) -> String {
     let source = nic.source.as_deref().unwrap_or("no network");
     format!("the interface {} on {source}", nic.mac.as_deref().unwrap_or("without an address"))
 }

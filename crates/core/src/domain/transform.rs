@@ -69,7 +69,7 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     notes.extend(chardev::edit(domain, wanted, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
     notes.extend(media::edit(domain, wanted, &mut edits));
-    notes.extend(network::edit(domain, &wanted.plugs, wanted.identity, &mut edits));
+    notes.extend(network::edit(domain, wanted, &mut edits));
     if wanted.identity == Identity::New {
         notes.extend(devices::edit(domain, &mut edits));
     }

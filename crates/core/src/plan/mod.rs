@@ -23,6 +23,7 @@ mod live;
 mod lost;
 mod plug;
 mod points;
+mod port;
 mod replace;
 mod replica;
 mod request;

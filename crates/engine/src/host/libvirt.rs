@@ -263,9 +263,21 @@ impl Libvirt {
 
     /// Every network.
     pub(crate) async fn networks(&self) -> Result<Vec<Network>> {
-        self.call(|connection| {
-            let networks = connection.list_all_networks(0)?;
-            networks.iter().map(|net| Ok(Network { name: net.name()?, active: net.is_active()? })).collect()
+        let told = self
+            .call(|connection| {
+                let networks = connection.list_all_networks(0)?;
+                networks.iter().map(|net| Ok((net.xml_desc(0)?, net.is_active()?))).collect::<Result<Vec<_>, _>>()
+            })
+            .await?;
+        told.iter().map(|(xml, active)| Network::from_xml(xml, *active)).collect()
+    }
+
+    /// The names of the network filters; a user's own libvirt has none.
+    pub(crate) async fn network_filters(&self) -> Result<BTreeSet<String>> {
+        let has_none = |error: &virt::error::Error| error.code().is(ErrorNumber::NoSupport);
+        self.call(move |connection| match connection.list_nw_filters() {
+            Err(error) if has_none(&error) => Ok(BTreeSet::new()),
+            names => names.map(BTreeSet::from_iter),
         })
         .await
     }

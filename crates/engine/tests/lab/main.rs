@@ -27,6 +27,7 @@ mod locks;
 mod machines;
 mod many_syncs;
 mod media;
+mod networks;
 mod operations;
 mod oracle;
 mod pair;

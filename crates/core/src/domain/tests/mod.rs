@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::*;
-use crate::inventory::{HostId, ImageFormat};
+use crate::inventory::{HostId, ImageFormat, Network};
 use crate::name::DiskTarget;
 
 pub(super) const WEB: &str = include_str!("../fixtures/web.xml");

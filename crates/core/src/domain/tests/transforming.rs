@@ -103,7 +103,8 @@ fn networks_are_mapped_or_unplugged() {
         let (xml, notes) = transformed(WEB, |wanted| wanted.plugs = plug(new));
         (Domain::parse(&xml).unwrap().interfaces().remove(1), xml, notes)
     };
-    let (nic, xml, notes) = mapped(Plug::Network("lan".to_owned()));
+    let network = "<network><name>lan</name><bridge name='virbr1'/></network>";
+    let (nic, xml, notes) = mapped(Plug::Network(Network::from_xml(network, true).unwrap()));
     assert_eq!((nic.kind.as_str(), nic.source.as_deref()), ("network", Some("lan")));
     assert!(!xml.contains("virtualport") && notes.iter().any(|note| note.contains("virtualport")), "{notes:?}");
     let (nic, ..) = mapped(Plug::Bridge("br1".to_owned()));

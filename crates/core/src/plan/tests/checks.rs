@@ -2,9 +2,9 @@
 
 use super::*;
 
-type Change = fn(&mut World);
+pub(super) type Change = fn(&mut World);
 
-fn table(cases: &[(&str, Change, u16)]) {
+pub(super) fn table(cases: &[(&str, Change, u16)]) {
     for (what, change, expected) in cases {
         let plan = world().with(change);
         assert_eq!(code(&plan), *expected, "{what}: {:?}", plan.refusal());
@@ -137,75 +137,6 @@ fn names_and_uuids() {
             1004,
         ),
     ]);
-}
-
-fn plugged(w: &mut World, kind: &str, name: &str) {
-    w.add_device(&format!("<interface type='{kind}'><source {kind}='{name}' dev='{name}'/></interface>"));
-}
-
-fn map(w: &mut World, old: &str, new: &str) {
-    let new = if new == "none" { NetworkTarget::None } else { NetworkTarget::Named(new.parse().unwrap()) };
-    w.request.networks.push((old.to_owned(), new));
-}
-
-#[test]
-fn networks() {
-    table(&[
-        ("there", |w| plugged(w, "network", "default"), 0),
-        ("missing", |w| plugged(w, "network", "lan"), 1005),
-        ("a bridge is no network", |w| plugged(w, "network", "br0"), 1005),
-        ("a bridge", |w| plugged(w, "bridge", "br0"), 0),
-        ("a missing bridge", |w| plugged(w, "bridge", "br9"), 1005),
-        ("a missing device", |w| plugged(w, "direct", "eth9"), 1005),
-        (
-            "mapped",
-            |w| {
-                plugged(w, "network", "lan");
-                map(w, "lan", "default")
-            },
-            0,
-        ),
-        (
-            "mapped to a bridge",
-            |w| {
-                plugged(w, "network", "lan");
-                map(w, "lan", "br0")
-            },
-            0,
-        ),
-        (
-            "mapped to nothing that is there",
-            |w| {
-                plugged(w, "network", "lan");
-                map(w, "lan", "x")
-            },
-            1005,
-        ),
-        (
-            "unplugged",
-            |w| {
-                plugged(w, "bridge", "br9");
-                map(w, "br9", "none")
-            },
-            0,
-        ),
-        ("a mapping of nothing", |w| map(w, "typo", "default"), 1007),
-    ]);
-}
-
-#[test]
-fn what_unplugging_means_depends_on_libvirt() {
-    let plan = world().with(|w| {
-        plugged(w, "bridge", "br9");
-        map(w, "br9", "none")
-    });
-    assert!(plan.definition.unwrap().contains("<interface type='null'>"));
-    let plan = world().with(|w| {
-        plugged(w, "bridge", "br9");
-        map(w, "br9", "none");
-        w.target.libvirt_version = 8_000_000;
-    });
-    assert!(plan.definition.unwrap().contains("<interface type='user'>"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod cpu;
 mod firmware;
 mod live;
 mod media;
+mod networks;
 mod placing;
 mod points;
 mod reducing;
@@ -93,9 +94,10 @@ fn beta() -> TargetHost {
         memory_total: 8 * GIB,
         memory_available: 4 * GIB,
         pools: vec![pool("default", "/images")],
-        networks: vec![Network { name: "default".to_owned(), active: true }],
+        networks: vec![network("default")],
         bridges: BTreeSet::from(["br0".to_owned()]),
-        links: BTreeSet::new(),
+        links: ["lo", "eth0", "br0", "vnet3"].map(str::to_owned).into(),
+        network_filters: BTreeSet::new(),
         addresses: BTreeSet::new(),
         topology: Topology::default(),
         capabilities: vec![DomainCapabilities {
@@ -113,6 +115,11 @@ fn beta() -> TargetHost {
         paths_present: BTreeSet::new(),
         replica: None,
     }
+}
+
+/// A network as libvirt makes it itself.
+pub(super) fn network(name: &str) -> Network {
+    Network { name: name.to_owned(), active: true, port_groups: BTreeSet::new(), vlans: Vlans::Refused }
 }
 
 pub(super) fn pool(name: &str, path: &str) -> Pool {
