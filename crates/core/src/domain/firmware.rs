@@ -2,7 +2,7 @@
 
 use super::Domain;
 use super::arguments;
-use super::refuse::CarryContext;
+use super::refuse::{CarryContext, Whereabouts};
 use super::tree::Element;
 use crate::error::Error;
 
@@ -31,6 +31,19 @@ pub(super) fn paths(domain: &Domain) -> Vec<(&'static str, String)> {
     found.extend(arguments::files(domain));
     found.retain(|(_, path)| !path.is_empty());
     found
+}
+
+/// Kernels and tables that are there under the same path, of which nobody knows whether they are the source's: with another kernel a
+/// guest may not boot, and is another machine. Firmware is its package's, and tells its version to nobody.
+pub(super) fn warning(domain: &Domain, context: &CarryContext<'_>) -> Option<String> {
+    if context.whereabouts == Whereabouts::SameHost {
+        return None;
+    }
+    let is_there = |(what, path): &(&str, String)| *what != "firmware" && context.paths_present.contains(path);
+    let own = paths(domain).into_iter().filter(is_there).map(|(what, path)| format!("the {what} {path}"));
+    let own: Vec<String> = own.collect();
+    let names = own.join(", ");
+    (!own.is_empty()).then(|| format!("the machine boots with what the target has as {names}; it is not compared"))
 }
 
 /// Kernels and tables that the target does not have under the same path.

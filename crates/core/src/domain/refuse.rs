@@ -52,10 +52,10 @@ pub fn refusals(domain: &Domain, context: &CarryContext<'_>) -> Vec<Error> {
     errors.chain(firmware::refuse_missing(domain, context)).chain(unsaid).collect()
 }
 
-/// What is carried although it was made for the source's host.
+/// What is carried although it was made for the source's host, or stands on files of the target's.
 #[must_use]
-pub fn warnings(domain: &Domain) -> Vec<String> {
-    hostbound::warnings(domain)
+pub fn warnings(domain: &Domain, context: &CarryContext<'_>) -> Vec<String> {
+    hostbound::warnings(domain).into_iter().chain(firmware::warning(domain, context)).collect()
 }
 
 /// An error about something that this version cannot carry.

@@ -9,9 +9,11 @@ use crate::quote::quoted;
 
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) {
     live::check(facts, checks);
-    let refusals = domain::refusals(facts.domain, &facts.carry_context());
+    let context = facts.carry_context();
+    let refusals = domain::refusals(facts.domain, &context);
     checks.all("definition", refusals, "everything in the definition can be carried");
-    domain::warnings(facts.domain).into_iter().for_each(|warning| checks.warn("definition", warning, None));
+    let warnings = domain::warnings(facts.domain, &context);
+    warnings.into_iter().for_each(|warning| checks.warn("definition", warning, None));
     check_images(facts, checks);
     snapshots::check(facts, checks);
     warn_of_chains(facts, checks);

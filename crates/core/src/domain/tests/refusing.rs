@@ -2,18 +2,21 @@
 
 use super::*;
 
+fn context(paths_present: &BTreeSet<String>, whereabouts: Whereabouts) -> CarryContext<'_> {
+    CarryContext { paths_present, whereabouts, identity: Identity::New, tpm: TpmState::Unsaid }
+}
+
 fn refuse(xml: &str) -> Vec<(u16, String)> {
     let domain = Domain::parse(xml).unwrap();
     let paths_present = BTreeSet::from(["/boot/here".to_owned()]);
-    let context = CarryContext {
-        paths_present: &paths_present,
-        whereabouts: Whereabouts::OtherHost,
-        identity: Identity::New,
-        tpm: TpmState::Unsaid,
-    };
-    let errors = refusals(&domain, &context);
+    let errors = refusals(&domain, &context(&paths_present, Whereabouts::OtherHost));
     assert!(errors.iter().all(|error| !error.help.is_empty()), "{errors:?}");
     errors.into_iter().map(|error| (error.code.number(), error.message)).collect()
+}
+
+fn warn(xml: &str, whereabouts: Whereabouts) -> String {
+    let paths_present = BTreeSet::from(["/boot/here".to_owned()]);
+    warnings(&Domain::parse(xml).unwrap(), &context(&paths_present, whereabouts)).join("\n")
 }
 
 #[test]
@@ -182,10 +185,20 @@ fn files_that_arguments_have_read_must_be_at_the_target() {
 
 #[test]
 fn what_was_made_for_the_host_is_said() {
-    let web = warnings(&Domain::parse(WEB).unwrap()).join("\n");
+    let web = warn(WEB, Whereabouts::OtherHost);
     assert!(web.contains("CPU of whatever host") && web.contains("qemu itself"), "{web}");
     let pinned = small_with("<vcpu>", "<memoryBacking><hugepages/></memoryBacking><vcpu cpuset='0-3'>");
-    let pinned = warnings(&Domain::parse(&pinned).unwrap()).join("\n");
+    let pinned = warn(&pinned, Whereabouts::OtherHost);
     assert!(pinned.contains("pinning") && pinned.contains("huge pages"), "{pinned}");
-    assert!(warnings(&Domain::parse(SMALL).unwrap()).is_empty());
+    assert_eq!(warn(SMALL, Whereabouts::OtherHost), "");
+}
+
+#[test]
+fn a_kernel_that_the_target_has_is_its_own() {
+    let with = |element: &str| small_with("</os>", &format!("{element}</os>"));
+    let kernel = with("<kernel>/boot/here</kernel><initrd>/boot/gone</initrd>");
+    let said = warn(&kernel, Whereabouts::OtherHost);
+    assert!(said.contains("the target has as the kernel /boot/here; it is not compared"), "{said}");
+    assert_eq!(warn(&kernel, Whereabouts::SameHost), "");
+    assert_eq!(warn(&with("<loader type='rom'>/boot/here</loader>"), Whereabouts::OtherHost), "");
 }
