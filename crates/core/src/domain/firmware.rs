@@ -1,9 +1,8 @@
 //! Firmware, kernels and firmware tables: formatdomain, "Operating system booting" and "SMBIOS System Information".
 
-use super::Domain;
-use super::arguments;
 use super::refuse::{CarryContext, Whereabouts};
 use super::tree::Element;
+use super::{Domain, arguments};
 use crate::error::Error;
 
 /// Files of the host that the machine boots with, each with what it is.

@@ -22,6 +22,7 @@ mod lineage;
 mod media;
 mod network;
 mod nvram;
+mod output;
 mod plug;
 mod reduce;
 mod refuse;
@@ -195,7 +196,7 @@ impl Domain {
         let media = self.disks.iter().filter(|disk| disk.device.is_removable());
         let media = media.filter_map(|disk| disk.source.clone()).filter(|path| path.starts_with('/'));
         let firmware = firmware::paths(self).into_iter().map(|(_, path)| path);
-        media.chain(firmware).chain(nvram::wished_paths(self)).chain(chardev::directories(self)).collect()
+        media.chain(firmware).chain(nvram::wished_paths(self)).chain(output::directories(self)).collect()
     }
 
     /// Everything in the definition that looks like a path, whatever it is for: files that must not be taken from under

@@ -9,6 +9,7 @@ use super::edit::Edits;
 use super::refuse::Whereabouts;
 use super::{
     Domain, Identity, Lineage, Macs, NewDisk, Plug, chardev, devices, disks, identity, lineage, media, network, nvram,
+    output,
 };
 use crate::error::{Error, Result};
 use crate::name::{DiskTarget, VmName};
@@ -66,7 +67,8 @@ pub fn transform(domain: &Domain, wanted: &Transform) -> Result<(String, Vec<Str
     let mut notes = identity::notes(domain, wanted.identity);
     notes.extend(nvram::edit(domain, wanted, &mut edits));
     set_machine(domain, wanted.machine.as_deref(), &mut edits);
-    notes.extend(chardev::edit(domain, wanted, &mut edits));
+    notes.extend(chardev::edit(domain, &mut edits));
+    notes.extend(output::edit(domain, wanted, &mut edits));
     notes.extend(disks::edit(domain, &wanted.disks, &mut edits)?);
     notes.extend(media::edit(domain, wanted, &mut edits));
     notes.extend(network::edit(domain, wanted, &mut edits));
