@@ -17,6 +17,7 @@ mod every_step_live;
 mod every_step_sync;
 mod faults;
 mod force;
+mod force_files;
 mod formats;
 mod host_kinds;
 mod host_users;
