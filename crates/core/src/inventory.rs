@@ -316,6 +316,8 @@ pub struct TargetHost {
     pub bridges: BTreeSet<String>,
     /// Network devices of the host that a `direct` interface can stand on.
     pub links: BTreeSet<String>,
+    /// Whether its libvirt makes network devices, as that of the whole host does, and a user's own does not.
+    pub makes_devices: bool,
     /// libvirt's network filters, where the machine needs any.
     pub network_filters: BTreeSet<String>,
     /// Its addresses; none where they are not known.

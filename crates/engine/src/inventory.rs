@@ -196,6 +196,7 @@ pub(crate) async fn target(
         networks,
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
+        makes_devices: facts.uid == 0,
         network_filters: network_filters(site, request, source).await?,
         addresses: facts.addresses.clone(),
         topology: facts.topology.clone(),

@@ -60,8 +60,15 @@ pub(super) fn refusals(domain: &Domain) -> Vec<Error> {
         };
         error.with("interface", nic.mac.unwrap_or_default())
     };
-    let is_carried = |element: &&Element| element.attr("type").is_some_and(|kind| CARRIED.contains(&kind));
     domain.devices_named("interface").filter(|element| !is_carried(element)).map(refuse).collect()
+}
+
+/// Of type `ethernet` is what we have unplugged: nobody knows its device by name, and no script plugs it in.
+fn is_carried(element: &Element) -> bool {
+    let kind = element.attr("type").unwrap_or_default();
+    let is_unplugged =
+        kind == "ethernet" && ["script", "target", "source"].iter().all(|name| element.child(name).is_none());
+    CARRIED.contains(&kind) || is_unplugged
 }
 
 /// Plugs the interfaces in anew and takes away what may exist only once.

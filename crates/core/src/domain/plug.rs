@@ -14,9 +14,10 @@ pub enum Plug {
     Bridge(String),
     /// A network device of the host: for interfaces that stood on one of the source's.
     Device(String),
-    /// Nowhere, with the link down: an interface of type `null`, which libvirt has since 8.7.
-    Null,
-    /// Nowhere, with the link down: an interface of type `user`, for an older libvirt.
+    /// Nowhere, with the link down: a network device of the host's that nothing else is plugged into. Not of type `null`: libvirt
+    /// knows it since 8.7, and libvirtd 9.0 crashes when such a machine starts.
+    Nowhere,
+    /// Nowhere, with the link down, where libvirt may not make devices.
     User,
 }
 
@@ -26,7 +27,7 @@ impl Plug {
             Self::Network(_) => "network",
             Self::Bridge(_) => "bridge",
             Self::Device(_) => "direct",
-            Self::Null => "null",
+            Self::Nowhere => "ethernet",
             Self::User => "user",
         }
     }
@@ -43,7 +44,7 @@ impl Plug {
             Self::Network(network) => network.vlans.are_set_by(libvirt_version),
             Self::Bridge(_) => Vlans::AsBridge.are_set_by(libvirt_version),
             Self::Device(_) => element.attr_at(&["source"], "mode") == Some("passthrough"),
-            Self::Null | Self::User => false,
+            Self::Nowhere | Self::User => false,
         }
     }
 }
@@ -67,9 +68,9 @@ pub(super) fn edit(
         Plug::Bridge(name) => put_on(element, &format!("<source bridge='{}'/>", escape(name)), edits),
         // How it stands on the device, and whether others trust it, stays.
         Plug::Device(name) => element.all("source").for_each(|source| edits.set_attribute(source, "dev", name)),
-        Plug::Null | Plug::User => {
-            unplug(element, edits);
+        Plug::Nowhere | Plug::User => {
             notes.push(format!("{} is unplugged", name_of(nic)));
+            notes.extend(unplug(element, nic, edits));
         }
     }
     if nic.kind == "direct" && matches!(plug, Plug::Network(_) | Plug::Bridge(_)) {
@@ -89,22 +90,29 @@ fn put_on(element: &Element, source: &str, edits: &mut Edits<'_>) {
     }
 }
 
-fn unplug(element: &Element, edits: &mut Edits<'_>) {
+/// What only a network or a bridge does for an interface, libvirt refuses to define without one.
+const OF_A_NETWORK: [&str; 4] = ["port", "coalesce", "bandwidth", "mtu"];
+
+fn unplug(element: &Element, nic: &Interface, edits: &mut Edits<'_>) -> Vec<String> {
     element.all("source").for_each(|source| edits.remove(source));
     match element.child("link") {
         Some(link) => edits.set_attribute(link, "state", "down"),
         None => edits.append(element, "<link state='down'/>"),
     }
+    OF_A_NETWORK.iter().flat_map(|name| leave(element, nic, name, edits)).collect()
 }
 
 /// A port profile and a filter belong to the switch that the interface leaves, and VLAN tags where the new one has none.
 fn leave_behind(element: &Element, nic: &Interface, takes_vlan: bool, edits: &mut Edits<'_>) -> Vec<String> {
     let mut notes = Vec::new();
-    for name in ["virtualport", "filterref", "vlan"] {
-        for left in element.all(name).filter(|_| name != "vlan" || !takes_vlan) {
-            edits.remove(left);
-            notes.push(format!("the <{name}> of {} is not carried to another network", name_of(nic)));
-        }
+    for name in ["virtualport", "filterref", "vlan"].iter().filter(|name| **name != "vlan" || !takes_vlan) {
+        notes.extend(leave(element, nic, name, edits));
     }
     notes
+}
+
+fn leave(element: &Element, nic: &Interface, name: &str, edits: &mut Edits<'_>) -> Option<String> {
+    let left: Vec<&Element> = element.all(name).collect();
+    left.iter().for_each(|left| edits.remove(left));
+    (!left.is_empty()).then(|| format!("the <{name}> of {} is not carried to another network", name_of(nic)))
 }

@@ -9,9 +9,6 @@ use crate::inventory::{Network, TargetHost};
 use crate::name::ResourceName;
 use crate::quote::quoted;
 
-/// The first libvirt that knows an interface of type `null`: formatdomain, "Network interfaces".
-const SINCE_NULL: u64 = 8_007_000;
-
 /// Checks that everything an interface is plugged into is there, and says what is plugged in anew.
 pub(super) fn check(facts: &Facts<'_>, checks: &mut Checks) -> Vec<(String, Plug)> {
     let interfaces = facts.domain.interfaces();
@@ -55,7 +52,7 @@ fn unknown_mapping(old: &str, interfaces: &[Interface]) -> Error {
 /// A name means a network of libvirt first, then a bridge, then a device, which only those can stand on that stood on one.
 fn resolve(old: &str, wanted: &NetworkTarget, all: &[Interface], target: &TargetHost) -> Result<Plug, Error> {
     let name = match wanted {
-        NetworkTarget::None if target.libvirt_version >= SINCE_NULL => return Ok(Plug::Null),
+        NetworkTarget::None if target.makes_devices => return Ok(Plug::Nowhere),
         NetworkTarget::None => return Ok(Plug::User),
         NetworkTarget::Named(name) => name.as_str(),
     };

@@ -45,3 +45,14 @@ async fn what_a_network_asks_of_the_target_is_seen_on_a_real_host() {
     assert!(!xml.contains("<vlan>") && !xml.contains("openvswitch"), "{xml}");
     assert!(xml.contains("/var/log/libvirt/qemu/web1_clone-tty.log"), "{xml}");
 }
+
+/// libvirtd 9.0 crashes when a machine starts that has an interface of type `null`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_interface_is_unplugged_starts() {
+    let Some(pair) = Pair::new("a_copy_whose_interface_is_unplugged") else { return };
+    let more = "<mtu size='1400'/><port isolated='yes'/><bandwidth><inbound average='1000'/></bandwidth>";
+    let nic = format!("<interface type='bridge'><source bridge='br9'/>{more}<model type='virtio'/></interface>");
+    define_machine(&pair.alpha, web().devices_xml(&nic)).unwrap();
+    let xml = starts(&pair, &[("br9", "none")]).await;
+    assert!(xml.contains("<link state='down'/>") && !xml.contains("br9"), "{xml}");
+}

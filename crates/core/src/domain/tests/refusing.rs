@@ -23,6 +23,11 @@ fn warn(xml: &str, whereabouts: Whereabouts) -> String {
 fn ordinary_machines_are_carried() {
     assert_eq!(refuse(WEB), []);
     assert_eq!(refuse(SMALL), []);
+    assert_eq!(
+        refuse(&with_device("<interface type='ethernet'><link state='down'/></interface>")),
+        [],
+        "unplugged by us"
+    );
 }
 
 #[test]
@@ -47,6 +52,8 @@ fn devices_of_the_host_are_refused() {
         ("<interface type='vhostuser'><source type='unix' path='/a' mode='client'/></interface>", "vhostuser"),
         ("<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>", "vdpa"),
         ("<interface type='hostdev'/>", "hostdev"),
+        ("<interface type='ethernet'><target dev='tap0' managed='no'/></interface>", "ethernet"),
+        ("<interface type='ethernet'><script path='/etc/qemu-ifup'/></interface>", "ethernet"),
         ("<serial type='dev'><source path='/dev/ttyS0'/></serial>", "/dev/ttyS0"),
         ("<serial type='unix'><source mode='bind' path='/run/small.sock'/></serial>", "/run/small.sock"),
         ("<serial type='tcp'><source mode='bind' host='::' service='4555'/></serial>", "\"tcp\""),

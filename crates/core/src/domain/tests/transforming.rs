@@ -109,7 +109,7 @@ fn networks_are_mapped_or_unplugged() {
     assert!(!xml.contains("virtualport") && notes.iter().any(|note| note.contains("virtualport")), "{notes:?}");
     let (nic, ..) = mapped(Plug::Bridge("br1".to_owned()));
     assert_eq!((nic.kind.as_str(), nic.source.as_deref()), ("bridge", Some("br1")));
-    for (way, kind) in [(Plug::Null, "null"), (Plug::User, "user")] {
+    for (way, kind) in [(Plug::Nowhere, "ethernet"), (Plug::User, "user")] {
         let (nic, xml, notes) = mapped(way);
         assert_eq!((nic.kind.as_str(), nic.source), (kind, None));
         assert!(xml.contains("<link state='down'/>") && notes.iter().any(|note| note.contains("unplugged")));

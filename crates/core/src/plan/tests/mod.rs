@@ -97,6 +97,7 @@ fn beta() -> TargetHost {
         networks: vec![network("default")],
         bridges: BTreeSet::from(["br0".to_owned()]),
         links: ["lo", "eth0", "br0", "vnet3"].map(str::to_owned).into(),
+        makes_devices: true,
         network_filters: BTreeSet::new(),
         addresses: BTreeSet::new(),
         topology: Topology::default(),

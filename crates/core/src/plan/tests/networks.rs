@@ -48,17 +48,22 @@ fn mapped_networks() {
 
 #[test]
 fn what_unplugging_means_depends_on_libvirt() {
-    let plan = world().with(|w| {
-        plugged(w, "bridge", "br9");
-        map(w, "br9", "none")
-    });
-    assert!(plan.definition.unwrap().contains("<interface type='null'>"));
-    let plan = world().with(|w| {
-        plugged(w, "bridge", "br9");
-        map(w, "br9", "none");
-        w.target.libvirt_version = 8_000_000;
-    });
-    assert!(plan.definition.unwrap().contains("<interface type='user'>"));
+    for (makes_devices, kind) in [(true, "ethernet"), (false, "user")] {
+        let plan = world().with(|w| {
+            let more = "<mtu size='9000'/><port isolated='yes'/><coalesce/><bandwidth/><virtualport/><vlan/>";
+            w.add_device(&format!(
+                "<interface type='bridge'><source bridge='br9'/>{more}<model type='e1000'/></interface>"
+            ));
+            map(w, "br9", "none");
+            w.target.makes_devices = makes_devices;
+        });
+        let nic = format!("<interface type='{kind}'><model type='e1000'/>");
+        let unindented = xml(&plan).replace('\n', "").replace("  ", "");
+        assert!(unindented.contains(&nic) && unindented.contains("<link state='down'/>"), "{unindented}");
+        for left in ["mtu", "port", "coalesce", "bandwidth", "virtualport", "vlan"] {
+            assert!(plan.warnings.iter().any(|warning| warning.contains(&format!("the <{left}> of"))), "{left}");
+        }
+    }
 }
 
 /// The plan of a machine with one interface, after this change, and what it tells of it.
