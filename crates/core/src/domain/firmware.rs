@@ -42,7 +42,8 @@ pub(super) fn warning(domain: &Domain, context: &CarryContext<'_>) -> Option<Str
     let own = paths(domain).into_iter().filter(is_there).map(|(what, path)| format!("the {what} {path}"));
     let own: Vec<String> = own.collect();
     let names = own.join(", ");
-    (!own.is_empty()).then(|| format!("the machine boots with what the target has as {names}; it is not compared"))
+    (!own.is_empty())
+        .then(|| format!("the machine boots with what the target has as {names}, not compared with the source's"))
 }
 
 /// Kernels and tables that the target does not have under the same path.

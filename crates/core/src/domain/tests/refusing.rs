@@ -205,7 +205,7 @@ fn a_kernel_that_the_target_has_is_its_own() {
     let with = |element: &str| small_with("</os>", &format!("{element}</os>"));
     let kernel = with("<kernel>/boot/here</kernel><initrd>/boot/gone</initrd>");
     let said = warn(&kernel, Whereabouts::OtherHost);
-    assert!(said.contains("the target has as the kernel /boot/here; it is not compared"), "{said}");
+    assert!(said.contains("the target has as the kernel /boot/here, not compared with the source's"), "{said}");
     assert_eq!(warn(&kernel, Whereabouts::SameHost), "");
     assert_eq!(warn(&with("<loader type='rom'>/boot/here</loader>"), Whereabouts::OtherHost), "");
 }
