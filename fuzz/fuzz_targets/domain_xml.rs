@@ -24,7 +24,8 @@ fuzz_target!(|input: &[u8]| {
         identity: Identity::New,
         tpm: TpmState::New,
     };
-    let _ = (warnings(&domain), redact(xml), domain.platform(), domain.memory(), domain.vcpus());
+    let _ = (warnings(&domain, &context), redact(xml), domain.platform(), domain.memory(), domain.vcpus());
+    let _ = domain.binding();
     let refused = !refusals(&domain, &context).is_empty();
     match transform(&domain, &wanted(&domain)) {
         Ok((made, _)) => holds(&domain, &made),
