@@ -137,7 +137,7 @@ async fn a_replica_behind_a_linked_directory_keeps_its_images() {
         let machine = MachineSpec::named("web1").disk(DiskSpec::qcow2("vda", 8 * MIB));
         let machine = machine.disk(DiskSpec::raw("vdb", 8 * MIB)).disk(DiskSpec::raw("vdc", 8 * MIB));
         let Some(standby) = Standby::unreplicated("a_replica_behind_a_linked_directory", machine) else { return };
-        let link = "mkdir -p /srv /var/lib/libvirt/images; mv /var/lib/libvirt/images /srv/images; ln -s /srv/images /var/lib/libvirt/images";
+        let link = "mkdir -p /srv /var/lib/libvirt/images; mv /var/lib/libvirt/images /srv/images; ln -s ../../../srv/images /var/lib/libvirt/images";
         standby.beta.shell(link).unwrap();
         standby.clone().await;
         assert_eq!(images(&standby.beta, NAME)["vdc"].0, "/var/lib/libvirt/images/standby-vdc.img");
