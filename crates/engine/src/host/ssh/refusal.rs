@@ -55,9 +55,14 @@ fn classify(log: &str, host: &str) -> Error {
     } else {
         Error::connection(format!("no SSH connection to {host}")).help(format!("Try ssh {host} true by hand"))
     };
-    let words: Vec<&str> =
-        log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('@')).collect();
+    let words: Vec<&str> = log.lines().map(said).filter(|line| !line.is_empty() && !line.starts_with('@')).collect();
     error.with("host", host).with("ssh", words.join("; "))
+}
+
+/// What a line says, without who says it.
+fn said(line: &str) -> &str {
+    let line = line.trim();
+    line.strip_prefix("ssh: ").unwrap_or(line)
 }
 
 /// Whether the server closed the connection before the key exchange: it had too many that were not logged in yet.
