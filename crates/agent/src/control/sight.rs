@@ -14,8 +14,8 @@ use rustix::time::ClockId;
 use super::writers;
 
 /// How often, and after what pause, a file is looked at again whose change is not over yet.
-const LOOKS: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What identifies a file now, and whether it is quiet. One that was changed in this very moment is looked at again a little
 /// later.
