@@ -176,6 +176,7 @@ pub(crate) async fn target(
     fresh: &FreshIdentity,
 ) -> Result<(TargetHost, Option<(u32, u32)>)> {
     let new_name = request.new_name(&source.name)?;
+    let (domain, _) = source_domain(request, source)?;
     let (facts, libvirt) = (&site.host.facts, &site.libvirt);
     let (capabilities, pools, networks, existing) = tokio::try_join!(
         libvirt.capabilities(),
@@ -197,14 +198,14 @@ pub(crate) async fn target(
         bridges: facts.bridges.iter().cloned().collect(),
         links: facts.links.iter().cloned().collect(),
         makes_devices: facts.uid == 0,
-        network_filters: network_filters(site, request, source).await?,
+        network_filters: network_filters(site, &domain).await?,
         addresses: facts.addresses.clone(),
         topology: facts.topology.clone(),
         guest_cpus: guest_cpus(site, request, source, &capabilities.domains).await?,
         capabilities: capabilities.domains.clone(),
         nvram_dir: facts.nvram_dir.clone(),
         tpm_dir: facts.tpm_dir.clone(),
-        secrets: secrets(site, request, source).await?,
+        secrets: secrets(site, &domain).await?,
         machines: Vec::new(),
         paths_present: BTreeSet::new(),
         files: BTreeMap::new(),
@@ -247,15 +248,13 @@ fn see_free_space(pools: &mut [Pool], found: &BTreeMap<String, PathFacts>) {
 }
 
 /// The target's secrets, where the machine needs one; libvirt's driver for them may be missing where nobody has any.
-async fn secrets(site: &Site, request: &CloneRequest, source: &SourceMachine) -> Result<BTreeSet<Uuid>> {
-    let (domain, _) = source_domain(request, source)?;
+async fn secrets(site: &Site, domain: &Domain) -> Result<BTreeSet<Uuid>> {
     let is_needed = domain.tpm().is_some_and(|tpm| tpm.secret.is_some());
     if is_needed { site.libvirt.secrets().await } else { Ok(BTreeSet::new()) }
 }
 
 /// The target's network filters, where the machine needs one; that driver may be missing as well.
-async fn network_filters(site: &Site, request: &CloneRequest, source: &SourceMachine) -> Result<BTreeSet<String>> {
-    let (domain, _) = source_domain(request, source)?;
+async fn network_filters(site: &Site, domain: &Domain) -> Result<BTreeSet<String>> {
     let is_needed = domain.interfaces().iter().any(|nic| nic.filter.is_some());
     if is_needed { site.libvirt.network_filters().await } else { Ok(BTreeSet::new()) }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::host::control::unexpected;
 use crate::inventory::{self, Site};
 use crate::operation;
-use crate::step::{flatten, keep_from_starting, made_by, out_of_service, renew, settle, standing};
+use crate::step::{flatten, made_by, out_of_service, renew, secure_definition, settle, standing};
 use crate::store::{RECOVERED, Store, Told, Undone};
 
 /// Whether `recover` acts.
@@ -307,11 +307,7 @@ fn left_out_of_service(site: &Site, marker: &Marker) -> Error {
 /// What the operation itself would have done after its define.
 async fn finish(site: &Site, marker: &Marker) -> Result<()> {
     let mut marker = marker.clone();
-    if marker.autostart_off {
-        keep_from_starting(site, &mut marker).await?;
-    }
-    // Durable before what it replaces goes: else a power cut would leave the old definition without its disks.
-    site.host.control.order(Request::SyncDefinitions).await?;
+    secure_definition(site, &mut marker).await?;
     if let Some(why) = renew(site, &marker).await? {
         // The next sync finds it changed, and says so; nobody else would miss what is kept.
         tracing::warn!(operation = %marker.operation, "{why}");

@@ -43,7 +43,7 @@ use crate::lane::{self, Copy, CopyDisk, Kind, Moved};
 use crate::reconnect;
 pub(crate) use checksum::sum;
 use define::OldMachine;
-pub(crate) use define::{keep_from_starting, made_by, standing, stands};
+pub(crate) use define::{made_by, secure_definition, standing, stands};
 use marker::{kept_of, marker};
 pub(crate) use merge::{flatten, settle};
 pub(crate) use renew::renew;

@@ -38,10 +38,7 @@ fn one(image: &HeldImage, held: &[Held]) -> Result<Option<Held>> {
     let number = (now.dev(), now.ino());
     // One file may go by two names, and we are not to be in our own way.
     if !held.iter().any(|(other, _)| *other == number) {
-        let lock = if image.alone { qemu_lock::take } else { qemu_lock::keep };
-        if !lock(&file).map_err(|error| io_error("locking", path, &error))? {
-            return Err(in_use(path));
-        }
+        lock(&file, path, if image.alone { qemu_lock::take } else { qemu_lock::keep })?;
     }
     if image.expected.is_some_and(|expected| !expected.is_same_file(&identity(&now))) {
         return Err(Error::conflict(format!("{} was written to meanwhile", path.display()))
@@ -57,10 +54,8 @@ fn one(image: &HeldImage, held: &[Held]) -> Result<Option<Held>> {
 /// [`Code::Conflict`](kvm_clone_core::Code::Conflict) where a program of qemu's has it open.
 pub(super) fn alone(path: &Path) -> Result<Option<File>> {
     let Some(file) = open(path)? else { return Ok(None) };
-    match qemu_lock::take(&file).map_err(|error| io_error("locking", path, &error))? {
-        true => Ok(Some(file)),
-        false => Err(in_use(path)),
-    }
+    lock(&file, path, qemu_lock::take)?;
+    Ok(Some(file))
 }
 
 fn open(path: &Path) -> Result<Option<File>> {
@@ -71,11 +66,14 @@ fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-fn in_use(path: &Path) -> Error {
-    Error::conflict(format!("{} is in use by a program of qemu's", path.display()))
+fn lock(file: &File, path: &Path, by: impl Fn(&File) -> std::io::Result<bool>) -> Result<()> {
+    if by(file).map_err(|error| io_error("locking", path, &error))? {
+        return Ok(());
+    }
+    Err(Error::conflict(format!("{} is in use by a program of qemu's", path.display()))
         .with("path", path.display())
         .help("Stop the machine that uses it, and run the command again")
-        .help("fuser or lsof shows which program it is; where they show none, it runs on another host that shares this storage")
+        .help("fuser or lsof shows which program it is; where they show none, it runs on another host that shares this storage"))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::place::{Place, io_error};
 
 /// No seal of ours is longer.
 const SIZE_LIMIT: u64 = 1 << 20;
+
 /// Writes seals of what the files hold now, durably, and removes those of the lineage's points before.
 pub(super) fn take(place: &Place, orders: &[SealOrder]) -> Result<()> {
     let boot_id = boot_id()?;

@@ -46,12 +46,10 @@ impl Work {
         }
         self.was_not_started().await?;
         release(&self.target).await;
-        if !self.marker.autostart_off {
-            return self.target.host.control.order(Request::SyncDefinitions).await;
+        if secure_definition(&self.target, &mut self.marker).await? {
+            let name = &self.plan.new_vm_name;
+            self.warn(format!("machine {name} starts with its host no more; virsh autostart turns it on"));
         }
-        keep_from_starting(&self.target, &mut self.marker).await?;
-        let name = &self.plan.new_vm_name;
-        self.warn(format!("machine {name} starts with its host no more; virsh autostart turns it on"));
         Ok(())
     }
 
@@ -222,14 +220,20 @@ impl Work {
     }
 }
 
-/// Keeps a machine that was just defined from starting with its host, and notes that this is done: a copy that starts by itself beside
-/// its source is a surprise. Whoever wants it asks for it, and is not to be overruled by `recover`.
-pub(crate) async fn keep_from_starting(site: &Site, marker: &mut Marker) -> Result<()> {
-    site.libvirt.set_autostart(marker.uuid, false).await?;
-    // Durable before the note of it goes.
+/// Makes a machine's new definition durable, before what it replaces goes: else a power cut would leave the old definition without
+/// its disks. Where the marker says so, the machine is kept from starting with its host, and that it is done is noted: a copy that
+/// starts by itself beside its source is a surprise. Whoever wants it asks for it, and is not to be overruled by `recover`.
+/// Whether that was done.
+pub(crate) async fn secure_definition(site: &Site, marker: &mut Marker) -> Result<bool> {
+    if marker.autostart_off {
+        site.libvirt.set_autostart(marker.uuid, false).await?;
+    }
     site.host.control.order(Request::SyncDefinitions).await?;
-    marker.autostart_off = false;
-    site.host.control.order(Request::PutMarker(Box::new(marker.clone()))).await
+    let was_off = std::mem::take(&mut marker.autostart_off);
+    if was_off {
+        site.host.control.order(Request::PutMarker(Box::new(marker.clone()))).await?;
+    }
+    Ok(was_off)
 }
 
 /// Whether a machine stands as this operation defined it.

@@ -112,6 +112,12 @@ impl Scene {
         self.assert_source_unharmed();
     }
 
+    /// The socket of the job that runs.
+    fn socket(&self) -> String {
+        let listed = self.alpha.shell("ls /var/lib/libvirt/qemu/domain-*-web1/kvm-clone-*.sock").unwrap();
+        listed.trim().to_owned()
+    }
+
     /// The scratch files that qemu has.
     fn scratch(&self) -> String {
         self.alpha.shell("ls -A /var/lib/libvirt/images | grep scratch || true").unwrap()
@@ -203,9 +209,9 @@ async fn cancelling_ends_the_job() {
 async fn no_job_is_ended_while_somebody_is_connected() {
     let Some(scene) = Scene::new("no_job_is_ended_while_somebody_is_connected") else { return };
     let (run, gate) = scene.start_and_hold(|settings| settings).await;
-    let socket = scene.alpha.shell("ls /var/lib/libvirt/qemu/domain-*-web1/kvm-clone-*.sock").unwrap();
-    let mut stranger = connect(&scene.alpha, socket.trim());
-    let socket = scene.alpha.path(socket.trim());
+    let socket = scene.socket();
+    let mut stranger = connect(&scene.alpha, &socket);
+    let socket = scene.alpha.path(&socket);
     run.cancel.cancel();
     wait_for("the end's beginning", || !socket.exists());
     assert!(job(&scene.alpha).contains("Backup"), "somebody is connected");
@@ -222,10 +228,10 @@ async fn no_job_is_ended_while_somebody_is_connected() {
 async fn a_user_who_calls_a_socket_as_ours_does_not_keep_the_job() {
     let Some(scene) = Scene::new("a_user_who_calls_a_socket_as_ours_does_not_keep_the_job") else { return };
     let (run, gate) = scene.start_and_hold(|settings| settings).await;
-    let socket = scene.alpha.shell("ls /var/lib/libvirt/qemu/domain-*-web1/kvm-clone-*.sock").unwrap();
-    let mut user = imitate(&scene.alpha, socket.trim());
+    let socket = scene.socket();
+    let mut user = imitate(&scene.alpha, &socket);
     let listed = scene.alpha.shell("cat /proc/net/unix").unwrap();
-    assert!(listed.matches(socket.trim()).count() > 2, "ours and his: {listed}");
+    assert!(listed.matches(&socket).count() > 2, "ours and his: {listed}");
     gate.open();
     run.end().await.unwrap();
     scene.assert_one_point();

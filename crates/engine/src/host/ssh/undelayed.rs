@@ -41,7 +41,8 @@ impl Undelayed {
     }
 }
 
-/// The TCP connection of a process, which from now on sends at once; none as long as there is none.
+/// The TCP connection of a process, which from now on sends at once; none as long as there is none. `/proc` answers from memory, so
+/// no thread waits for it.
 fn prompt_socket(pid: Pid) -> Option<OwnedFd> {
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     let files = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok()?;
