@@ -8,6 +8,7 @@
 //! Threads block; channels are bounded; there is no async runtime and no libvirt library, so that one static binary
 //! runs on any host.
 
+mod buffer;
 pub mod control;
 pub mod device;
 pub mod lane;

@@ -73,7 +73,7 @@ pub(super) fn write(dir: &Path) {
         let made = Encoder::default().encode(Kind::Message, &message, 0).unwrap();
         seed(dir, &format!("from-agent-{name}"), 2, &body(made));
     }
-    let blocks = LaneMessage::Blocks { offset: 65536, digests: vec![Digest([7; 16]); 2], crc: 7 };
+    let blocks = LaneMessage::Blocks { offset: 65536, digests: vec![Digest([7; 16]); 2], crc: Some(7) };
     seed(dir, "lane-blocks", 3, &body(Encoder::default().encode(Kind::Lane, &blocks, 0).unwrap()));
     let want = LaneMessage::Want { segment: segment(), groups: vec![0, 63] };
     seed(dir, "lane-want", 3, &body(Encoder::default().encode(Kind::Lane, &want, 0).unwrap()));
@@ -141,7 +141,7 @@ fn agent_stream(hello: &FromAgent) -> Vec<u8> {
 fn lane_stream() -> Vec<u8> {
     let mut encoder = Encoder::default();
     let mut stream = MAGIC.to_vec();
-    let blocks = LaneMessage::Blocks { offset: 0, digests: vec![Digest([7; 16])], crc: 0 };
+    let blocks = LaneMessage::Blocks { offset: 0, digests: vec![Digest([7; 16])], crc: Some(0) };
     stream.extend(encoder.encode(Kind::Lane, &LaneMessage::Begin(segment()), 0).unwrap());
     stream.extend(encoder.encode(Kind::Lane, &blocks, 16).unwrap());
     stream.extend([1; 16]);

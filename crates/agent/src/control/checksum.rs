@@ -7,6 +7,7 @@ use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
+use crate::buffer::Buffer;
 use crate::lane::open_reader;
 
 /// Bytes read at once.
@@ -17,7 +18,7 @@ const PIECE: usize = 1 << 20;
 pub(super) fn compute(image: &ImageSpec, algorithm: Algorithm, progress: &Progress) -> Result<String> {
     let mut state = State::new(algorithm);
     let device = open_reader(image)?;
-    let (zeroes, mut buffer) = (vec![0; PIECE], vec![0; PIECE]);
+    let (zeroes, mut buffer) = (vec![0; PIECE], Buffer::zeroed(PIECE));
     let mut offset = 0;
     while offset < device.size() {
         progress.go_on("the checksum")?;

@@ -24,7 +24,7 @@ use crate::place::io_error;
 /// More files than this behind one image are a mistake, or a loop.
 const CHAIN_LIMIT: usize = 200;
 /// So much of what will be copied first is read while the lanes are still being opened.
-const READ_AHEAD: u64 = 64 << 20;
+const READ_AHEAD: u64 = 128 << 20;
 /// Segments looked at for one answer, so that no answer grows with the disk.
 const SEGMENTS_AT_ONCE: usize = 16 * 1024;
 

@@ -73,6 +73,12 @@ pub trait WriteDevice: Send + Sync {
     /// little left to do. A hint: it cannot fail.
     fn start_writeback(&self, offset: u64, len: u64);
 
+    /// Waits until a range is written from the page cache to the storage, which may still have it in a cache of its own.
+    ///
+    /// # Errors
+    /// As [`WriteDevice::sync`].
+    fn write_back(&self, offset: u64, len: u64) -> Result<()>;
+
     /// Returns when all that was written is durable.
     ///
     /// # Errors

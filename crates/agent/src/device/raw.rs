@@ -127,6 +127,11 @@ impl WriteDevice for RawWriter {
         file::start_write_back(&self.file, offset, len);
     }
 
+    fn write_back(&self, offset: u64, len: u64) -> Result<()> {
+        file::write_back(&self.file, offset, len)
+            .map_err(|error| DeviceError::io(&self.path, "write it out", error).at(offset))
+    }
+
     fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|error| DeviceError::io(&self.path, "make it durable", error))
     }

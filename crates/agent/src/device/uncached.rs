@@ -8,7 +8,9 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Offsets, lengths and memory of direct reads are multiples of the device's logical block (open(2), `O_DIRECT`), of which
+use crate::buffer::Buffer;
+
+/// Offsets and lengths of direct reads are multiples of the device's logical block (open(2), `O_DIRECT`), of which
 /// this is the largest in use.
 const ALIGNMENT: usize = 4096;
 
@@ -31,9 +33,7 @@ impl Uncached {
         let start = offset - ahead as u64;
         let wanted = ahead + buf.len();
         let length = wanted.next_multiple_of(ALIGNMENT);
-        let mut memory = vec![0; length + ALIGNMENT];
-        let first = memory.as_ptr().align_offset(ALIGNMENT);
-        let aligned = memory.get_mut(first..first + length).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut aligned = Buffer::zeroed(length);
         let mut filled = 0;
         // A device's end cuts the last read short, which is not its failure.
         while filled < wanted {

@@ -86,7 +86,7 @@ fn work(place: &Place, ssh: &SshEnds, events: &Arc<Events>, commands: Receiver<L
                 events.tell(&LaneEvent::Connected(direct.connect(ssh, &at, &seal)));
             }
             Some(LaneCommand::Source { disks, compared, key, block, route }) => {
-                let work = source::Source { disks, compared, key, block };
+                let work = source::Source { disks, compared, key, block, route };
                 source::run(&work, direct.streams(route)?, commands, events)?;
                 break;
             }

@@ -8,6 +8,7 @@ use kvm_clone_core::blocks::{BLOCK, BlockSize, Digest, DigestKey, Extent, extent
 use kvm_clone_core::wire::lane::Segment;
 use kvm_clone_core::{Error, Result};
 
+use crate::buffer::Buffer;
 use crate::device::ReadDevice;
 
 /// Bytes read at once; whole blocks, whatever their size.
@@ -21,7 +22,7 @@ pub(super) const IN_FLIGHT: usize = 12;
 pub(super) struct Piece {
     pub(super) offset: u64,
     /// What was read; empty where only digests were asked for.
-    pub(super) data: Vec<u8>,
+    pub(super) data: Buffer,
     pub(super) digests: Vec<Digest>,
 }
 
@@ -47,7 +48,7 @@ struct Job {
 /// A few threads that read pieces of disks and digest them.
 pub(crate) struct Readers {
     jobs: SyncSender<Job>,
-    spare: SyncSender<Vec<u8>>,
+    spare: SyncSender<Buffer>,
     block: BlockSize,
 }
 
@@ -55,12 +56,12 @@ impl Readers {
     /// Readers of blocks of this size.
     pub(crate) fn start(key: &DigestKey, block: BlockSize) -> Self {
         let (jobs, waiting) = mpsc::sync_channel::<Job>(IN_FLIGHT);
-        let (spare, spares) = mpsc::sync_channel::<Vec<u8>>(IN_FLIGHT * 2);
+        let (spare, spares) = mpsc::sync_channel::<Buffer>(IN_FLIGHT * 2);
         let (waiting, spares) = (Arc::new(Mutex::new(waiting)), Arc::new(Mutex::new(spares)));
         for _ in 0..READERS {
             let (waiting, spares, key) = (Arc::clone(&waiting), Arc::clone(&spares), key.clone());
             std::thread::spawn(move || {
-                let mut own = Vec::new();
+                let mut own = Buffer::default();
                 while let Some(job) = take(&waiting) {
                     let piece = match job.keep {
                         Keep::DigestsOnly => digest(&job, &key, &mut own),
@@ -123,7 +124,7 @@ impl Readers {
     }
 
     /// Gives a buffer back.
-    pub(super) fn recycle(&self, buffer: Vec<u8>) {
+    pub(super) fn recycle(&self, buffer: Buffer) {
         let _ = self.spare.try_send(buffer);
     }
 }
@@ -133,11 +134,11 @@ fn take(waiting: &Mutex<Receiver<Job>>) -> Option<Job> {
 }
 
 /// Reads a piece into a buffer that is used again and again.
-fn digest(job: &Job, key: &DigestKey, buffer: &mut Vec<u8>) -> Result<Piece> {
-    buffer.resize(job.len, 0);
+fn digest(job: &Job, key: &DigestKey, buffer: &mut Buffer) -> Result<Piece> {
+    buffer.resize(job.len);
     job.device.read_at(buffer, job.offset)?;
     let digests = buffer.chunks(job.block.in_memory()).map(|block| key.block(block)).collect();
-    Ok(Piece { offset: job.offset, data: Vec::new(), digests })
+    Ok(Piece { offset: job.offset, data: Buffer::default(), digests })
 }
 
 /// The digests of a range, on their way.

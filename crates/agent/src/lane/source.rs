@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_clone_core::blocks::{BlockSize, Digest, DigestKey, ListKey};
 use kvm_clone_core::wire::control::DiskIndex;
+use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::wire::frame::Kind;
 use kvm_clone_core::wire::lane::{ImageSpec, LaneCommand, LaneEvent, LaneMessage, Segment};
 use kvm_clone_core::{Error, Result};
@@ -33,6 +34,7 @@ pub(super) struct Source {
     pub(super) compared: Vec<DiskIndex>,
     pub(super) key: DigestKey,
     pub(super) block: BlockSize,
+    pub(super) route: Route,
 }
 
 /// What is sent, in this order: a beginning, zeros and pieces as they lie, an end.
@@ -57,6 +59,8 @@ struct Sending {
     output: Mutex<FrameWriter<Output>>,
     /// Bytes of digests and questions, both ways, that were not told yet.
     digests: AtomicU64,
+    /// Whether blocks carry a checksum: what is sealed needs none.
+    crc: bool,
 }
 
 impl Sending {
@@ -86,7 +90,8 @@ pub(super) fn run_on(
 ) -> Result<()> {
     let mut output = FrameWriter::new(output);
     output.magic()?;
-    let sending = Arc::new(Sending { output: Mutex::new(output), digests: AtomicU64::new(0) });
+    let sending =
+        Arc::new(Sending { output: Mutex::new(output), digests: AtomicU64::new(0), crc: source.route == Route::Relay });
     let readers = Arc::new(Readers::start(&source.key, source.block));
     let (items, queue) = mpsc::sync_channel(IN_FLIGHT);
     let mut crew = Crew::new();
@@ -266,7 +271,7 @@ fn send_piece(sending: &Sending, piece: &Piece, block: BlockSize) -> Result<u64>
             let end = piece.data.len().min(start + run * block);
             let digests = piece.digests[index..index + run].to_vec();
             let payload = &piece.data[start..end];
-            let crc = crc32fast::hash(payload);
+            let crc = sending.crc.then(|| crc32fast::hash(payload));
             let message = LaneMessage::Blocks { offset: piece.offset + start as u64, digests, crc };
             sent += sending.send(&message, payload)?;
         }

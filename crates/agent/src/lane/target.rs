@@ -6,6 +6,7 @@
 
 mod base;
 mod compare;
+mod flush;
 mod grown;
 mod receive;
 
@@ -27,11 +28,13 @@ use super::images::open_writer;
 use super::join::Events;
 use super::readers::{IN_FLIGHT, Readers};
 use super::verify;
+use crate::buffer::Buffer;
 use crate::device::{ChunkAllocator, DeviceError, Problem, WriteDevice};
 use crate::manifest::ManifestFile;
 #[cfg(test)]
 pub(super) use base::whole;
 use compare::{Bases, Told};
+use flush::Flushes;
 use receive::{Complete, Receiving};
 
 /// Progress is told after so many bytes, and at the end of a segment.
@@ -51,7 +54,7 @@ pub(super) struct Target {
 
 /// What is to be written.
 enum Item {
-    Blocks { disk: DiskIndex, offset: u64, data: Vec<u8> },
+    Blocks { disk: DiskIndex, offset: u64, data: Buffer },
     Zero { disk: DiskIndex, offset: u64, len: u64 },
     End(Complete),
 }
@@ -109,7 +112,10 @@ pub(super) fn run_on(
     crew.work(move || receiving.run(&mut input));
     {
         let (target, events) = (Arc::clone(&target), Arc::clone(events));
-        crew.work(move || write(&target, &devices, &to_write, &written, &spare, &events));
+        let (mut flushes, to_flush) = Flushes::new(devices.len());
+        let (flushed, teller) = (devices.clone(), Arc::clone(&events));
+        crew.work(move || flush::run(&flushed, &to_flush, &teller));
+        crew.work(move || write(&target, &devices, &to_write, (&written, &spare), &mut flushes, &events));
     }
     let events = Arc::clone(events);
     crew.work(move || check(&target, &to_check, &readers, &events));
@@ -136,8 +142,8 @@ fn write(
     target: &Target,
     devices: &[Arc<dyn WriteDevice>],
     items: &Receiver<Item>,
-    written: &SyncSender<Complete>,
-    spare: &SyncSender<Vec<u8>>,
+    (written, spare): (&SyncSender<Complete>, &SyncSender<Buffer>),
+    flushes: &mut Flushes,
     events: &Events,
 ) -> Result<()> {
     let mut untold = 0;
@@ -147,6 +153,7 @@ fn write(
                 let device = &devices[usize::from(disk)];
                 device.write_at(&data, offset)?;
                 device.start_writeback(offset, data.len() as u64);
+                flushes.note(disk, offset, data.len() as u64)?;
                 untold += data.len() as u64;
                 if untold >= TELL_EVERY {
                     events.tell(&LaneEvent::Written(std::mem::take(&mut untold)));

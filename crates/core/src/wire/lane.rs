@@ -40,8 +40,8 @@ pub enum LaneMessage {
         /// A digest for each block.
         digests: Vec<Digest>,
         /// CRC-32 of the payload as it was sent. It tells damage on the way from damage by the target's storage, which
-        /// the digests alone, compared only after reading back, cannot.
-        crc: u32,
+        /// the digests alone, compared only after reading back, cannot. None on the direct route: its seal tells that.
+        crc: Option<u32>,
     },
     /// Compared disks only: neighbouring blocks that are zero at the source and are not at the target.
     Zero {

@@ -11,7 +11,8 @@ mod undelayed;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kvm_clone_core::host::SshAddr;
@@ -20,6 +21,7 @@ use openssh::Session;
 use tempfile::TempDir;
 
 use refusal::{Refusal, silent};
+use undelayed::Undelayed;
 
 /// How to reach hosts by SSH.
 #[derive(Debug, Clone)]
@@ -60,6 +62,8 @@ const PAUSE: Duration = Duration::from_millis(150);
 #[derive(Debug)]
 pub(crate) struct Connection {
     session: Arc<Session>,
+    /// Its TCP connection, until the first session runs.
+    login: Mutex<Option<Undelayed>>,
     /// Where its socket is, without which it could not be ended.
     _dir: Arc<TempDir>,
 }
@@ -67,6 +71,17 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn session(&self) -> Arc<Session> {
         Arc::clone(&self.session)
+    }
+
+    /// Waits until a session is open.
+    pub(crate) async fn opened<T>(&self, opening: impl Future<Output = T> + Send) -> T {
+        // Of a future in a future in a future the compiler would not find the size.
+        let opening: Pin<Box<dyn Future<Output = T> + Send + '_>> = Box::pin(opening);
+        let login = self.login.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match login {
+            Some(mut connection) => connection.during(opening).await,
+            None => opening.await,
+        }
     }
 }
 
@@ -102,9 +117,10 @@ pub(crate) async fn connect(
     let config = write_config(options, dir.path(), prefer_aes)?;
     for number in 1.. {
         match master::launch(host, options, &config, dir.path()).await {
-            Ok(socket) => {
+            Ok((socket, login)) => {
                 let session = Arc::new(Session::resume_mux(socket.into(), None));
-                return Ok(Arc::new(Connection { session, _dir: Arc::clone(dir) }));
+                let login = Mutex::new(Some(login));
+                return Ok(Arc::new(Connection { session, login, _dir: Arc::clone(dir) }));
             }
             Err(Refusal { dropped: true, .. }) if number < TRIES => tokio::time::sleep(pause(number)).await,
             Err(Refusal { error, .. }) => return Err(error),

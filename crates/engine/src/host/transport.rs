@@ -88,7 +88,7 @@ impl Transport {
                 let mut command = connection.session().arc_raw_command(script.for_shell());
                 let piped = openssh::Stdio::piped;
                 let command = command.stdin(piped()).stdout(piped()).stderr(piped());
-                let mut child = command.spawn().await.map_err(|error| ssh::lost(&error))?;
+                let mut child = connection.opened(command.spawn()).await.map_err(|error| ssh::lost(&error))?;
                 let (Some(stdin), Some(stdout), Some(stderr)) =
                     (child.stdin().take(), child.stdout().take(), child.stderr().take())
                 else {
@@ -119,7 +119,7 @@ impl Transport {
             Self::Ssh(connection) => {
                 let mut command = connection.session().arc_raw_command(script.for_shell());
                 let command = command.stdin(stdin).stdout(stdout).stderr(openssh::Stdio::null());
-                let child = command.spawn().await.map_err(|error| ssh::lost(&error))?;
+                let child = connection.opened(command.spawn()).await.map_err(|error| ssh::lost(&error))?;
                 Ok(Child::Ssh(Box::new(child), Arc::clone(connection)))
             }
         }

@@ -58,6 +58,13 @@ impl PartWriter {
         }
     }
 
+    /// The clusters that a range lies in: where they begin, and how long they are.
+    fn around(&self, offset: u64, len: u64) -> (u64, u64) {
+        let end = (offset + len).next_multiple_of(CLUSTER).min(self.whole.size());
+        let start = offset - offset % CLUSTER;
+        (start, end.saturating_sub(start))
+    }
+
     /// Makes a cluster that is not there.
     fn make(&self, shown: Shown, data: &[u8], offset: u64) -> Result<()> {
         let start = offset - offset % CLUSTER;
@@ -102,9 +109,13 @@ impl WriteDevice for PartWriter {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        let end = (offset + len).next_multiple_of(CLUSTER).min(self.whole.size());
-        let start = offset - offset % CLUSTER;
-        self.whole.start_writeback(start, end.saturating_sub(start));
+        let (start, len) = self.around(offset, len);
+        self.whole.start_writeback(start, len);
+    }
+
+    fn write_back(&self, offset: u64, len: u64) -> Result<()> {
+        let (start, len) = self.around(offset, len);
+        self.whole.write_back(start, len)
     }
 
     fn sync(&self) -> Result<()> {

@@ -148,6 +148,17 @@ impl Qcow2Writer {
         Ok(out)
     }
 
+    /// Where a range is stored: offsets in the file, and lengths.
+    fn stored(&self, offset: u64, len: u64) -> Result<Vec<(u64, u64)>> {
+        let mut stored = Vec::new();
+        for run in self.runs(offset, len)? {
+            let (at, entries) = self.entries(run)?;
+            let placed = self.placed(at, &entries)?.into_iter();
+            stored.extend(placed.filter_map(|(_, count, host)| Some((host?, count as u64 * CLUSTER))));
+        }
+        Ok(stored)
+    }
+
     /// Writes data to the clusters of one run: over what is there, else into new clusters. Data first, then the L1 and
     /// L2 entries that make it visible.
     fn write_run(&self, run: Run, data: &[u8]) -> Result<()> {
@@ -236,15 +247,17 @@ impl WriteDevice for Qcow2Writer {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        let Ok(runs) = self.runs(offset, len) else { return };
-        for run in runs {
-            let Ok((at, entries)) = self.entries(run) else { return };
-            for (_, count, host) in self.placed(at, &entries).unwrap_or_default() {
-                if let Some(host) = host {
-                    file::start_write_back(&self.image.file, host, count as u64 * CLUSTER);
-                }
-            }
+        for (host, len) in self.stored(offset, len).unwrap_or_default() {
+            file::start_write_back(&self.image.file, host, len);
         }
+    }
+
+    fn write_back(&self, offset: u64, len: u64) -> Result<()> {
+        for (host, len) in self.stored(offset, len)? {
+            file::write_back(&self.image.file, host, len)
+                .map_err(|error| self.image.failed("write it out", error).at(offset))?;
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<()> {

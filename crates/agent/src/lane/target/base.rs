@@ -15,6 +15,7 @@ use super::super::images::open_reader;
 use super::super::readers::{Digesting, Readers};
 use super::super::verify;
 use super::grown::Grown;
+use crate::buffer::Buffer;
 use crate::device::ReadDevice;
 use crate::device::new_qcow2::Written;
 use crate::manifest::Manifest;
@@ -157,7 +158,7 @@ impl OpenBase {
     }
 
     fn block(&self, offset: u64, len: usize) -> Result<Digest> {
-        let mut data = vec![0; len];
+        let mut data = Buffer::zeroed(len);
         self.device.read_at(&mut data, offset)?;
         Ok(self.key.block(&data))
     }

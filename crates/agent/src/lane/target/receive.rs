@@ -15,6 +15,7 @@ use super::super::direct::Input;
 use super::super::readers::is_sane;
 use super::compare::{There, Told};
 use super::{Item, Target};
+use crate::buffer::Buffer;
 use crate::stream::FrameReader;
 
 /// Who takes frames, and where what is in them goes.
@@ -24,7 +25,7 @@ pub(super) struct Receiving {
     pub(super) told: Arc<Told>,
     pub(super) items: SyncSender<Item>,
     pub(super) answers: SyncSender<LaneAnswer>,
-    pub(super) spares: Receiver<Vec<u8>>,
+    pub(super) spares: Receiver<Buffer>,
 }
 
 impl Receiving {
@@ -87,18 +88,18 @@ impl Receiving {
         header: Header,
         len: usize,
         offset: u64,
-        crc: u32,
-    ) -> Result<Vec<u8>> {
+        crc: Option<u32>,
+    ) -> Result<Buffer> {
         if header.payload_len as usize != len {
             return Err(broken("another number of bytes than its digests say"));
         }
         let mut data = self.spares.try_recv().unwrap_or_default();
-        data.resize(len, 0);
+        data.resize(len);
         input.payload(&mut data)?;
-        if crc32fast::hash(&data) == crc {
-            return Ok(data);
+        if crc.is_some_and(|crc| crc32fast::hash(&data) != crc) {
+            return Err(broken("blocks that were damaged on the way").with("offset", offset));
         }
-        Err(broken("blocks that were damaged on the way").with("offset", offset))
+        Ok(data)
     }
 
     /// What a segment is now at the target must be what it is at the source: also where nothing was sent.

@@ -1,5 +1,7 @@
 //! What a lane carries is damaged on its way, in either direction: an error, never a wrong image.
 
+use kvm_clone_core::Code;
+
 use super::pair::{Damage, Fault};
 use super::*;
 
@@ -25,6 +27,24 @@ fn damage_in_either_direction_is_an_error_and_never_a_wrong_image() {
                 assert!(found[range.clone()] == wanted[range], "{damage:?}: {segment:?} is said to be done");
             }
         }
+    }
+}
+
+/// The direct route has a seal in the place of checksums. What it cannot see is what a memory does.
+#[test]
+fn damage_that_no_checksum_tells_is_found_by_the_digests() {
+    let (before, after) = changed(64, 7);
+    for verify in [Verify::On, Verify::Off] {
+        let came = (0..8).map(|frame| {
+            let case = Case { verify, ..Case::new(before.clone(), after.clone()) };
+            let (source, target) = case.make();
+            let source = Source { route: Route::Direct, ..source };
+            let damage = Some(Damage { fault: Fault::FlipPayload, frame, back: false });
+            let came = carry(source, target, Drive { segments: case.segments(16 * BLOCK), damage, ..Drive::default() });
+            came.outcome.expect_err("damage was not noticed").code
+        });
+        let codes: Vec<Code> = came.collect();
+        assert!(codes.contains(&Code::Verification), "{verify:?}: {codes:?}");
     }
 }
 

@@ -12,6 +12,7 @@ mod trouble;
 
 use kvm_clone_core::blocks::{BLOCK, BlockSize, Digest, DigestKey};
 use kvm_clone_core::inventory::ImageFormat;
+use kvm_clone_core::wire::direct::Route;
 use kvm_clone_core::wire::lane::{Base, BaseDigests, Compared, OnDivergence, Segment, Trust, Verify};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -90,7 +91,7 @@ impl Case {
             block: self.block,
             verify: self.verify,
         };
-        (Source { disks: vec![source], compared: vec![0], key: key(), block: self.block }, target)
+        (Source { disks: vec![source], compared: vec![0], key: key(), block: self.block, route: Route::Relay }, target)
     }
 
     fn segments(&self, len: u64) -> Vec<Segment> {

@@ -48,11 +48,24 @@ impl ReadDevice for Full {
 }
 
 /// A disk that forgets what is written.
-struct Nowhere(u64);
+struct Nowhere {
+    size: u64,
+    /// How often it was flushed; where it `fails`, each time in vain.
+    flushed: Arc<AtomicUsize>,
+    fails: bool,
+    /// How many bytes were waited for.
+    written_back: Arc<AtomicUsize>,
+}
+
+impl Nowhere {
+    fn new(size: u64) -> Self {
+        Self { size, flushed: Arc::default(), fails: false, written_back: Arc::default() }
+    }
+}
 
 impl WriteDevice for Nowhere {
     fn size(&self) -> u64 {
-        self.0
+        self.size
     }
 
     fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
@@ -65,8 +78,20 @@ impl WriteDevice for Nowhere {
 
     fn start_writeback(&self, _: u64, _: u64) {}
 
-    fn sync(&self) -> Result<()> {
+    fn write_back(&self, offset: u64, len: u64) -> Result<()> {
+        assert!(offset + len <= self.size);
+        self.written_back.fetch_add(usize::try_from(len).unwrap(), Ordering::Relaxed);
         Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.flushed.fetch_add(1, Ordering::Relaxed);
+        let error = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+        if self.fails {
+            Err(DeviceError::io(std::path::Path::new("/dev/bad"), "make it durable", error))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -122,7 +147,7 @@ fn memory_does_not_grow_with_what_differs() {
         segments: case.segments(64 << 20),
         narrow: true,
         source_devices: Some(vec![Arc::new(Full::new(size))]),
-        target_devices: Some(vec![Arc::new(Nowhere(size))]),
+        target_devices: Some(vec![Arc::new(Nowhere::new(size))]),
         damage: None,
     };
     let before = peak_of_memory();
@@ -131,4 +156,38 @@ fn memory_does_not_grow_with_what_differs() {
     assert_eq!(came.compared().differing, size / BLOCK);
     let grown = peak_of_memory() - before;
     assert!(grown < 128 << 20, "{} MiB for {} MiB", grown >> 20, size >> 20);
+}
+
+/// A new disk of so many bytes that are all data, to a target that forgets them.
+fn to_nowhere(size: u64, target_device: Nowhere) -> Came {
+    let mut case = Case::new(Content::new(Vec::new()), Content::new(Vec::new()));
+    (case.before.size, case.after.size, case.verify) = (size, size, Verify::Off);
+    let (source, target) = case.make();
+    let drive = Drive {
+        segments: case.segments(64 << 20),
+        source_devices: Some(vec![Arc::new(Full::new(size))]),
+        target_devices: Some(vec![Arc::new(target_device)]),
+        ..Drive::default()
+    };
+    carry(source, target, drive)
+}
+
+#[test]
+fn much_that_is_written_is_flushed_before_all_is() {
+    for (size, least) in [(31u64 << 20, 0), (32 << 20, 1), (256 << 20, 1)] {
+        let target = Nowhere::new(size);
+        let (flushed, written_back) = (Arc::clone(&target.flushed), Arc::clone(&target.written_back));
+        to_nowhere(size, target).outcome.unwrap();
+        let flushed = flushed.load(Ordering::Relaxed);
+        assert!((least..=usize::try_from(size >> 25).unwrap()).contains(&flushed), "{flushed} flushes of {size} bytes");
+        let written_back = written_back.load(Ordering::Relaxed) as u64;
+        assert!((least as u64 * (32 << 20)..=size).contains(&written_back), "{written_back} of {size} bytes");
+    }
+}
+
+/// The last block of all is what has it flushed: nothing comes after it that would meet the failure again.
+#[test]
+fn a_flush_that_fails_ends_the_lane() {
+    let error = to_nowhere(32 << 20, Nowhere { fails: true, ..Nowhere::new(32 << 20) }).outcome.unwrap_err();
+    assert_eq!((error.code, &error.context["path"][..]), (Code::Transfer, "/dev/bad"), "{error:?}");
 }

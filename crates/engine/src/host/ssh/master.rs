@@ -1,12 +1,12 @@
 //! Starting OpenSSH as the master of a connection: it logs in, goes into the background, and takes sessions over its socket.
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use kvm_clone_core::Error;
 use kvm_clone_core::host::SshAddr;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use super::SshOptions;
 use super::refusal::{Refusal, silent};
@@ -16,16 +16,13 @@ use super::undelayed::Undelayed;
 const IDLE: &str = "ControlPersist=60";
 /// How often the two ends make sure of each other, in seconds.
 const ALIVE: &str = "ServerAliveInterval=10";
-/// How often the socket of a login is looked after.
-const TICK: Duration = Duration::from_millis(2);
-
-/// Logs in to a host; returns the master's socket, which is below `dir`.
+/// Logs in to a host; returns the master's socket, which is below `dir`, and its connection.
 pub(super) async fn launch(
     host: &SshAddr,
     options: &SshOptions,
     config: &Path,
     dir: &Path,
-) -> Result<PathBuf, Refusal> {
+) -> Result<(PathBuf, Undelayed), Refusal> {
     let own = tempfile::Builder::new().prefix("master.").tempdir_in(dir);
     // It goes with the directory that it lies in.
     let own = own.map_err(|error| Error::internal(format!("making a directory for SSH: {error}")))?.keep();
@@ -35,29 +32,16 @@ pub(super) async fn launch(
         .map_err(|error| Error::connection(format!("starting ssh: {error}")).help("Install the OpenSSH client"))?;
     // ConnectTimeout covers everything up to the key exchange; a server that stops answering later is caught here.
     let patience = options.connect_timeout * 2 + Duration::from_secs(5);
-    match tokio::time::timeout(patience, logged_in(&mut child)).await {
-        Ok(Ok(status)) if status.success() => Ok(socket),
+    // The login succeeded when the master has gone into the background.
+    let mut connection = Undelayed::of(child.id());
+    match tokio::time::timeout(patience, connection.during(child.wait())).await {
+        Ok(Ok(status)) if status.success() => Ok((socket, connection)),
         Ok(Ok(_)) => {
             let log = tokio::fs::read(&log).await.unwrap_or_default();
             Err(Refusal::of(&String::from_utf8_lossy(&log), &host.name))
         }
         Ok(Err(error)) => Err(Error::internal(format!("waiting for ssh: {error}")).into()),
         Err(_) => Err(silent(&host.name).into()),
-    }
-}
-
-/// Waits until the login succeeded, which is when the master has gone into the background, or failed.
-async fn logged_in(child: &mut Child) -> std::io::Result<ExitStatus> {
-    let mut socket = Undelayed::of(child.id());
-    let mut ticks = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            status = child.wait() => {
-                socket.tend();
-                return status;
-            }
-            _ = ticks.tick() => socket.tend(),
-        }
     }
 }
 

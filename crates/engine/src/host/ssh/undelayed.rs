@@ -11,13 +11,18 @@
 //! its time as ever.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::net::getpeername;
 use rustix::net::sockopt::{set_tcp_nodelay, set_tcp_quickack};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-/// The connection of a process that logs in. It has to go when the login is over: held here, the connection would outlive the
-/// process.
+/// How often the socket is looked after.
+const TICK: Duration = Duration::from_millis(2);
+
+/// The connection of a process that logs in. It has to go when the first session runs: held here, the connection would outlive
+/// the process.
+#[derive(Debug)]
 pub(super) struct Undelayed {
     pid: Option<Pid>,
     socket: Option<OwnedFd>,
@@ -30,8 +35,23 @@ impl Undelayed {
         Self { pid, socket: None }
     }
 
+    /// Waits for something that goes over the connection, without waits for nothing.
+    pub(super) async fn during<T>(&mut self, awaited: impl Future<Output = T>) -> T {
+        let mut awaited = std::pin::pin!(awaited);
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                outcome = &mut awaited => {
+                    self.tend();
+                    return outcome;
+                }
+                _ = ticks.tick() => self.tend(),
+            }
+        }
+    }
+
     /// Has what came acknowledged at once, and what goes go at once. Again and again: Linux falls back into waiting.
-    pub(super) fn tend(&mut self) {
+    fn tend(&mut self) {
         if self.socket.is_none() {
             self.socket = self.pid.and_then(prompt_socket);
         }

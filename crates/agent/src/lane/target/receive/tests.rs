@@ -29,7 +29,7 @@ fn block(first: u64, byte: u8) -> LaneMessage {
     LaneMessage::Blocks {
         offset: SEGMENT.offset + first * BLOCK,
         digests: vec![digest(byte)],
-        crc: crc32fast::hash(&payload),
+        crc: Some(crc32fast::hash(&payload)),
     }
 }
 
