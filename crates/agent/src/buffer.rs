@@ -2,8 +2,9 @@
 
 use std::ops::{Deref, DerefMut};
 
-/// The size of a page, or a multiple of it: the alignment that direct reads want as well (open(2), `O_DIRECT`).
-const ALIGNMENT: usize = 4096;
+/// The size of a page. Memory, offsets and lengths of direct reads are multiples of the device's logical block (open(2), `O_DIRECT`),
+/// of which this is the largest in use.
+pub(crate) const ALIGNMENT: usize = 4096;
 
 /// Bytes that begin at the beginning of a page, to be used again and again.
 ///
@@ -21,7 +22,7 @@ impl Buffer {
     /// Of so many bytes, all zero.
     pub(crate) fn zeroed(len: usize) -> Self {
         let memory = vec![0; len + ALIGNMENT];
-        // The documentation leaves open whether there is an answer; without one any place will do, only slower.
+        // The documentation leaves open whether there is an answer. Without one, reads are slower, and direct ones fail.
         let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         Self { memory, start, len }
     }

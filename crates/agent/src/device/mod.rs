@@ -25,6 +25,7 @@ pub use nbd::NbdReader;
 pub use new_qcow2::{AtomicChunks, ChunkAllocator, PartWriter, Qcow2Writer};
 pub use qcow2::{NamedImage, Qcow2Reader};
 pub use raw::{RawReader, RawWriter};
+pub(crate) use write_out::PIECE;
 pub use write_out::{read_anew, write_out};
 
 /// A disk that is read. Shared by reader threads.

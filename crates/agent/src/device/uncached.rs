@@ -8,11 +8,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::buffer::Buffer;
-
-/// Offsets and lengths of direct reads are multiples of the device's logical block (open(2), `O_DIRECT`), of which
-/// this is the largest in use.
-const ALIGNMENT: usize = 4096;
+use crate::buffer::{ALIGNMENT, Buffer};
 
 /// A block device that is read directly.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{DeviceError, Result, file};
 
 /// What is waited for at once.
-const PIECE: u64 = 4 << 20;
+pub(crate) const PIECE: u64 = 4 << 20;
 /// So much is being written while a piece is waited for, so that the storage has enough to do.
 const AHEAD: u64 = 64 << 20;
 

@@ -1,8 +1,8 @@
 //! The target end of a lane: receives blocks, writes them, reads them back.
 //!
 //! Three threads, each handing on to the next: one takes frames from the stream, one writes, one reads back finished
-//! segments and tells. So the stream never waits for the reading back of an earlier segment. Beside them, [`compare`] tells
-//! the source what is there already.
+//! segments and tells. So the stream never waits for the reading back of an earlier segment. Beside them, [`flush`] makes
+//! durable what was written, and [`compare`] tells the source what is there already.
 
 mod base;
 mod compare;

@@ -14,7 +14,7 @@ use kvm_clone_core::wire::lane::LaneEvent;
 
 use super::super::crew::gone;
 use super::super::join::Events;
-use crate::device::WriteDevice;
+use crate::device::{PIECE, WriteDevice};
 
 /// What is written to a disk before it is flushed. A flush costs a rotating disk some seeks, a tenth of the time that it takes to write
 /// this much.
@@ -22,8 +22,6 @@ const EVERY: u64 = 32 << 20;
 /// What may be written beyond what is flushed. It bounds what waits in the page cache of a host whose guests need that too, and
 /// how long a slow disk has to work when all has arrived.
 const MOST: u64 = 256 << 20;
-/// What is waited for at once.
-const PIECE: usize = 4 << 20;
 /// How often whoever waits for us hears that we get on.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -85,9 +83,12 @@ pub(super) fn run(devices: &[Arc<dyn WriteDevice>], orders: &Receiver<Flush>, ev
     while let Ok(Flush { disk, ranges }) = orders.recv() {
         let device = &devices[usize::from(disk)];
         for (start, len) in ranges {
+            let (mut at, end) = (start, start + len);
             // Piece by piece: how a flush gets on that is asked for as a whole, nobody can tell.
-            for at in (start..start + len).step_by(PIECE) {
-                device.write_back(at, (PIECE as u64).min(start + len - at))?;
+            while at < end {
+                let len = PIECE.min(end - at);
+                device.write_back(at, len)?;
+                at += len;
                 if told.elapsed() >= TELL_EVERY {
                     events.tell(&LaneEvent::Written(0));
                     told = Instant::now();

@@ -9,6 +9,12 @@ use kvm_clone_core::blocks::Extent;
 use super::*;
 use crate::device::{DeviceError, ReadDevice, Result, WriteDevice};
 
+/// What a medium that fails says.
+fn failure(doing: &'static str) -> DeviceError {
+    let error = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+    DeviceError::io(std::path::Path::new("/dev/bad"), doing, error)
+}
+
 /// A disk that is full of data, without a file.
 struct Full {
     size: u64,
@@ -37,8 +43,7 @@ impl ReadDevice for Full {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let reads = self.reads.fetch_add(1, Ordering::Relaxed);
         if let Some(bad) = self.bad.filter(|bad| (offset..offset + buf.len() as u64).contains(bad)) {
-            let error = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
-            return Err(DeviceError::io(std::path::Path::new("/dev/bad"), "read", error).at(bad));
+            return Err(failure("read").at(bad));
         }
         buf.fill(if self.restless { reads.to_le_bytes()[0] | 128 } else { 7 });
         Ok(())
@@ -86,12 +91,7 @@ impl WriteDevice for Nowhere {
 
     fn sync(&self) -> Result<()> {
         self.flushed.fetch_add(1, Ordering::Relaxed);
-        let error = std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
-        if self.fails {
-            Err(DeviceError::io(std::path::Path::new("/dev/bad"), "make it durable", error))
-        } else {
-            Ok(())
-        }
+        if self.fails { Err(failure("make it durable")) } else { Ok(()) }
     }
 }
 
